@@ -1,0 +1,120 @@
+"""rankc: a compiler for ranking models.
+
+```python
+artifact = rankc.optimize(model, target="cpu-int8", data=batches, budget=rankc.Budget(ne=2e-4))
+artifact.save("out/")
+scores = rankc.load("out/")(batch)
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .frontends.export import capture
+    from .optimizer.artifact import Artifact
+    from .optimizer.bisect import bisect
+    from .optimizer.budget import Budget
+    from .optimizer.data import Batch
+    from .optimizer.driver import optimize
+    from .optimizer.errors import RankcError
+    from .optimizer.ir import (
+        Feature,
+        FeatureKind,
+        Program,
+        Score,
+        Side,
+        Signature,
+        Task,
+        TaskKind,
+    )
+    from .optimizer.passbase import Exactness, Pass
+    from .optimizer.pipeline import Pipeline
+    from .optimizer.registry import register
+    from .optimizer.report import Report
+    from .optimizer.target import DeviceSpec, Target
+    from .optimizer.verdict import Status, Verdict
+
+#: name -> module it is found in; imported when first used, so that importing rankc is cheap.
+_PUBLIC = {
+    "Artifact": "optimizer.artifact",
+    "Batch": "optimizer.data",
+    "Budget": "optimizer.budget",
+    "DeviceSpec": "optimizer.target",
+    "Exactness": "optimizer.passbase",
+    "Feature": "optimizer.ir",
+    "FeatureKind": "optimizer.ir",
+    "Pass": "optimizer.passbase",
+    "Pipeline": "optimizer.pipeline",
+    "Program": "optimizer.ir",
+    "RankcError": "optimizer.errors",
+    "Report": "optimizer.report",
+    "Score": "optimizer.ir",
+    "Side": "optimizer.ir",
+    "Signature": "optimizer.ir",
+    "Status": "optimizer.verdict",
+    "Target": "optimizer.target",
+    "Task": "optimizer.ir",
+    "TaskKind": "optimizer.ir",
+    "Verdict": "optimizer.verdict",
+    "bisect": "optimizer.bisect",
+    "capture": "frontends.export",
+    "optimize": "optimizer.driver",
+    "register": "optimizer.registry",
+}
+
+__all__ = [
+    "Artifact",
+    "Batch",
+    "Budget",
+    "DeviceSpec",
+    "Exactness",
+    "Feature",
+    "FeatureKind",
+    "Pass",
+    "Pipeline",
+    "Program",
+    "RankcError",
+    "Report",
+    "Score",
+    "Side",
+    "Signature",
+    "Status",
+    "Target",
+    "Task",
+    "TaskKind",
+    "Verdict",
+    "__version__",
+    "bisect",
+    "capture",
+    "load",
+    "optimize",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rankc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load(folder: str) -> Artifact:
+    """Opens an artifact folder that `Artifact.save` wrote.
+
+    Raises:
+        ArtifactError: The folder is missing, truncated, or not an artifact.
+    """
+    from .optimizer.artifact import Artifact
+
+    return Artifact.load(folder)

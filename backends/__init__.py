@@ -1,0 +1,8 @@
+"""Backends: from a `Program` to files a runtime serves. The table is all there is here."""
+
+#: name -> "module:Class", imported when first asked for.
+BACKENDS: dict[str, str] = {
+    "eager": "eager:Eager",
+    "onnx": "onnxruntime:PlainOnnx",
+    "onnxruntime": "onnxruntime:OnnxRuntime",
+}

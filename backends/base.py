@@ -1,0 +1,100 @@
+"""What a backend is: it says what it takes, builds files, and opens them to run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import fx
+
+from ..optimizer.errors import UnsupportedError
+from ..optimizer.ir import Program, site_of
+from ..optimizer.target import Target
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class Runner(Protocol):
+    """An opened artifact: feature arrays by name in, output arrays by name out."""
+
+    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Scores one batch."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend wrote.
+
+    Attributes:
+        files: The files, relative to the folder.
+        versions: Of the libraries that wrote them.
+        notes: Sentences for the report.
+        fused: What the backend fused, by kind.
+    """
+
+    files: tuple[str, ...]
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    fused: Mapping[str, int] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """Turns programs into files, and runs them."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, node: fx.Node, target: Target) -> str | None:
+        """None if the backend takes the node for that target, or why it doesn't."""
+
+    @abstractmethod
+    def build(
+        self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
+    ) -> Built:
+        """Writes the program into ``folder``.
+
+        Args:
+            program: In canonical form.
+            target: What it is built for.
+            folder: An empty folder.
+            metadata: Stored inside the file, where its format can.
+
+        Raises:
+            UnsupportedError: A node the backend doesn't take, by the user's name of it.
+        """
+
+    @abstractmethod
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        """Opens what `build` wrote.
+
+        Args:
+            folder: Where it is.
+            threads: How many to use; None leaves it to the runtime.
+
+        Raises:
+            ArtifactError: The files can't be read.
+        """
+
+    def require(self, program: Program, target: Target) -> None:
+        """Raises unless the backend takes every node.
+
+        Raises:
+            UnsupportedError: Which nodes, and why.
+        """
+        refused = [
+            (node, reason)
+            for node in program.graph.nodes
+            if node.op == "call_function"
+            for reason in [self.supports(node, target)]
+            if reason is not None
+        ]
+        if refused:
+            lines = [f"  {site_of(node)}: {reason}" for node, reason in refused[:8]]
+            raise UnsupportedError(
+                f"{self.name} can't build {len(refused)} nodes for {target.name}:\n"
+                + "\n".join(lines)
+            )

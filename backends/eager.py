@@ -1,0 +1,50 @@
+"""Eager PyTorch: the oracle every other backend is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..optimizer.ir import Program
+from ..optimizer.target import Target
+from .base import Arrays, Backend, Built
+
+MODEL = "model.pt2"
+
+
+class Eager(Backend):
+    """Saves the program as an exported program, and runs it in PyTorch."""
+
+    name: ClassVar[str] = "eager"
+
+    def supports(self, node: fx.Node, target: Target) -> str | None:
+        """None: it takes everything."""
+        return None
+
+    def build(
+        self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
+    ) -> Built:
+        """Writes ``model.pt2``."""
+        program.save(folder / MODEL)
+        return Built((MODEL,), {"torch": torch.__version__})
+
+    def open(self, folder: Path, threads: int | None = None) -> EagerRunner:
+        """Loads ``model.pt2``."""
+        return EagerRunner(Program.load(folder / MODEL))
+
+
+class EagerRunner:
+    """A program that takes and returns numpy arrays by name."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Scores one batch."""
+        tensors = {name: torch.from_numpy(value) for name, value in features.items()}
+        return {name: value.numpy() for name, value in self._program.run(tensors).items()}

@@ -1,0 +1,1 @@
+"""Frontends: from a model to a `Program`."""

@@ -1,0 +1,1 @@
+"""Analyses: plain functions of a program, remembered by its fingerprint."""

@@ -1,0 +1,72 @@
+"""The sites a number format can be placed on, and what real rows look like there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..context import Rows
+from ..ir.pattern import is_op, parameter_name
+from ..ir.program import Program
+
+_aten = torch.ops.aten
+
+
+def linear_sites(program: Program) -> list[fx.Node]:
+    """Linears whose weight is a parameter that still has its own format, in graph order."""
+    return [
+        node
+        for node in program.graph.nodes
+        if is_op(node, _aten.linear.default) and parameter_name(node.args[1]) is not None
+    ]
+
+
+def table_sites(program: Program) -> dict[str, list[fx.Node]]:
+    """Per table, the lookups that read it; a table read by anything else is left out."""
+    lookups: dict[str, list[fx.Node]] = {}
+    others: set[str] = set()
+    for node in program.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        for user in node.users:
+            reads = is_op(user, _aten.embedding.default) and user.args[0] is node
+            if reads and user.args[1] is not node:
+                lookups.setdefault(name, []).append(user)
+            else:
+                others.add(name)
+    return {name: nodes for name, nodes in lookups.items() if name not in others}
+
+
+def inputs_of(
+    program: Program, sites: Sequence[fx.Node], batches: Sequence[Rows], rows: int = 4096
+) -> dict[fx.Node, Tensor]:
+    """Real input rows ``[rows, K]`` of each linear, from calibration batches.
+
+    Linears that read the same value share one tensor.
+    """
+    keep = {site.args[0] for site in sites}
+    recorder = _Recorder(program, {node for node in keep if isinstance(node, fx.Node)}, rows)
+    with torch.no_grad():
+        for batch in batches:
+            recorder.run(*(batch[name] for name in program.signature.names))
+    found = {node: torch.cat(parts) for node, parts in recorder.kept.items() if parts}
+    sources = {site: source for site in sites if isinstance(source := site.args[0], fx.Node)}
+    return {site: found[source] for site, source in sources.items() if source in found}
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, program: Program, keep: set[fx.Node], rows: int) -> None:
+        super().__init__(program.module)
+        self.rows = rows
+        self.kept: dict[fx.Node, list[Tensor]] = {node: [] for node in keep}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        parts = self.kept.get(n)
+        if parts is not None and isinstance(result, Tensor):
+            room = self.rows - sum(len(part) for part in parts)
+            if room > 0:
+                parts.append(result.reshape(-1, result.shape[-1])[:room].clone())
+        return result

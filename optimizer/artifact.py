@@ -1,0 +1,290 @@
+"""`Artifact`: what `optimize` hands back, and what a serving machine loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Batch, Rows, call_of, check_features, synthesize
+from .errors import ArtifactError
+from .ir.program import bind_arguments
+from .ir.signature import Signature
+from .ir.structure import Structure
+from .registry import backend
+from .report import Report
+from .timing import Timing, side_by_side
+from .verdict import Verdict
+
+MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
+#: Raised when the folder's layout changes.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and how to make it again.
+
+    Attributes:
+        target: The target's name.
+        backend: The backend that built it, and runs it.
+        pipeline: The pipeline as text.
+        recipe: The passes that changed something, in order.
+        fingerprints: Of the captured and of the optimized program.
+        versions: Of rankc and of the libraries that wrote it.
+        seed: Whatever sampled, sampled with this.
+        files: ``{name: {bytes, sha256}}``.
+        signature: Features and tasks.
+        inputs: The nesting of the model's arguments.
+        outputs: The nesting of what the model returns.
+        arguments: The names of the model's arguments.
+        verdict: The judgement it was released with.
+    """
+
+    target: str
+    backend: str
+    pipeline: str
+    recipe: tuple[str, ...]
+    fingerprints: Mapping[str, str]
+    versions: Mapping[str, str]
+    seed: int
+    files: Mapping[str, Mapping[str, Any]]
+    signature: Signature
+    inputs: Structure
+    outputs: Structure
+    arguments: tuple[str, ...]
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists; `from_json` reads them back."""
+        return {
+            "format": FORMAT,
+            "target": self.target,
+            "backend": self.backend,
+            "pipeline": self.pipeline,
+            "recipe": list(self.recipe),
+            "fingerprints": dict(self.fingerprints),
+            "versions": dict(self.versions),
+            "seed": self.seed,
+            "files": {name: dict(facts) for name, facts in self.files.items()},
+            "signature": self.signature.to_json(),
+            "inputs": self.inputs.to_json(),
+            "outputs": self.outputs.to_json(),
+            "arguments": list(self.arguments),
+            "verdict": self.verdict.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """The manifest that `to_json` wrote."""
+        return cls(
+            target=data["target"],
+            backend=data["backend"],
+            pipeline=data["pipeline"],
+            recipe=tuple(data["recipe"]),
+            fingerprints=data["fingerprints"],
+            versions=data["versions"],
+            seed=data["seed"],
+            files=data["files"],
+            signature=Signature.from_json(data["signature"]),
+            inputs=Structure.from_json(data["inputs"]),
+            outputs=Structure.from_json(data["outputs"]),
+            arguments=tuple(data["arguments"]),
+            verdict=Verdict.from_json(data["verdict"]),
+        )
+
+
+class Artifact:
+    """An optimized model: called like the original, saved as a folder.
+
+    Attributes:
+        manifest: What it is and how to make it again.
+        report: What was done; as plain data when loaded from a folder.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, report: Report | Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.report = report
+        self._runner = backend(manifest.backend).open(folder)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it ranks as well as the original."""
+        return self.manifest.verdict
+
+    @property
+    def signature(self) -> Signature:
+        """Its features and tasks."""
+        return self.manifest.signature
+
+    @property
+    def onnx_path(self) -> Path:
+        """The ONNX file.
+
+        Raises:
+            ArtifactError: Its backend wrote none.
+        """
+        path = self.folder / "model.onnx"
+        if not path.exists():
+            raise ArtifactError(f"the {self.manifest.backend} backend wrote no ONNX file.")
+        return path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files, manifest and report not counted."""
+        return sum(int(facts["bytes"]) for facts in self.manifest.files.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Scores a batch as the original model does: torch in, torch out; numpy in, numpy out.
+
+        A single tuple, dict or `Batch` stands for all arguments.
+
+        Raises:
+            SignatureError: The batch doesn't fit; which feature, and what was expected.
+            DataError: NaN or Inf in a feature.
+        """
+        found = self.manifest.inputs.flatten(self._bind(args, kwargs))
+        as_torch = any(isinstance(value, Tensor) for value in found.values())
+        features = {name: torch.as_tensor(value) for name, value in found.items()}
+        check_features(self.signature, features)
+        results = self.run(features)
+        if as_torch:
+            return self.manifest.outputs.unflatten(
+                {name: torch.from_numpy(value) for name, value in results.items()}
+            )
+        return self.manifest.outputs.unflatten(results)
+
+    def run(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Output arrays by name, from features by name, unchecked: the fast path."""
+        arrays = {
+            name: value.numpy() if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        found: dict[str, np.ndarray[Any, Any]] = self._runner(arrays)
+        return found
+
+    def benchmark(
+        self, batch_sizes: Sequence[int] = (1, 64, 512), threads: int = 1, seed: int = 0
+    ) -> dict[int, Timing]:
+        """Seconds a call at each batch size, on made-up rows."""
+        runner = backend(self.manifest.backend).open(self.folder, threads)
+        found: dict[int, Timing] = {}
+        for size in batch_sizes:
+            rows: Rows = synthesize(self.signature, size, seed)
+            arrays = {name: value.numpy() for name, value in rows.features.items()}
+            found[size] = side_by_side({"artifact": lambda a=arrays: runner(a)})["artifact"]  # type: ignore[misc]
+        return found
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the artifact to a new folder: all of it, or nothing.
+
+        Raises:
+            ArtifactError: The folder exists, or can't be written.
+        """
+        destination = Path(folder)
+        if destination.exists():
+            raise ArtifactError(f"{destination} exists already; give a new folder, or remove it.")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            for name in self.manifest.files:
+                shutil.copyfile(self.folder / name, scratch / name)
+            _write_json(scratch / MANIFEST, self.manifest.to_json())
+            report = self.report
+            _write_json(
+                scratch / REPORT_JSON, report.to_json() if isinstance(report, Report) else report
+            )
+            (scratch / REPORT_TEXT).write_text(self._report_text())
+            scratch.chmod(0o755)
+            scratch.rename(destination)
+        except OSError as error:
+            raise ArtifactError(f"{destination} can't be written: {error}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return destination
+
+    def _report_text(self) -> str:
+        if isinstance(self.report, Report):
+            return str(self.report)
+        return (self.folder / REPORT_TEXT).read_text()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artifact:
+        """Opens a saved artifact.
+
+        Raises:
+            ArtifactError: The folder is missing, truncated, or not an artifact.
+        """
+        place = Path(folder)
+        manifest = read_manifest(place)
+        for name, facts in manifest.files.items():
+            path = place / name
+            if not path.is_file():
+                raise ArtifactError(f"{place} is incomplete: {name} is missing. Copy it again.")
+            if path.stat().st_size != facts["bytes"]:
+                raise ArtifactError(
+                    f"{place} is damaged: {name} has {path.stat().st_size:,} bytes, the manifest "
+                    f"says {facts['bytes']:,}. Copy it again."
+                )
+        report = json.loads((place / REPORT_JSON).read_text())
+        return cls(place, manifest, report)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = self.manifest.arguments
+        if (
+            len(args) == 1
+            and not kwargs
+            and (
+                isinstance(args[0], Batch)
+                or (len(arguments) > 1 and not isinstance(args[0], Tensor))
+            )
+        ):
+            return call_of(arguments, args[0].inputs if isinstance(args[0], Batch) else args[0])
+        return bind_arguments(arguments, args, kwargs)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact folder.
+
+    Raises:
+        ArtifactError: There is none, or it isn't one this version reads.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}.")
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise ArtifactError(
+                f"{folder} has format {data['format']}, this rankc reads {FORMAT}. "
+                "Install the rankc that wrote it, or optimize again."
+            )
+        return Manifest.from_json(data)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or foreign: {error!r}") from error
+
+
+def file_facts(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of files."""
+    facts = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    return facts
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,94 @@
+"""What a pass is given besides the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor, fx
+
+from .ir.facts import site_of
+from .ir.program import Program
+from .ir.rewrite import Rewriter
+from .report import Kind, Remark, Report
+from .target import Target
+
+if TYPE_CHECKING:
+    from .instruments import Instrument
+    from .passbase import Pass
+    from .verdict import Verdict
+
+T = TypeVar("T")
+Rows = Mapping[str, Tensor]
+
+
+@dataclass
+class PassContext:
+    """The surroundings of a pipeline run.
+
+    Attributes:
+        target: What is built for.
+        report: Where records and remarks go.
+        rows: A few hundred real (or synthetic) rows, features by name, for checking numerics.
+        calibration: Batches for ranges and statistics; disjoint from what judges.
+        judge: Scores a program on the rows that choose a plan, against the original; None without
+            data, and then no lossy pass runs.
+        original: The captured program, which rounding errors are measured against.
+        instruments: What observes the passes.
+        strict: A pass that fails or breaks its promise raises instead of being rolled back.
+        batch_sizes: The batch sizes that will be served.
+        seed: For whatever samples.
+    """
+
+    target: Target
+    report: Report = field(default_factory=Report)
+    rows: Rows | None = None
+    calibration: Sequence[Rows] = ()
+    judge: Callable[[Program], Verdict] | None = None
+    original: Program | None = None
+    instruments: Sequence[Instrument] = ()
+    strict: bool = False
+    batch_sizes: tuple[int, ...] = (64, 512)
+    seed: int = 0
+    current: Pass | None = None
+    _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def remark(self, kind: Kind, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """Says what a pass did (APPLIED), left alone and why (MISSED), or found (ANALYSIS).
+
+        Args:
+            kind: Which of the three.
+            message: A sentence in the field's words.
+            *nodes: The nodes, or site names, it is about.
+            **data: Numbers behind it, JSON-able.
+        """
+        sites = tuple(n if isinstance(n, str) else site_of(n) for n in nodes)
+        name = self.current.name if self.current else ""
+        self.report.remarks.append(Remark(kind, name, message, sites, data))
+
+    def applied(self, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """`remark` of kind APPLIED."""
+        self.remark(Kind.APPLIED, message, *nodes, **data)
+
+    def missed(self, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """`remark` of kind MISSED."""
+        self.remark(Kind.MISSED, message, *nodes, **data)
+
+    def get(self, analysis: Callable[[Program], T], program: Program) -> T:
+        """An analysis of the program, remembered as long as the program is the same."""
+        key = (f"{analysis.__module__}.{analysis.__qualname__}", program.fingerprint())
+        if key not in self._analyses:
+            self._analyses[key] = analysis(program)
+        found: T = self._analyses[key]
+        return found
+
+    def rewriter(self, program: Program) -> Rewriter:
+        """The editor for the current pass; the instruments may hold back single rewrites."""
+        current = self.current
+        name = current.name if current else ""
+
+        def may_rewrite(where: str) -> bool:
+            return current is None or all(i.may_rewrite(current, where) for i in self.instruments)
+
+        return Rewriter(program, name, may_rewrite)

@@ -1,0 +1,414 @@
+"""What users hand in: batches of rows. And rows made up from the signature when they don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DataError, SignatureError
+from .ir.program import Program, bind_arguments
+from .ir.signature import Feature, FeatureKind, Signature
+
+#: Rows kept for calibrating ranges, unless the user hands them in apart.
+CALIBRATION_ROWS = 4096
+#: Of the remaining rows, the share that chooses the plan; the rest proves it.
+CHOICE_SHARE = 0.3
+#: Rows a batch of an internal run holds.
+RUN_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of traffic.
+
+    Attributes:
+        inputs: What the model takes: a tuple of arguments, a dict, or one tensor; the first
+            dimension of every tensor is the row.
+        labels: A tensor ``[B]`` in [0, 1], or one per task; None without labels.
+        group: ``[B]`` integers, the user or request a row belongs to: rows of one group aren't
+            independent, and top-k is taken within it.
+        cohorts: ``{name: [B]}`` integers or strings, slices that are judged apart.
+    """
+
+    inputs: Any
+    labels: Any = None
+    group: Any = None
+    cohorts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows by feature name, as the program takes them.
+
+    Attributes:
+        features: ``{name: [N, …]}``.
+        labels: ``{task: [N]}`` float64, or None.
+        group: ``[N]`` int64, or None.
+        cohorts: ``{name: [N]}``.
+        synthetic: Whether they were made up from the signature.
+    """
+
+    features: Mapping[str, Tensor]
+    labels: Mapping[str, np.ndarray[Any, Any]] | None = None
+    group: np.ndarray[Any, Any] | None = None
+    cohorts: Mapping[str, np.ndarray[Any, Any]] | None = None
+    synthetic: bool = False
+
+    def __len__(self) -> int:
+        return len(next(iter(self.features.values()))) if self.features else 0
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Rows ``start`` to ``stop``."""
+        piece = slice(start, stop)
+        return replace(
+            self,
+            features={name: value[piece] for name, value in self.features.items()},
+            labels=None
+            if self.labels is None
+            else {name: value[piece] for name, value in self.labels.items()},
+            group=None if self.group is None else self.group[piece],
+            cohorts=None
+            if self.cohorts is None
+            else {name: value[piece] for name, value in self.cohorts.items()},
+        )
+
+    def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
+        """The features in batches."""
+        for start in range(0, len(self), size):
+            yield {name: value[start : start + size] for name, value in self.features.items()}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint sets of rows.
+
+    Attributes:
+        calibration: Ranges and statistics.
+        choice: Chooses the plan.
+        proof: Proves it; never seen before.
+    """
+
+    calibration: Rows
+    choice: Rows
+    proof: Rows
+
+
+def call_of(arguments: tuple[str, ...], inputs: Any) -> dict[str, Any]:
+    """The model's arguments by name, from a batch's ``inputs``.
+
+    A tuple or list is the positional arguments, a dict is keyword arguments if its keys are
+    argument names and else the model's one argument, anything else is the one argument.
+
+    Raises:
+        SignatureError: Too many arguments.
+    """
+    if isinstance(inputs, Mapping):
+        if set(inputs) <= set(arguments):
+            return bind_arguments(arguments, (), inputs)
+        return bind_arguments(arguments, (inputs,), {})
+    plain = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
+    return bind_arguments(arguments, tuple(inputs) if plain else (inputs,), {})
+
+
+def as_batch(item: Any, arguments: tuple[str, ...]) -> Batch:
+    """What an iterable of data yields, as a `Batch`.
+
+    Accepted: a `Batch`; ``(inputs, labels)``; and what a DataLoader over a TensorDataset yields,
+    the model's arguments with the labels last.
+    """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, (tuple, list)):
+        if len(item) == 2 and (len(arguments) == 1 or not isinstance(item[0], Tensor | np.ndarray)):
+            return Batch(item[0], item[1])
+        if len(item) == len(arguments) + 1:
+            return Batch(tuple(item[:-1]), item[-1])
+    return Batch(item)
+
+
+def first_inputs(data: Any, arguments: tuple[str, ...]) -> tuple[Any, Iterable[Any]]:
+    """The first batch's inputs, and the data with that batch still in it.
+
+    Raises:
+        DataError: No batch at all.
+    """
+    iterator = iter(data)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise DataError("data is empty: it yields no batch.") from None
+
+    def again() -> Iterator[Any]:
+        yield first
+        yield from iterator
+
+    return as_batch(first, arguments).inputs, (data if data is not iterator else again())
+
+
+def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) -> Rows:
+    """All rows of ``data``, checked against the program's signature.
+
+    Raises:
+        SignatureError: Names, dtypes or shapes don't fit; ids are beyond their table.
+        DataError: NaN or Inf in the inputs, labels outside [0, 1] or of unknown tasks, no rows.
+    """
+    features: dict[str, list[Tensor]] = {name: [] for name in program.signature.names}
+    labels: dict[str, list[Any]] = {}
+    groups: list[Any] = []
+    cohorts: dict[str, list[Any]] = {}
+    rows = 0
+    for item in data:
+        batch = as_batch(item, program.arguments)
+        found = features_of(program, batch.inputs)
+        check_features(program.signature, found, first_row=rows)
+        for name, value in found.items():
+            features[name].append(value)
+        count = len(next(iter(found.values())))
+        for task, values in _labels(program.signature, batch.labels, count, rows).items():
+            labels.setdefault(task, []).append(values)
+        if batch.group is not None:
+            groups.append(_column("group", batch.group, count))
+        for name, values in (batch.cohorts or {}).items():
+            cohorts.setdefault(name, []).append(_column(f"cohort {name}", values, count))
+        rows += count
+        if rows >= max_rows:
+            break
+    if rows == 0:
+        raise DataError("data is empty: it has no rows.")
+    together = {
+        "labels": {task: np.concatenate(parts) for task, parts in labels.items()},
+        "cohorts": {name: np.concatenate(parts) for name, parts in cohorts.items()},
+    }
+    for what, columns in together.items():
+        for name, column in columns.items():
+            if len(column) != rows:
+                raise DataError(
+                    f"{what} {name!r} is missing from some batches: {len(column):,} of {rows:,} "
+                    "rows."
+                )
+    group = np.concatenate(groups) if groups else None
+    if group is not None and len(group) != rows:
+        raise DataError(f"group is missing from some batches: {len(group):,} of {rows:,} rows.")
+    return Rows(
+        {name: torch.cat(parts) for name, parts in features.items()},
+        together["labels"] or None,
+        group,
+        together["cohorts"] or None,
+    )
+
+
+def features_of(program: Program, inputs: Any) -> dict[str, Tensor]:
+    """One call's inputs as tensors by feature name."""
+    found = program.inputs.flatten(call_of(program.arguments, inputs))
+    return {name: torch.as_tensor(value) for name, value in found.items()}
+
+
+def check_features(
+    signature: Signature, features: Mapping[str, Tensor], first_row: int = 0
+) -> None:
+    """Raises unless the tensors fit the signature.
+
+    Raises:
+        SignatureError: Which feature has which wrong dtype, shape or ids.
+        DataError: Which feature is NaN or Inf, and in which row first.
+    """
+    batch: int | None = None
+    for feature in signature:
+        value = features[feature.name]
+        _check_shape(feature, value)
+        if feature.shape and feature.shape[0] == "batch":
+            if batch is not None and len(value) != batch:
+                raise SignatureError(
+                    f"feature {feature.name!r} has {len(value)} rows, the others have {batch}."
+                )
+            batch = len(value)
+        _check_values(feature, value, first_row)
+
+
+def _check_shape(feature: Feature, value: Tensor) -> None:
+    dtype = str(value.dtype).removeprefix("torch.")
+    fits = dtype == feature.dtype
+    if not fits:
+        raise SignatureError(
+            f"feature {feature.name!r} is {dtype}, expected {feature.dtype}. "
+            f"Convert it, as in {feature.name}.to(torch.{feature.dtype})."
+        )
+    if value.dim() != len(feature.shape) or any(
+        isinstance(expected, int) and expected != size
+        for expected, size in zip(feature.shape, value.shape, strict=True)
+    ):
+        shape = ", ".join(map(str, feature.shape))
+        raise SignatureError(
+            f"feature {feature.name!r} has shape {list(value.shape)}, expected [{shape}]."
+        )
+
+
+def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
+    if value.numel() == 0:
+        return
+    if value.is_floating_point():
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            rows = bad.reshape(len(value), -1).any(1).nonzero().flatten()
+            raise DataError(
+                f"feature {feature.name!r} has NaN or Inf in {len(rows):,} rows, first in row "
+                f"{first_row + int(rows[0])}. Fill missing values before scoring."
+            )
+    if feature.cardinalities and feature.kind is not FeatureKind.OFFSETS:
+        _check_ids(feature, value.to(torch.int64), first_row)
+
+
+def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
+    limits = torch.tensor(feature.cardinalities)
+    bad = (ids >= limits) | (ids < 0)
+    if not bool(bad.any()):
+        return
+    rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
+    where = bad.reshape(-1, ids.shape[-1] if ids.dim() > 1 else 1).any(0).nonzero().flatten()
+    column = f", column {int(where[0])}" if len(feature.cardinalities) > 1 else ""
+    limit = feature.cardinalities[int(where[0])] if column else feature.cardinalities[0]
+    raise SignatureError(
+        f"feature {feature.name!r}{column} has ids beyond its table of {limit:,} rows in "
+        f"{len(rows):,} rows: from {int(ids[bad].min())} to {int(ids[bad].max())}, first in row "
+        f"{first_row + int(rows[0])}. Map unknown ids to a known row, or hash them into the table."
+    )
+
+
+def _labels(
+    signature: Signature, labels: Any, rows: int, first_row: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    if labels is None:
+        return {}
+    names = [task.name for task in signature.served]
+    if not isinstance(labels, Mapping):
+        values = torch.as_tensor(labels)
+        if values.dim() == 2 and values.shape[1] == len(names) > 1:
+            labels = {name: values[:, index] for index, name in enumerate(names)}
+        elif len(names) == 1:
+            labels = {names[0]: values}
+        else:
+            raise DataError(
+                f"the model has {len(names)} tasks {names}; give labels as a dict of task to "
+                f"tensor, got one of shape {list(values.shape)}."
+            )
+    elif len(names) == 1 and len(labels) == 1:
+        labels = {names[0]: next(iter(labels.values()))}
+    unknown = [name for name in labels if name not in names]
+    if unknown:
+        raise DataError(f"labels for unknown tasks {unknown}; the model's tasks are {names}.")
+    return {
+        name: _column(f"label {name}", values, rows).astype(np.float64)
+        for name, values in labels.items()
+    }
+
+
+def _column(what: str, values: Any, rows: int) -> np.ndarray[Any, Any]:
+    column = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    column = column.reshape(len(column), -1)[:, 0] if column.ndim > 1 else column
+    if len(column) != rows:
+        raise DataError(f"{what} has {len(column)} rows, the inputs have {rows}.")
+    return column
+
+
+def split(rows: Rows, calibration: Rows | None = None) -> Split:
+    """Calibration, choice and proof rows: disjoint, in the order given, the last ones prove.
+
+    Order is kept so that rows sorted by time are judged on the most recent ones.
+
+    Raises:
+        DataError: Too few rows to split.
+    """
+    if len(rows) < 30:
+        raise DataError(
+            f"{len(rows)} rows are too few to calibrate, choose and prove on disjoint sets; "
+            "give at least 30, and tens of thousands for a budget of 0.02 %."
+        )
+    taken = 0 if calibration is not None else min(CALIBRATION_ROWS, len(rows) // 5)
+    kept = calibration if calibration is not None else rows.part(0, taken)
+    middle = taken + int((len(rows) - taken) * CHOICE_SHARE)
+    return Split(kept, rows.part(taken, middle), rows.part(middle, len(rows)))
+
+
+def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
+    """Rows made up from the signature: normal dense values, ids uniform over their tables."""
+    generator = torch.Generator().manual_seed(seed)
+    features = {f.name: _made_up(f, rows, generator) for f in signature}
+    return Rows(features, synthetic=True)
+
+
+def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
+    sizes = [size if isinstance(size, int) else rows for size in feature.shape]
+    dtype: torch.dtype = getattr(torch, feature.dtype)
+    if feature.kind is FeatureKind.OFFSETS:
+        return torch.arange(sizes[0], dtype=dtype)
+    if dtype is torch.bool:
+        return torch.ones(sizes, dtype=torch.bool)
+    if feature.cardinalities:
+        limits = torch.tensor(feature.cardinalities, dtype=torch.float64)
+        uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
+        return (uniform * limits).floor().to(dtype)
+    if dtype.is_floating_point:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    return torch.zeros(sizes, dtype=dtype)
+
+
+def read_parquet(
+    path: str | Path,
+    program: Program,
+    label: tuple[str, ...],
+    group: str | None = None,
+    cohorts: tuple[str, ...] = (),
+) -> Iterator[Batch]:
+    """Batches of a parquet file whose columns are named like the features.
+
+    A feature of several columns is either one column of lists, or columns ``name_0``, ``name_1``, …
+
+    Raises:
+        DataError: The file or a column is missing, or pyarrow isn't installed.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError("reading parquet needs pyarrow: pip install rankc[data]") from error
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not a file.")
+    table = parquet.ParquetFile(path)
+    columns = set(table.schema_arrow.names)
+    missing = [c for c in (*label, *([group] if group else ()), *cohorts) if c not in columns]
+    if missing:
+        raise DataError(f"{path} has no column {missing}; it has {sorted(columns)}.")
+    for chunk in table.iter_batches(batch_size=65536):
+        values = chunk.to_pandas()
+        leaves = {f.name: _from_columns(f, values, path) for f in program.signature}
+        yield Batch(
+            program.inputs.unflatten(leaves),
+            {name: values[name].to_numpy() for name in label} or None,
+            values[group].to_numpy() if group else None,
+            {name: values[name].to_numpy() for name in cohorts} or None,
+        )
+
+
+def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
+    dtype: torch.dtype = getattr(torch, feature.dtype)
+    if feature.name in values.columns:
+        column = values[feature.name].to_numpy()
+        if column.dtype == object:
+            column = np.stack(list(column))
+    else:
+        width = feature.shape[1] if len(feature.shape) == 2 else 0
+        names = [f"{feature.name}_{i}" for i in range(width)] if isinstance(width, int) else []
+        if not names or any(name not in values.columns for name in names):
+            raise DataError(
+                f"{path} has no column for feature {feature.name!r}: neither {feature.name!r} (a "
+                f"list per row if it has several values) nor {feature.name}_0, {feature.name}_1 "
+                f"and so on; it has {sorted(values.columns)}."
+            )
+        column = values[names].to_numpy()
+    tensor = torch.from_numpy(np.ascontiguousarray(column)).to(dtype)
+    return tensor.reshape(len(tensor), *[s for s in feature.shape[1:] if isinstance(s, int)])

@@ -1,0 +1,360 @@
+"""`optimize`: capture → pipeline → lower → prove. The whole way, top to bottom."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._version import __version__
+from .artifact import Artifact, Manifest, file_facts
+from .budget import Budget
+from .context import PassContext
+from .data import Rows, Split, collect, first_inputs, read_parquet, split, synthesize
+from .errors import BudgetExceeded, CaptureError, DataError, UnsupportedError
+from .gate import split_confidence
+from .instruments import Instrument, Progress, Verify
+from .ir.program import Program
+from .ir.signature import Signature
+from .passbase import Exactness
+from .pipeline import Pipeline
+from .registry import backend, frontend
+from .report import Report
+from .scoring import Judge, score
+from .target import Target
+from .verdict import Status, Verdict
+
+_LOG = logging.getLogger("rankc")
+#: Rows the numerics of passes are checked on.
+_CHECK_ROWS = 256
+#: Shares of the budget the plan may use on the choice rows, attempt by attempt; the last attempt
+#: applies no lossy pass at all.
+_SHARES = (0.8, 0.4, 0.0)
+
+
+def optimize(
+    model: nn.Module | str | Path,
+    target: str | Target = "cpu-int8",
+    *,
+    data: Iterable[Any] | str | Path | None = None,
+    calibration: Iterable[Any] | None = None,
+    inputs: Any = None,
+    budget: Budget | None = None,
+    signature: Signature | None = None,
+    outputs: Sequence[str] | None = None,
+    label: Sequence[str] = (),
+    pipeline: str | Pipeline = "default",
+    batch_sizes: tuple[int, ...] = (64, 512),
+    strict: bool = False,
+    seed: int = 0,
+    instruments: Sequence[Instrument] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Turns a trained ranking model into an artifact that is faster and provably ranks as well.
+
+    Args:
+        model: An ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` file that rankc saved.
+        target: A target's name, or a `Target`.
+        data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, or a
+            parquet file. Without data nothing lossy is applied and the verdict is *unverified*.
+        calibration: Rows to calibrate on; taken from the head of ``data`` when None.
+        inputs: One example, as the model takes it. Not needed with data, or when the model has
+            ``example_inputs()``.
+        budget: How much quality may be given up; ΔNE of 0.02 % when None.
+        signature: Overrides the inferred features and tasks.
+        outputs: Names for the outputs in order, or the names of the outputs to keep.
+        label: Label columns, when data is a parquet file.
+        pipeline: The passes, as text or as a `Pipeline`.
+        batch_sizes: The batch sizes that will be served.
+        strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
+        seed: For whatever samples.
+        instruments: Observers of the passes.
+        progress: Called with what is being worked on.
+
+    Raises:
+        CaptureError: The model can't be captured; where in its code, and what to change.
+        DataError: Rows, labels or weights that can't be used; which, and where first.
+        TargetError: An unknown target.
+        BudgetExceeded: Not even the original in the target's highest format is within the budget.
+    """
+    say = progress or _LOG.debug
+    goal = Target.of(target)
+    limits = budget or Budget()
+    steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
+    say("capturing the model")
+    program, data = _captured(model, data, inputs, signature, outputs)
+    say("reading the data")
+    rows = _rows(program, data, calibration, label, say)
+    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
+    if rows is None:
+        return job.unverified()
+    return job.proved(rows)
+
+
+@dataclass
+class _Job:
+    """One call of `optimize`, once its inputs are understood."""
+
+    program: Program
+    target: Target
+    budget: Budget
+    pipeline: Pipeline
+    batch_sizes: tuple[int, ...]
+    strict: bool
+    seed: int
+    instruments: tuple[Instrument, ...]
+    say: Callable[[str], None]
+
+    def unverified(self) -> Artifact:
+        """Without data: exact and rounding passes only, checked on made-up rows."""
+        rows = synthesize(self.program.signature, _CHECK_ROWS, self.seed)
+        steps = self.pipeline.without(Exactness.LOSSY, Exactness.TRAINED)
+        report = Report(self._title())
+        lossy = [p.spec() for p in self.pipeline.passes if p not in steps.passes]
+        if lossy:
+            report.notes.append(
+                f"no data was given, so these lossy passes did not run: {', '.join(lossy)}"
+            )
+        optimized = self._run(steps, self._context(report, rows))
+        reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
+        verdict = Verdict.unverified(reason, self.budget.confidence)
+        return self._lower(optimized, report, steps)(verdict)
+
+    def proved(self, rows: Split) -> Artifact:
+        """With data: plan on the choice rows, lower, prove on the proof rows, back off if need be.
+
+        Each further look at the proof rows takes a smaller share of the error rate, so that
+        looking often doesn't make passing likelier.
+        """
+        self.say("scoring the original")
+        proof = Judge.of(self.program, rows.proof, self.budget)
+        choice = Judge.of(self.program, rows.choice, self.budget)
+        given_up: list[str] = []
+        smallest: float | None = None
+        for attempt, share in enumerate(_SHARES):
+            report = Report(self._title())
+            steps = self.pipeline
+            if share == 0.0:
+                steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
+            context = self._context(report, rows.calibration)
+            context.calibration = tuple(rows.calibration.batches())
+            if share > 0.0:
+                context.judge = replace(choice, budget=_shrunk(self.budget, share))
+            optimized = self._run(steps, context)
+            finish = self._lower(optimized, report, steps)
+            self.say("proving on rows never seen before")
+            verdict = proof.on(
+                score(finish.run, rows.proof, self.program.signature),
+                split_confidence(self.budget.confidence, attempt),
+            )
+            if verdict.status is Status.PASS:
+                report.notes += [f"a faster plan was given up: {why}" for why in given_up]
+                _note_rows(report, rows)
+                return finish(verdict)
+            finish.discard()
+            smallest = _least(smallest, verdict.worst_delta_ne)
+            given_up.append("; ".join(verdict.reasons))
+        raise BudgetExceeded(
+            f"no program is within {self.budget.spec()}: even the original in "
+            f"{self.target.name}'s highest format is not. {given_up[-1]}. The smallest reachable "
+            f"ΔNE (upper bound) is {smallest:.3g}; it comes from the backend's own rounding. "
+            "Allow a larger budget, or give more rows.",
+            smallest,
+        )
+
+    def _title(self) -> str:
+        tables = sum(bool(f.tables) for f in self.program.signature)
+        return (
+            f"rankc {__version__}: {len(self.program.signature.features)} features "
+            f"({tables} looked up in tables), {len(self.program.signature.tasks)} tasks, "
+            f"for {self.target.name}"
+        )
+
+    def _context(self, report: Report, rows: Rows) -> PassContext:
+        return PassContext(
+            target=self.target,
+            report=report,
+            rows=rows.part(0, _CHECK_ROWS).features,
+            original=self.program,
+            instruments=(Verify(), Progress(self.say), *self.instruments),
+            strict=self.strict,
+            batch_sizes=self.batch_sizes,
+            seed=self.seed,
+        )
+
+    def _run(self, steps: Pipeline, context: PassContext) -> Program:
+        optimized = self.program.clone()
+        steps.run(optimized, context)
+        return optimized
+
+    def _lower(self, optimized: Program, report: Report, steps: Pipeline) -> _Finish:
+        """Builds with the target's first backend that takes the program."""
+        self.say(f"lowering for {self.target.name}")
+        refusals = []
+        for name in self.target.backends:
+            folder = Path(tempfile.mkdtemp(prefix="rankc-"))
+            builder = backend(name)
+            metadata = {
+                "rankc.target": self.target.name,
+                "rankc.version": __version__,
+                "rankc.recipe": ",".join(optimized.recipe),
+                "rankc.fingerprint": optimized.fingerprint(),
+            }
+            try:
+                built = builder.build(optimized, self.target, folder, metadata)
+            except UnsupportedError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                refusals.append(str(error))
+                continue
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            report.notes += built.notes
+            manifest = Manifest(
+                target=self.target.name,
+                backend=name,
+                pipeline=steps.spec(),
+                recipe=optimized.recipe,
+                fingerprints={
+                    "captured": self.program.fingerprint(),
+                    "optimized": optimized.fingerprint(),
+                },
+                versions={
+                    "rankc": __version__,
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    **built.versions,
+                },
+                seed=self.seed,
+                files=file_facts(folder, built.files),
+                signature=optimized.signature,
+                inputs=optimized.inputs,
+                outputs=optimized.outputs,
+                arguments=optimized.arguments,
+                verdict=Verdict.unverified("not judged yet"),
+            )
+            return _Finish(folder, manifest, report)
+        raise UnsupportedError("\n".join(refusals))
+
+
+class _Finish:
+    """A built artifact that waits for its verdict."""
+
+    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
+        self._folder = folder
+        self._artifact = Artifact(folder, manifest, report)
+        self._report = report
+        # The folder lives as long as the artifact does.
+        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
+
+    def run(self, features: Any) -> Any:
+        """Scores features with the built artifact."""
+        return self._artifact.run(features)
+
+    def discard(self) -> None:
+        """Removes what was built."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __call__(self, verdict: Verdict) -> Artifact:
+        """The artifact with its verdict."""
+        self._report.verdict = verdict
+        self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
+        return self._artifact
+
+
+def _captured(
+    model: nn.Module | str | Path,
+    data: Any,
+    inputs: Any,
+    signature: Signature | None,
+    outputs: Sequence[str] | None,
+) -> tuple[Program, Any]:
+    """The captured program, and the data with whatever batch was looked at still in it."""
+    if isinstance(model, Path) or (isinstance(model, str) and ":" not in model):
+        return load_program(Path(model)), data
+    module = resolve(model) if isinstance(model, str) else model
+    capture = frontend()
+    if inputs is None and data is not None and not isinstance(data, (str, Path)):
+        inputs, data = first_inputs(data, capture.forward_arguments(module))
+    kept = tuple(outputs) if outputs is not None else None
+    program: Program = capture.capture(module, inputs, signature=signature, outputs=kept)
+    return program, data
+
+
+def resolve(place: str) -> nn.Module:
+    """The model that ``pkg.module:factory`` names: a module, or what a function returns.
+
+    Raises:
+        CaptureError: It can't be imported, or gives no module.
+    """
+    module_name, _, attribute = place.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise CaptureError(f"{place!r} can't be imported: {error}") from error
+    model = found if isinstance(found, nn.Module) else found()
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def load_program(path: Path) -> Program:
+    """The program in a file.
+
+    Raises:
+        CaptureError: The file is missing or holds no program.
+    """
+    if not path.is_file():
+        raise CaptureError(f"{path} is not a file; a model is a module, pkg.module:factory or .pt2")
+    if path.suffix != ".pt2":
+        raise CaptureError(f"{path} is no .pt2 file; save the program with Program.save.")
+    return Program.load(path)
+
+
+def _rows(
+    program: Program,
+    data: Any,
+    calibration: Iterable[Any] | None,
+    label: Sequence[str],
+    say: Callable[[str], None],
+) -> Split | None:
+    if data is None:
+        if calibration is not None:
+            raise DataError("calibration rows alone prove nothing; give data= as well.")
+        return None
+    if isinstance(data, (str, Path)):
+        data = read_parquet(data, program, tuple(label))
+    apart = collect(calibration, program) if calibration is not None else None
+    return split(collect(data, program), apart)
+
+
+def _shrunk(budget: Budget, share: float) -> Budget:
+    """The budget with its ΔNE limit times ``share``, so that a plan has room to be wrong."""
+    return replace(budget, ne=None if budget.ne is None else budget.ne * share)
+
+
+def _least(left: float | None, right: float | None) -> float | None:
+    known = [value for value in (left, right) if value is not None]
+    return min(known, default=None)
+
+
+def _note_rows(report: Report, rows: Split) -> None:
+    report.notes.append(
+        f"rows apart: {len(rows.calibration):,} to calibrate, {len(rows.choice):,} to choose the "
+        f"plan, {len(rows.proof):,} to prove it"
+    )

@@ -1,0 +1,403 @@
+"""The gate that decides whether an optimized model gave up more quality than its budget.
+
+`judge` measures it against the original on the same rows. Every limit applies to a confidence
+bound, never to an estimate: not enough rows is inconclusive, not a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import intervals, quality
+from .budget import Budget, check_confidence
+from .errors import BudgetError, DataError
+from .intervals import Interval
+from .quality import FloatArray, IntArray, ShiftSummary
+from .taskrows import TaskRows, task_rows
+from .verdict import (
+    Check,
+    CohortResult,
+    CohortStatus,
+    Metrics,
+    Status,
+    TaskResult,
+    Verdict,
+    check_sentence,
+    cohort_sentence,
+    notes,
+)
+
+COHORT_FACTOR: Final = 3.0
+"""A cohort may lose this many times the whole's limit before it fails the copy (κ)."""
+
+MIN_COHORT_ROWS: Final = 500
+"""Smaller cohorts are *unknown*: their intervals are too wide to say anything."""
+
+MIN_COHORT_CLUSTERS: Final = 20
+"""So are cohorts of fewer users or requests, whatever their rows."""
+
+MIN_CLASS_ROWS: Final = 10
+"""Rows of the rarer class below which a standard error of the log loss can't be trusted."""
+
+_UNKNOWN_LISTED: Final = 20
+
+
+def split_confidence(confidence: float, attempt: int) -> float:
+    """The confidence to judge attempt 0, 1, 2, … at, so that all attempts together keep theirs.
+
+    An optimizer that backs off and looks at the proof rows again gets a second chance to pass by
+    luck. Attempt ``k`` may err in ``alpha / 2**(k + 1)`` of cases (``alpha = 1 - confidence``); the
+    sum over any number of attempts stays below ``alpha`` (union bound), and the attempts need not
+    be known in advance. The price is paid at once: the first look at 0.95 is judged at 0.975, its
+    interval 14 % wider; the fourth at 0.997, 51 % wider. Rows that only *choose* a plan are
+    another set and cost nothing here.
+
+    Args:
+        confidence: Of the whole run, between 0 and 1.
+        attempt: From 0.
+
+    Raises:
+        BudgetError: a confidence outside (0, 1), or a negative attempt.
+    """
+    check_confidence(confidence)
+    if attempt < 0:
+        raise BudgetError(f"attempts count from 0, found {attempt}")
+    return 1.0 - (1.0 - confidence) / 2.0 ** (attempt + 1)
+
+
+def decide(interval: Interval, limit: float) -> Status:
+    """Pass iff the upper bound is within the limit, fail iff the lower is over it."""
+    if interval.high <= limit:
+        return Status.PASS
+    return Status.FAIL if interval.low > limit else Status.INCONCLUSIVE
+
+
+def judge(
+    reference: Mapping[str, ArrayLike],
+    optimized: Mapping[str, ArrayLike],
+    labels: Mapping[str, ArrayLike] | None,
+    budget: Budget,
+    *,
+    group: ArrayLike | None = None,
+    cohorts: Mapping[str, ArrayLike] | None = None,
+    regression: Collection[str] = (),
+    confidence: float | None = None,
+    min_cohort_rows: int = MIN_COHORT_ROWS,
+) -> Verdict:
+    """Judges an optimized model against the original on the same rows.
+
+    A task without labels is judged on *soft labels*, the original's own probabilities: its ΔNE is
+    then the mean Kullback-Leibler divergence over the mean entropy, what the change would cost if
+    the original were exactly right. A regression task without labels is charged the squared shift
+    over the variance of the original's scores. The verdict says so.
+
+    Args:
+        reference: Logits of the original, ``{task: [N]}``; scores for a regression task.
+        optimized: The same of the optimized model, on the same rows in the same order.
+        labels: ``{task: [N]}`` in [0, 1] (any real number for a regression), or None.
+        budget: The limits.
+        group: ``[N]``, the user or request of each row, to cluster by. None takes rows as
+            independent, and the verdict notes it.
+        cohorts: ``{axis: [N]}``, what cohort each row is of.
+        regression: Names of the regression tasks.
+        confidence: In place of the budget's, for repeated looks (`split_confidence`).
+        min_cohort_rows: Cohorts with fewer are unknown.
+
+    Raises:
+        DataError: no rows, rows that don't match, NaN or infinite scores, labels outside [0, 1] or
+            all of one class, a limit that needs groups without groups.
+        BudgetError: the budget names a task the model doesn't have, or a bad ``confidence``.
+    """
+    if confidence is not None:
+        budget = replace(budget, confidence=confidence)
+    rows = task_rows(reference, optimized, labels or {}, frozenset(regression))
+    count = len(rows[0].reference)
+    unknown = sorted(set(budget.overrides) - set(reference))
+    if unknown:
+        raise BudgetError(
+            f"budget: it limits task {', '.join(unknown)}, the model has {', '.join(reference)}"
+        )
+    codes = None if group is None else quality.cluster_codes(group, count)[0]
+    axes = _gated_axes(budget, cohorts or {}, count)
+
+    # Intersection-union test: the copy passes only if *every* task and limit passes, so passing a
+    # bad copy needs the bad one among them to slip through its own test; its error rate is the
+    # bound for all together, and no correction for their number is due. (Failing is another
+    # matter: cohorts fail by a lower bound, and there the number of them is corrected for.)
+    tasks = tuple(_judge_task(task, budget.for_task(task.name), codes) for task in rows)
+    damage, unlisted = _judge_cohorts(rows, budget, axes, codes, min_cohort_rows)
+
+    reasons = [
+        check_sentence(task.task, check, MIN_CLASS_ROWS) for task in tasks for check in task.checks
+    ]
+    reasons += [
+        cohort_sentence(cohort, COHORT_FACTOR, _cohort_limit(budget, cohort.task))
+        for cohort in damage
+    ]
+    statuses = [task.status for task in tasks]
+    statuses += [Status.FAIL for cohort in damage if cohort.status is CohortStatus.FAIL]
+    soft = tuple(task.name for task in rows if task.soft)
+    return Verdict(
+        status=_worst(statuses),
+        rows=count,
+        confidence=budget.confidence,
+        labels="soft labels" if soft else "labels",
+        tasks=tasks,
+        cohorts=damage,
+        reasons=tuple(filter(None, reasons)),
+        notes=notes(soft, codes is None, damage, unlisted),
+    )
+
+
+def _judge_task(task: TaskRows, budget: Budget, codes: IntArray | None) -> TaskResult:
+    delta = task.delta_ne(codes, budget.confidence)
+    shift = quality.shift_summary(task.reference, task.optimized)
+    checks = tuple(_checks(task, budget, codes, delta, shift))
+    return TaskResult(
+        task=task.name,
+        status=_worst(check.status for check in checks),
+        labels="soft labels" if task.soft else "labels",
+        delta_ne=delta,
+        before=_metrics(task, task.reference, task.reference_loss, codes),
+        after=_metrics(task, task.optimized, task.loss, codes),
+        shift=shift,
+        checks=checks,
+    )
+
+
+def _checks(
+    task: TaskRows,
+    budget: Budget,
+    codes: IntArray | None,
+    delta: Interval,
+    shift: ShiftSummary,
+) -> Iterable[Check]:
+    z, new, y, sure = task.reference, task.optimized, task.labels, budget.confidence
+    if (budget.gauc is not None or budget.cuts) and codes is None:
+        raise DataError(
+            f"the budget limits {'gauc' if budget.gauc is not None else 'recall_at'}, which is "
+            "measured within requests: give every row its `group`"
+        )
+    if budget.ne is not None:
+        check = _check("ΔNE", budget.ne, delta)
+        few = task.rarer_class < MIN_CLASS_ROWS and task.certain_bound > budget.ne
+        if few and check.status is Status.PASS:
+            more = math.ceil(delta.rows * MIN_CLASS_ROWS / max(task.rarer_class, 1.0)) - delta.rows
+            check = replace(check, status=Status.INCONCLUSIVE, more_rows=max(more, 1))
+        yield check
+    if budget.ne is not None and budget.two_sided:
+        # A lucky shift. Only a sure one counts: `_check` would call every noisy copy open.
+        gain = delta.negated
+        lucky = gain.low > budget.ne
+        yield Check("NE gain", budget.ne, gain, Status.FAIL if lucky else Status.PASS, 0)
+    if budget.max_rms_shift is not None:
+        moved = intervals.relative_shift_interval(z, new, codes, sure)
+        yield _check("rms logit shift", budget.max_rms_shift, moved)
+    if budget.max_shift is not None:
+        yield _check("largest logit shift", budget.max_shift, delta.moved(*[shift.largest] * 3))
+    if task.regression:
+        # What follows orders positives against negatives, or compares probabilities.
+        return
+    if budget.auc is not None:
+        drop = intervals.auc_delta(z, new, y, codes, sure).negated
+        yield _check("AUC drop", budget.auc, drop)
+    if budget.calibration is not None:
+        moved = intervals.calibration_delta(z, new, codes, sure).folded
+        yield _check("calibration change", budget.calibration, moved)
+    if codes is None:
+        return
+    if budget.gauc is not None:
+        drop = intervals.gauc_delta(z, new, y, codes, sure).negated
+        yield _check("GAUC drop", budget.gauc, drop)
+    for k, least in budget.cuts:
+        kept = intervals.recall_interval(z, new, codes, k, sure)
+        lost = kept.moved(1.0 - kept.estimate, 1.0 - kept.high, 1.0 - kept.low)
+        yield _check(f"recall@{k} loss", 1.0 - least, lost)
+
+
+def _check(measure: str, limit: float, interval: Interval) -> Check:
+    more = intervals.rows_to_decide(interval, limit)
+    return Check(measure, limit, interval, decide(interval, limit), more)
+
+
+def _metrics(
+    task: TaskRows, scores: FloatArray, loss: FloatArray, codes: IntArray | None
+) -> Metrics:
+    mean = float(loss.mean())
+    if task.regression:
+        spread = float(task.labels.var())
+        return Metrics(mean, mean / spread if spread else None)
+    try:
+        gauc = None if codes is None else quality.gauc(scores, task.labels, codes)
+    except DataError:
+        gauc = None  # no group holds both classes: nothing to average
+    return Metrics(
+        loss=mean,
+        ne=quality.normalized_entropy(scores, task.labels),
+        auc=quality.auc(scores, task.labels),
+        gauc=gauc,
+        calibration=quality.calibration_ratio(scores, task.labels),
+    )
+
+
+def _worst(statuses: Iterable[Status]) -> Status:
+    found = set(statuses)
+    for status in (Status.FAIL, Status.INCONCLUSIVE):
+        if status in found:
+            return status
+    return Status.PASS
+
+
+# --- cohorts --------------------------------------------------------------------------------------
+
+
+def _gated_axes(
+    budget: Budget, cohorts: Mapping[str, ArrayLike], count: int
+) -> dict[str, NDArray[np.str_]]:
+    names = budget.cohorts
+    if isinstance(names, tuple):
+        missing = [name for name in names if name not in cohorts]
+        if missing:
+            raise DataError(
+                f"the budget gates cohort {', '.join(missing)}; the rows bring "
+                f"{', '.join(cohorts) or 'no cohorts'}"
+            )
+    elif not names:
+        return {}
+    axes = {}
+    for name in cohorts if names is True else names:
+        column = np.asarray(cohorts[name])
+        if column.shape != (count,):
+            raise DataError(
+                f"cohort {name!r}: shape {list(column.shape)}, expected one entry for {count} rows"
+            )
+        axes[name] = column.astype(np.str_)
+    return axes
+
+
+def _judge_cohorts(
+    tasks: tuple[TaskRows, ...],
+    budget: Budget,
+    axes: Mapping[str, NDArray[np.str_]],
+    codes: IntArray | None,
+    min_rows: int,
+) -> tuple[tuple[CohortResult, ...], int]:
+    """Every cohort of every task, worst first, and how many tiny ones are not listed.
+
+    A cohort fails when its loss is surely over κ times the limit, at an error rate that allows for
+    the number of cohorts (C2AL's cohorts as a gate: research/papers.md, section 7).
+    """
+    tested: list[CohortResult] = []
+    unknown: list[CohortResult] = []
+    unlisted = 0
+    for axis, column in axes.items():
+        values, of_row = np.unique(column, return_inverse=True)
+        order = np.argsort(of_row, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(of_row))[:-1])
+        largest_first = sorted(
+            zip(values.tolist(), parts, strict=True), key=lambda part: -len(part[1])
+        )
+        for task in tasks:
+            if budget.for_task(task.name).ne is None:
+                continue
+            tiny: list[CohortResult] = []
+            for value, part in largest_first:
+                result = _cohort(task, axis, value, part, codes, budget.confidence, min_rows)
+                (tiny if result.status is CohortStatus.UNKNOWN else tested).append(result)
+            unknown += tiny[:_UNKNOWN_LISTED]
+            unlisted += len(tiny[_UNKNOWN_LISTED:])
+    corrected = sorted(_control_false_alarms(tested, budget), key=_severity)
+    return (*corrected, *unknown), unlisted
+
+
+def _cohort(
+    task: TaskRows,
+    axis: str,
+    value: str,
+    part: IntArray,
+    codes: IntArray | None,
+    confidence: float,
+    min_rows: int,
+) -> CohortResult:
+    result = CohortResult(task.name, axis, value, len(part), CohortStatus.UNKNOWN)
+    if len(part) < max(min_rows, 2):
+        return result
+    rows = task.of(part)
+    inside = None if codes is None else codes[part]
+    clusters = len(part) if inside is None else len(np.unique(inside))
+    # With hardly a positive row the differences are nearly all of one sign, and no standard error
+    # made from them holds.
+    if clusters < MIN_COHORT_CLUSTERS or rows.rarer_class < MIN_CLASS_ROWS or not rows.base.any():
+        return result
+    result = replace(
+        result,
+        status=CohortStatus.INCONCLUSIVE,
+        delta_ne=rows.delta_ne(inside, confidence),
+    )
+    if task.regression:
+        return result
+    return replace(
+        result,
+        calibration_before=quality.calibration_ratio(rows.reference, rows.labels),
+        calibration_after=quality.calibration_ratio(rows.optimized, rows.labels),
+    )
+
+
+def _control_false_alarms(tested: list[CohortResult], budget: Budget) -> list[CohortResult]:
+    """Decides the cohorts with Benjamini and Hochberg's control (J. R. Stat. Soc. B, 1995).
+
+    Among cohorts that are all sound, one is called damaged in at most ``(1 - confidence) / 2`` of
+    cases, the lower tail of the intervals shown; where some are damaged, that is the expected share
+    of false ones among those called so. Cohort axes overlap and so depend on one another
+    positively, where the procedure holds (Benjamini and Yekutieli, Ann. Statist. 2001). Holm's
+    would be stricter against false alarms and blinder to damage, the costlier error here. The
+    corrected bound is at the level of the last rejection, so "it is over κ times the limit" and
+    "rejected" say the same.
+    """
+    if not tested:
+        return []
+    alpha = (1.0 - budget.confidence) / 2.0
+    limits = [_cohort_limit(budget, cohort.task) for cohort in tested]
+    deltas = [cohort.delta_ne for cohort in tested if cohort.delta_ne is not None]
+    p = np.array(
+        [
+            intervals.upper_tail_p_value(delta, limit)
+            for delta, limit in zip(deltas, limits, strict=True)
+        ]
+    )
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    rejected = adjusted <= alpha
+    level = alpha * max(int(rejected.sum()), 1) / len(p)
+    decided = []
+    for cohort, delta, limit, value, damaged in zip(
+        tested, deltas, limits, adjusted.tolist(), rejected.tolist(), strict=True
+    ):
+        within = CohortStatus.PASS if delta.high <= limit else CohortStatus.INCONCLUSIVE
+        decided.append(
+            replace(
+                cohort,
+                status=CohortStatus.FAIL if damaged else within,
+                corrected_low=intervals.lower_bound(delta, level),
+                p_value=value,
+            )
+        )
+    return decided
+
+
+def _cohort_limit(budget: Budget, task: str) -> float:
+    return COHORT_FACTOR * (budget.for_task(task).ne or 0.0)
+
+
+def _severity(cohort: CohortResult) -> tuple[bool, float]:
+    """Sorts failed cohorts first, then by what they lost."""
+    lost = cohort.delta_ne.estimate if cohort.delta_ne is not None else -math.inf
+    return cohort.status is not CohortStatus.FAIL, -lost

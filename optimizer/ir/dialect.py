@@ -1,0 +1,53 @@
+"""Defining an operator of the dialect.
+
+A dialect op is a schema and *one* reference function, registered ``CompositeImplicitAutograd``.
+That one function is the eager kernel, the autograd formula, the shape rule, the fallback lowering
+(every backend may decompose it) and the search pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("rankc", "DEF")
+
+
+@dataclass(frozen=True)
+class DialectOp:
+    """A dialect op: ``op`` goes into graphs, ``reference`` says what it means."""
+
+    name: str
+    op: torch._ops.OpOverload
+    reference: Callable[..., Any]
+
+
+_OPS: dict[str, DialectOp] = {}
+
+
+def define_op(schema: str, reference: Callable[..., Any]) -> DialectOp:
+    """Defines ``rankc::<schema>`` by its reference.
+
+    Args:
+        schema: Such as ``"quantize(Tensor x, Tensor scale) -> Tensor"``.
+        reference: A function of the same arguments, written in ATen only.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    name = schema.split("(", 1)[0].strip()
+    if name in _OPS:
+        raise ValueError(f"the dialect has an op called {name!r} already")
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
+    made = DialectOp(name, getattr(torch.ops.rankc, name).default, reference)
+    _OPS[name] = made
+    return made
+
+
+def dialect() -> dict[str, DialectOp]:
+    """Every op of the dialect, by name."""
+    return dict(_OPS)

@@ -1,0 +1,115 @@
+"""Typed metadata of a node.
+
+Facts live under ``node.meta["custom"]["rankc"]``, the only key of a node's metadata that survives
+decomposition, re-export and saving. Everything else in ``node.meta`` is scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx
+
+from ..errors import VerifyError
+
+_KEY = "rankc"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format decided for a site.
+
+    Attributes:
+        format: ``"int8"`` or ``"fp8"``; a site without this fact stays as it is.
+        input_scale: Step of the input's codes (per tensor, static).
+        input_zero_point: The input's code for 0.0; 0 for symmetric formats.
+        input_dtype: The torch dtype's name of the input's codes.
+        weight_dtype: The torch dtype's name of the weight's codes (symmetric, per output channel).
+    """
+
+    format: str
+    input_scale: float
+    input_zero_point: int
+    input_dtype: str
+    weight_dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a node beyond its operator.
+
+    Attributes:
+        origin: Paths of the user's modules it stems from, such as ``"over.0"``.
+        source: ``file:line`` in the user's code.
+        made_by: The pass that made or last changed it; empty for captured nodes.
+        precision: The number format placed on it.
+    """
+
+    origin: tuple[str, ...] = ()
+    source: str = ""
+    made_by: str = ""
+    precision: Precision | None = None
+
+    @property
+    def site(self) -> str:
+        """The name a user knows it by."""
+        return self.origin[0] if self.origin else ""
+
+
+def facts_of(node: fx.Node) -> Facts:
+    """The node's facts; empty ones where none were written.
+
+    Raises:
+        VerifyError: The metadata isn't what `set_facts` writes.
+    """
+    stored = (node.meta.get("custom") or {}).get(_KEY)
+    if not stored:
+        return Facts()
+    try:
+        precision = stored.get("precision")
+        return Facts(
+            origin=tuple(stored["origin"]),
+            source=stored["source"],
+            made_by=stored["made_by"],
+            precision=Precision(**precision) if precision else None,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise VerifyError(f"node {node.name} has malformed facts: {stored!r}") from error
+
+
+def set_facts(node: fx.Node, facts: Facts) -> None:
+    """Writes the node's facts."""
+    custom = dict(node.meta.get("custom") or {})
+    custom[_KEY] = {
+        "origin": list(facts.origin),
+        "source": facts.source,
+        "made_by": facts.made_by,
+        "precision": facts.precision.to_json() if facts.precision else None,
+    }
+    node.meta["custom"] = custom
+
+
+def set_precision(node: fx.Node, precision: Precision | None) -> None:
+    """Places a number format on a node, or takes it away."""
+    set_facts(node, replace(facts_of(node), precision=precision))
+
+
+def merged(nodes: tuple[fx.Node, ...], made_by: str) -> Facts:
+    """The facts of a node that replaces ``nodes``: their origins together."""
+    origins: dict[str, None] = {}
+    source = ""
+    for node in nodes:
+        facts = facts_of(node)
+        origins.update(dict.fromkeys(facts.origin))
+        source = source or facts.source
+    return Facts(origin=tuple(origins), source=source, made_by=made_by)
+
+
+def site_of(node: fx.Node) -> str:
+    """The name a user knows the node by: its module's path, or the node's own name."""
+    return facts_of(node).site or node.name

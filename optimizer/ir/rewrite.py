@@ -1,0 +1,210 @@
+"""The only way passes change a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import VerifyError
+from . import torchapi
+from .facts import merged, set_facts, site_of
+from .printer import excerpt
+from .program import Program
+from .verify import same_value
+
+#: Operators whose results may differ from run to run or that do something besides computing.
+_IMPURE = frozenset({"aten::bernoulli", "aten::rand", "aten::randn", "aten::native_dropout"})
+
+
+class Rewriter:
+    """Edits one program on behalf of one pass.
+
+    New nodes get their shapes by fake execution and their origin from the nodes they stand for.
+    Every rewrite announces itself through `site`, so that a pipeline can be limited, and bisected,
+    to a single rewrite.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        made_by: str,
+        may_rewrite: Callable[[str], bool] = lambda where: True,
+    ) -> None:
+        self.program = program
+        self.made_by = made_by
+        self._may_rewrite = may_rewrite
+        self._mode = torchapi.fake_mode_of(program.graph)
+        self._before: fx.Node | None = None
+
+    def site(self, node: fx.Node) -> bool:
+        """Announces a rewrite at ``node``; False means: leave this one alone."""
+        return self._may_rewrite(site_of(node))
+
+    @contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """Nodes emitted inside are inserted before ``node``."""
+        outer, self._before = self._before, node
+        try:
+            yield
+        finally:
+            self._before = outer
+
+    def emit(
+        self, target: Any, *args: Any, like: fx.Node | Sequence[fx.Node] = (), **kwargs: Any
+    ) -> fx.Node:
+        """Adds a node.
+
+        Args:
+            target: An operator overload or a function.
+            *args: Its arguments; nodes stand for their values.
+            like: The nodes it stands for, whose origins it inherits.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            VerifyError: No insertion point was set with `before`.
+        """
+        if self._before is None:
+            raise VerifyError("Rewriter.emit needs a place: use it inside `with rw.before(node):`")
+        value = torchapi.fake_call(target, args, kwargs, self._mode)
+        graph = self.program.graph
+        with graph.inserting_before(self._before):
+            node = graph.call_function(target, args, kwargs)
+        node.meta["val"] = value
+        self._stamp(node, like)
+        return node
+
+    def parameter(self, name: str, tensor: Tensor) -> fx.Node:
+        """A node for a new parameter; ``name`` is made unique. Inserted with the other parameters.
+
+        The node goes to the front of the graph, so it may be used anywhere.
+        """
+        unique, count = name, 1
+        taken = {name for name, _ in self.program.module.named_buffers()}
+        taken |= {name for name, _ in self.program.module.named_parameters()}
+        while unique in taken or hasattr(self.program.module, unique):
+            count += 1
+            unique = f"{name}_{count}"
+        _assign(self.program.module, unique, tensor.detach())
+        return self._read(unique, tensor)
+
+    def read(self, name: str) -> fx.Node:
+        """A new node that reads an existing parameter."""
+        return self._read(name, self.program.tensor(name))
+
+    def _read(self, name: str, tensor: Tensor) -> fx.Node:
+        graph = self.program.graph
+        first = next(iter(graph.nodes))
+        with graph.inserting_before(first):
+            node = graph.get_attr(name)
+        node.meta["val"] = torchapi.fake_of(tensor, self._mode)
+        return node
+
+    def set_parameter(self, name: str, tensor: Tensor) -> None:
+        """Assigns a new tensor to an existing parameter and refreshes what depends on it."""
+        _assign(self.program.module, name, tensor.detach())
+        value = torchapi.fake_of(tensor, self._mode)
+        changed: list[fx.Node] = []
+        for node in self.program.graph.find_nodes(op="get_attr"):
+            if node.target == name:
+                node.meta["val"] = value
+                changed += list(node.users)
+        self.refresh(changed)
+
+    def refresh(self, nodes: Sequence[fx.Node]) -> None:
+        """Re-infers the values of ``nodes`` and of everything after them."""
+        pending = set(nodes)
+        for node in self.program.graph.nodes:
+            if node not in pending or node.op != "call_function":
+                continue
+            node.meta["val"] = torchapi.fake_call(node.target, node.args, node.kwargs, self._mode)
+            pending |= set(node.users)
+
+    def set_argument(self, node: fx.Node, index: int, value: Any) -> None:
+        """Replaces one positional argument and re-infers what follows."""
+        node.update_arg(index, value)
+        self._stamp(node, node)
+        self.refresh([node])
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Lets ``new`` take the place of ``old``, which is erased.
+
+        Raises:
+            VerifyError: Their shapes or dtypes differ.
+        """
+        if not same_value(old.meta["val"], new.meta["val"]):
+            raise VerifyError(
+                f"{self.made_by} would replace {old.name} by a value of another shape or dtype\n"
+                f"{excerpt(old)}\n{excerpt(new)}"
+            )
+        old.replace_all_uses_with(new)
+        self.program.graph.erase_node(old)
+
+    def erase(self, node: fx.Node) -> None:
+        """Removes a node that nobody uses."""
+        self.program.graph.erase_node(node)
+
+    def drop_outputs(self, names: Sequence[str]) -> None:
+        """Removes outputs, with their tasks; what only they used becomes dead."""
+        dropped = set(names)
+        signature = self.program.signature
+        (output,) = self.program.graph.find_nodes(op="output")
+        kept = [name for name in signature.outputs if name not in dropped]
+        values = dict(zip(signature.outputs, output.args[0], strict=True))
+        output.args = (tuple(values[name] for name in kept),)
+        self.program.signature = replace(
+            signature,
+            outputs=tuple(kept),
+            tasks=tuple(task for task in signature.tasks if task.output in kept),
+        )
+
+    def _stamp(self, node: fx.Node, like: fx.Node | Sequence[fx.Node]) -> None:
+        nodes = (like,) if isinstance(like, fx.Node) else tuple(like)
+        set_facts(node, merged(nodes, self.made_by))
+
+
+def sweep(program: Program) -> int:
+    """Erases nodes nobody uses and parameters nobody reads; returns how many nodes went."""
+    graph = program.graph
+    erased = 0
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op in ("placeholder", "output") or _is_impure(node):
+            continue
+        graph.erase_node(node)
+        erased += 1
+    _drop_unread(program)
+    program.module.recompile()
+    return erased
+
+
+def _is_impure(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target.name().split(".")[0] in _IMPURE
+
+
+def _drop_unread(program: Program) -> None:
+    """Rebuilds the module with only the parameters the graph reads."""
+    module = program.module
+    read = dict(program.tensors())
+    held = {name for name, _ in module.named_buffers()}
+    held |= {name for name, _ in module.named_parameters()}
+    if held <= set(read):
+        return
+    program.module = torchapi.flat_graph_module(module.graph, read)
+
+
+def _assign(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Sets a nested attribute, making empty modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    for store in (module._parameters, module._buffers):
+        store.pop(leaf, None)
+    module.register_buffer(leaf, tensor)

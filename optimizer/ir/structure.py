@@ -1,0 +1,287 @@
+"""How a user's nested inputs and outputs map to a flat list of named tensors.
+
+A program's graph takes and returns flat tensors. Users call models with dicts, lists, named tuples
+and dataclasses, by position or by keyword. A `Structure` remembers that nesting; it is plain data
+(JSON), so an artifact can rebuild a model's own output type without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SignatureError
+
+_SCALARS = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor's place."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that isn't a tensor: it is part of the call, not of the data."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A container: ``kind`` is dict, list, tuple or ``module:Class`` of a named tuple or dataclass.
+
+    ``keys`` are the dict's keys or the fields' names, empty for lists and tuples.
+    """
+
+    kind: str
+    keys: tuple[str, ...]
+    items: tuple[Leaf | Constant | Branch, ...]
+
+
+Template = Leaf | Constant | Branch
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A nesting of named leaves.
+
+    Attributes:
+        template: The nesting.
+    """
+
+    template: Template
+
+    @classmethod
+    def of(cls, value: Any, root: str, is_leaf: Callable[[Any], bool]) -> Structure:
+        """The structure of ``value``.
+
+        Args:
+            value: Nested dicts, lists, tuples, named tuples and dataclasses of tensors.
+            root: The name of a lone leaf, and the prefix where a path has no name of its own.
+            is_leaf: Tells a tensor from a container.
+
+        Raises:
+            SignatureError: An object that is neither a known container nor a tensor.
+        """
+        return cls(_build(value, (), _Names(root), is_leaf))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The leaves' names, in order."""
+        return tuple(leaf.name for leaf in _leaves(self.template))
+
+    def rename(self, names: Mapping[str, str]) -> Structure:
+        """A copy with leaves renamed."""
+        return Structure(_rename(self.template, names))
+
+    def flatten(self, value: Any) -> dict[str, Any]:
+        """The leaves of ``value``, which must be nested like this structure.
+
+        Raises:
+            SignatureError: A key, position or field is missing or unexpected; the message names it.
+        """
+        found: dict[str, Any] = {}
+        _match(self.template, value, "inputs", found)
+        return found
+
+    def unflatten(self, leaves: Mapping[str, Any]) -> Any:
+        """The nested value with these leaves."""
+        return _restore(self.template, leaves)
+
+    def to_json(self) -> Any:
+        """Plain dicts and lists; `from_json` reads them back."""
+        return _to_json(self.template)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Structure:
+        """The structure that `to_json` wrote."""
+        return cls(_from_json(data))
+
+
+class _Names:
+    """Gives every leaf a valid, unique name made of its path."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.taken: set[str] = set()
+
+    def of(self, path: tuple[str, ...]) -> str:
+        text = "_".join(path) if path else self.root
+        name = re.sub(r"\W+", "_", text).strip("_") or self.root
+        if name[0].isdigit():
+            name = f"{self.root}_{name}"
+        unique, count = name, 1
+        while unique in self.taken:
+            count += 1
+            unique = f"{name}_{count}"
+        self.taken.add(unique)
+        return unique
+
+
+def _class_name(value: Any) -> str:
+    kind = type(value)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _children(value: Any) -> tuple[str, tuple[str, ...], list[Any]] | None:
+    """Kind, keys and items of a container, or None."""
+    if isinstance(value, Mapping):
+        return "dict", tuple(str(key) for key in value), list(value.values())
+    if _is_named_tuple(value):
+        return _class_name(value), tuple(value._fields), list(value)
+    if isinstance(value, list):
+        return "list", (), value
+    if isinstance(value, tuple):
+        return "tuple", (), list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = tuple(field.name for field in dataclasses.fields(value))
+        return _class_name(value), names, [getattr(value, name) for name in names]
+    return None
+
+
+def _build(
+    value: Any, path: tuple[str, ...], names: _Names, is_leaf: Callable[[Any], bool]
+) -> Template:
+    if is_leaf(value):
+        return Leaf(names.of(path))
+    if isinstance(value, _SCALARS):
+        return Constant(value)
+    parts = _children(value)
+    if parts is None:
+        raise SignatureError(
+            f"{'.'.join(path) or names.root} is a {type(value).__name__}, which is neither a "
+            "tensor nor a dict, list, tuple, named tuple or dataclass of tensors. "
+            "Pass the tensors it holds, or make it a dataclass."
+        )
+    kind, keys, items = parts
+    labels = keys or tuple(str(index) for index in range(len(items)))
+    return Branch(
+        kind,
+        keys,
+        tuple(
+            _build(item, (*path, label), names, is_leaf)
+            for label, item in zip(labels, items, strict=True)
+        ),
+    )
+
+
+def _leaves(template: Template) -> Iterator[Leaf]:
+    if isinstance(template, Leaf):
+        yield template
+    elif isinstance(template, Branch):
+        for item in template.items:
+            yield from _leaves(item)
+
+
+def _rename(template: Template, names: Mapping[str, str]) -> Template:
+    if isinstance(template, Leaf):
+        return Leaf(names.get(template.name, template.name))
+    if isinstance(template, Branch):
+        items = tuple(_rename(item, names) for item in template.items)
+        return Branch(template.kind, template.keys, items)
+    return template
+
+
+def _match(template: Template, value: Any, where: str, found: dict[str, Any]) -> None:
+    if isinstance(template, Leaf):
+        found[template.name] = value
+        return
+    if isinstance(template, Constant):
+        if not isinstance(value, _SCALARS) or value != template.value:
+            raise SignatureError(
+                f"{where} was {template.value!r} when the model was captured and is part of the "
+                f"program; got {value!r}. Capture again with that value."
+            )
+        return
+    for label, item, child in _align(template, value, where):
+        _match(item, child, f"{where}{label}", found)
+
+
+def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Template, Any]]:
+    parts = _children(value)
+    if parts is None:
+        raise SignatureError(f"{where} should be a {template.kind}, got {type(value).__name__}.")
+    _, keys, items = parts
+    if template.keys:
+        given = dict(zip(keys, items, strict=True)) if keys else {}
+        if not keys and len(items) == len(template.keys):
+            given = dict(zip(template.keys, items, strict=True))
+        missing = [key for key in template.keys if key not in given]
+        extra = [key for key in given if key not in template.keys]
+        if missing or extra:
+            raise SignatureError(
+                f"{where} has the wrong names: "
+                + "; ".join(
+                    f"{what} {sorted(which)}"
+                    for what, which in (("missing", missing), ("unexpected", extra))
+                    if which
+                )
+                + f". Expected {list(template.keys)}."
+            )
+        for key, item in zip(template.keys, template.items, strict=True):
+            yield f"[{key!r}]", item, given[key]
+        return
+    if len(items) != len(template.items):
+        raise SignatureError(f"{where} should have {len(template.items)} items, got {len(items)}.")
+    for index, (item, child) in enumerate(zip(template.items, items, strict=True)):
+        yield f"[{index}]", item, child
+
+
+def _restore(template: Template, leaves: Mapping[str, Any]) -> Any:
+    if isinstance(template, Leaf):
+        return leaves[template.name]
+    if isinstance(template, Constant):
+        return template.value
+    items = [_restore(item, leaves) for item in template.items]
+    if template.kind == "list":
+        return items
+    if template.kind == "tuple":
+        return tuple(items)
+    if template.kind == "dict":
+        return dict(zip(template.keys, items, strict=True))
+    return _rebuild(template.kind, template.keys, items)
+
+
+def _rebuild(kind: str, keys: Sequence[str], items: Sequence[Any]) -> Any:
+    """An instance of the user's class, or a plain dict where the class isn't installed."""
+    module, _, name = kind.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return dict(zip(keys, items, strict=True))
+    return found(**dict(zip(keys, items, strict=True)))
+
+
+def _to_json(template: Template) -> Any:
+    if isinstance(template, Leaf):
+        return {"leaf": template.name}
+    if isinstance(template, Constant):
+        return {"constant": template.value}
+    return {
+        "kind": template.kind,
+        "keys": list(template.keys),
+        "items": [_to_json(item) for item in template.items],
+    }
+
+
+def _from_json(data: Any) -> Template:
+    if "leaf" in data:
+        return Leaf(data["leaf"])
+    if "constant" in data:
+        return Constant(data["constant"])
+    return Branch(
+        data["kind"], tuple(data["keys"]), tuple(_from_json(item) for item in data["items"])
+    )

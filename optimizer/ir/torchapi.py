@@ -1,0 +1,191 @@
+"""The one file that touches torch's private names.
+
+Everything here works on torch 2.11 to 2.13; when torch moves, this is what to mend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    free_unbacked_symbols,
+)
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "GuardOnDataDependentSymNode",
+    "OpOverload",
+    "ShapeEnv",
+    "WeakIdKeyDictionary",
+    "core_decompositions",
+    "detect_fake_mode",
+    "fake_call",
+    "fake_mode_of",
+    "fake_of",
+    "flat_graph_module",
+    "free_unbacked_symbols",
+    "is_fake",
+    "quiet",
+    "shared_copy",
+    "unlift",
+]
+
+
+def is_fake(value: object) -> bool:
+    """Whether ``value`` is a tensor without data."""
+    return isinstance(value, FakeTensor)
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """The fake mode in which the graph's values were inferred; a fresh one if there are none."""
+    values = [node.meta["val"] for node in graph.nodes if "val" in node.meta]
+    found = detect_fake_mode(values)
+    return found or FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def fake_of(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """``tensor`` without its data, all sizes static."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    with torch.no_grad():
+        return mode.from_tensor(tensor.detach(), static_shapes=True)
+
+
+def fake_call(
+    target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], mode: FakeTensorMode
+) -> Any:
+    """The value ``target`` would return, without computing it."""
+
+    def value_of(node: fx.Node) -> Any:
+        return node.meta["val"]
+
+    fake_args = fx.map_arg(args, value_of)
+    fake_kwargs = fx.map_arg(dict(kwargs), value_of)
+    with mode, torch.no_grad(), quiet(mode):
+        return target(*fake_args, **fake_kwargs)
+
+
+@contextlib.contextmanager
+def quiet(mode: FakeTensorMode) -> Iterator[None]:
+    """Data-dependent sizes met here are not recorded for a later export to bind."""
+    shape_env = mode.shape_env
+    if shape_env is None:
+        yield
+        return
+    with shape_env.ignore_fresh_unbacked_symbols():
+        yield
+
+
+def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The exported program as a module whose parameters are attributes again."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def flat_graph_module(graph: fx.Graph, attributes: Mapping[str, Any]) -> fx.GraphModule:
+    """A graph module over ``graph`` with just these parameters and buffers, and flat arguments."""
+    graph.set_codegen(fx.graph.CodeGen())
+    module = fx.GraphModule(dict(attributes), graph)
+    module.recompile()
+    return module
+
+
+def shared_copy(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph over the *same* parameter tensors: tables aren't duplicated."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, copies)
+    graph.output(output)
+    for old, new in copies.items():
+        new.meta = copy.copy(old.meta)
+        if "custom" in old.meta:
+            new.meta["custom"] = copy.deepcopy(old.meta["custom"])
+    attributes = {
+        node.target: _attribute(module, str(node.target))
+        for node in module.graph.nodes
+        if node.op == "get_attr"
+    }
+    copied = flat_graph_module(graph, attributes)
+    for old_output, new_output in zip(
+        module.graph.find_nodes(op="output"), graph.find_nodes(op="output"), strict=True
+    ):
+        new_output.meta = copy.copy(old_output.meta)
+    return copied
+
+
+def _attribute(module: torch.nn.Module, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+#: Composite operators that are kept whole because passes and backends know them.
+_KEPT_WHOLE = (
+    "aten::linear",
+    "aten::layer_norm",
+    "aten::embedding",
+    "aten::embedding_bag",
+    "aten::scaled_dot_product_attention",
+    "aten::gelu",
+    "aten::silu",
+    "aten::hardswish",
+    "aten::softmax",
+    "aten::log_softmax",
+    "aten::leaky_relu",
+    "aten::prelu",
+    "aten::selu",
+    "aten::elu",
+    "aten::matmul",
+    "aten::relu6",
+    "aten::mse_loss",
+    "aten::softplus",
+    "aten::stack",
+    "aten::square",
+    "aten::reshape",
+    "aten::transpose",
+    "aten::split",
+    "aten::split_with_sizes",
+    "aten::chunk",
+    "aten::unbind",
+    "aten::masked_fill",
+    "aten::index_select",
+    "aten::conv1d",
+    "aten::conv2d",
+    "aten::rms_norm",
+    "aten::addcmul",
+    "aten::hardsigmoid",
+    "aten::expand_as",
+    "aten::logsumexp",
+    "aten::gru",
+    "aten::lstm",
+    "aten::one_hot",
+    "aten::triu",
+    "aten::tril",
+    "aten::pad",
+    "aten::group_norm",
+    "aten::dropout",
+)
+
+
+def core_decompositions() -> Any:
+    """The one decomposition table: core ATen, less the operators that are kept whole."""
+    table = torch.export.default_decompositions()
+    for operator in list(table):
+        name = operator.name().split(".")[0] if isinstance(operator, OpOverload) else ""
+        if name in _KEPT_WHOLE or name.startswith("rankc::"):
+            table.pop(operator)
+    return table

@@ -1,0 +1,127 @@
+"""Checks that a program keeps its invariants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import VerifyError
+from . import torchapi
+from .facts import facts_of
+from .forms import violation
+from .printer import excerpt
+from .program import Program
+
+_CHECKED = "rankc_checked"
+
+
+def verify(program: Program) -> None:
+    """Raises unless the program is well-formed.
+
+    Checked: the graph's own rules; that each parameter exists with the shape and dtype its node
+    claims; that each node's shape and dtype are what its operator gives (only for nodes that
+    changed since the last check); that facts parse; that the form allows every operator; that
+    inputs and outputs match the signature.
+
+    Raises:
+        VerifyError: Which node breaks which rule, with the graph around it.
+    """
+    try:
+        program.graph.lint()
+    except RuntimeError as error:
+        raise VerifyError(f"the graph is malformed: {error}") from error
+    _check_contract(program)
+    mode = torchapi.fake_mode_of(program.graph)
+    for node in program.graph.nodes:
+        reason = violation(node, program.form)
+        if reason is not None:
+            raise VerifyError(f"not {program.form.value}: {reason}\n{excerpt(node)}")
+        facts_of(node)
+        if node.op == "get_attr":
+            _check_attribute(program, node)
+        elif node.op == "call_function":
+            _check_value(node, mode)
+
+
+def _check_contract(program: Program) -> None:
+    names = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
+    if names != program.signature.names:
+        raise VerifyError(f"inputs {names} don't match the features {program.signature.names}")
+    (output,) = program.graph.find_nodes(op="output")
+    values = output.args[0]
+    if not isinstance(values, tuple) or len(values) != len(program.signature.outputs):
+        raise VerifyError(
+            f"the graph returns {values}, the signature says {program.signature.outputs}"
+        )
+    missing = {task.output for task in program.signature.tasks} - set(program.signature.outputs)
+    if missing:
+        raise VerifyError(f"tasks read outputs that don't exist: {sorted(missing)}")
+
+
+def _check_attribute(program: Program, node: fx.Node) -> None:
+    try:
+        value = program.tensor(str(node.target))
+    except AttributeError as error:
+        raise VerifyError(f"parameter {node.target} doesn't exist\n{excerpt(node)}") from error
+    claimed = node.meta.get("val")
+    if not isinstance(claimed, Tensor) or not _same(claimed, value):
+        raise VerifyError(
+            f"parameter {node.target} is {_describe(value)}, its node says {_describe(claimed)}"
+        )
+
+
+def _check_value(node: fx.Node, mode: torchapi.FakeTensorMode) -> None:
+    if "val" not in node.meta:
+        raise VerifyError(f"{node.name} has no value; make nodes with Rewriter.emit")
+    key = _key(node)
+    if node.meta.get(_CHECKED) == key:
+        return
+    assert callable(node.target)
+    try:
+        expected = torchapi.fake_call(node.target, node.args, node.kwargs, mode)
+    except Exception as error:
+        raise VerifyError(f"{node.name} can't be computed: {error}\n{excerpt(node)}") from error
+    if not same_value(expected, node.meta["val"]):
+        raise VerifyError(
+            f"{node.name} says {_describe(node.meta['val'])}, its operator gives "
+            f"{_describe(expected)}\n{excerpt(node)}"
+        )
+    node.meta[_CHECKED] = key
+
+
+def _key(node: fx.Node) -> str:
+    values = [(n.name, _describe(n.meta.get("val"))) for n in node.all_input_nodes]
+    return f"{node.target}{node.args}{node.kwargs}{values}{_describe(node.meta['val'])}"
+
+
+def same_value(left: Any, right: Any) -> bool:
+    """Whether two fake values agree in shape and dtype; symbols are trusted where they differ."""
+    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
+        return len(left) == len(right) and all(
+            same_value(a, b) for a, b in zip(left, right, strict=True)
+        )
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return _same(left, right)
+    return isinstance(left, Tensor) == isinstance(right, Tensor)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.dtype != right.dtype or left.dim() != right.dim():
+        return False
+    return all(
+        a == b
+        for a, b in zip(left.shape, right.shape, strict=True)
+        if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{[str(size) for size in value.shape]}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_describe(item) for item in value)})"
+    if isinstance(value, (int, float, bool, torch.SymInt)):
+        return str(value)
+    return type(value).__name__

@@ -1,0 +1,259 @@
+"""`Pipeline`: passes in order, and the protocol around each of them.
+
+No pass verifies, times, snapshots or compares numbers; this file does, for ours and for third-party
+passes alike.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from .analysis.cost import size_of
+from .context import PassContext
+from .errors import PassError, PipelineError, PreconditionError
+from .ir.forms import Form
+from .ir.program import Program
+from .ir.rewrite import sweep
+from .numerics import Divergence, broken_promise, divergence, truth
+from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
+from .registry import named_pipelines, pass_class
+from .report import Kind, Outcome, PassRecord, Remark
+from .verdict import Status
+
+
+@dataclass(frozen=True)
+class Pipeline(Pass):
+    """Passes in order; is itself a pass.
+
+    Its text form is a comma-separated list of specs, of ``fixpoint(…)``, and of named pipelines. A
+    list can be amended: ``default,-fold-constants,+my-pass@after:canonicalize``.
+    """
+
+    name: ClassVar[str] = "pipeline"
+    requires: ClassVar[Form] = Form.CAPTURED
+    passes: tuple[Pass, ...] = ()
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Runs every pass under the protocol."""
+        for pass_ in self.passes:
+            if isinstance(pass_, Pipeline):
+                pass_.run(program, ctx)
+            else:
+                run_pass(pass_, program, ctx)
+
+    def spec(self) -> str:
+        """The pipeline as text."""
+        return ",".join(pass_.spec() for pass_ in self.passes)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The pipeline that ``text`` describes.
+
+        Raises:
+            PipelineError: An unknown pass or option, or an amendment that names a pass that isn't
+                in the list.
+        """
+        passes: list[Pass] = []
+        for part in split_top_level(text):
+            if part.startswith(("+", "-")):
+                _amend(passes, part)
+            elif part in named_pipelines():
+                passes += cls.parse(named_pipelines()[part]).passes
+            else:
+                passes.append(_parse_pass(part))
+        return cls(passes=tuple(passes))
+
+    def without(self, *exactness: Exactness) -> Pipeline:
+        """The pipeline less the passes of some exactness classes."""
+        return Pipeline(tuple(p for p in self.passes if p.exactness not in exactness))
+
+
+@dataclass(frozen=True)
+class FixedPoint(Pipeline):
+    """Repeats its passes until nothing changes: ``fixpoint(fold-constants,eliminate)``."""
+
+    name: ClassVar[str] = "fixpoint"
+    rounds: int = 8
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Runs the passes until a whole round changes nothing."""
+        for _ in range(self.rounds):
+            before = program.fingerprint()
+            super().run(program, ctx)
+            if program.fingerprint() == before:
+                return
+        ctx.report.notes.append(f"{self.spec()} still changed things after {self.rounds} rounds")
+
+    def spec(self) -> str:
+        """The fixpoint as text."""
+        return f"fixpoint({super().spec()})"
+
+
+def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
+    """Runs one pass under the protocol, and records what came of it.
+
+    Raises:
+        PreconditionError: The program isn't in the form the pass requires: a pipeline bug.
+        PassError: The pass failed or broke its promise, and the context is strict.
+    """
+    if not all(i.should_run(pass_, program) for i in ctx.instruments):
+        return
+    if not program.form.includes(pass_.requires):
+        raise PreconditionError(
+            f"{pass_.spec()} requires a program that is {pass_.requires.value}; this one is "
+            f"{program.form.value}. Put canonicalize before it."
+        )
+    started = time.perf_counter()
+    snapshot = program.clone()
+    ctx.current = pass_
+    outcome, note, moved = Outcome.UNCHANGED, "", None
+    try:
+        outcome, note, moved = _attempt(pass_, program, snapshot, ctx)
+    finally:
+        ctx.current = None
+        record = PassRecord(
+            index=len(ctx.report.records) + 1,
+            spec=pass_.spec(),
+            exactness=pass_.exactness.value,
+            outcome=outcome,
+            seconds=time.perf_counter() - started,
+            before=size_of(snapshot),
+            after=size_of(program),
+            divergence=moved.to_json() if moved else None,
+            note=note,
+        )
+        ctx.report.records.append(record)
+    for instrument in ctx.instruments:
+        instrument.after(record, snapshot, program)
+
+
+def _attempt(
+    pass_: Pass, program: Program, snapshot: Program, ctx: PassContext
+) -> tuple[Outcome, str, Divergence | None]:
+    """Runs, checks and if need be undoes a pass."""
+    said = len(ctx.report.remarks)
+    try:
+        pass_.check(program, ctx)
+        for instrument in ctx.instruments:
+            instrument.before(pass_, program)
+        pass_.run(program, ctx)
+        if pass_.produces is not None and not program.form.includes(pass_.produces):
+            program.form = pass_.produces
+        if program.fingerprint() == snapshot.fingerprint():
+            return Outcome.UNCHANGED, "", None
+        sweep(program)
+        for instrument in ctx.instruments:
+            instrument.check(pass_, snapshot, program)
+        moved, broken = _numerics(pass_, snapshot, program, ctx)
+    except Skip as skip:
+        ctx.missed(str(skip))
+        return Outcome.SKIPPED, str(skip), None
+    except Exception as error:
+        if ctx.strict:
+            raise PassError(f"{pass_.spec()} failed: {error}", pass_.spec()) from error
+        _undo(program, snapshot, ctx, said, f"failed and was rolled back: {error}")
+        return Outcome.FAILED, str(error).split("\n", 1)[0], None
+    if broken is not None:
+        if ctx.strict and pass_.exactness is not Exactness.LOSSY:
+            raise PassError(f"{pass_.spec()} broke its promise: {broken}", pass_.spec())
+        _undo(program, snapshot, ctx, said, f"rolled back: {broken}")
+        return Outcome.ROLLED_BACK, broken, moved
+    program.recipe = (*program.recipe, pass_.spec())
+    return Outcome.CHANGED, "", moved
+
+
+def _undo(program: Program, snapshot: Program, ctx: PassContext, said: int, why: str) -> None:
+    """Restores the snapshot, and keeps of the pass's remarks only those that still hold."""
+    program.restore(snapshot.clone())
+    ctx.report.remarks[said:] = [r for r in ctx.report.remarks[said:] if r.kind is not Kind.APPLIED]
+    assert ctx.current is not None
+    ctx.report.remarks.append(Remark(Kind.FAILED, ctx.current.name, why))
+
+
+def _numerics(
+    pass_: Pass, before: Program, after: Program, ctx: PassContext
+) -> tuple[Divergence | None, str | None]:
+    """How far outputs moved on the real rows, and whether that is more than was promised."""
+    if ctx.rows is None:
+        return None, None
+    rows = ctx.rows
+    results = after.run(rows)
+    moved = divergence(before.run(rows), results)
+    error = own = None
+    if pass_.exactness is Exactness.ROUNDING and not moved.bit_equal:
+        original = ctx.original or before
+        reference = truth(original, rows)
+        error, own = divergence(reference, results), divergence(reference, original.run(rows))
+    elif pass_.exactness is Exactness.ROUNDING:
+        return moved, None
+    broken = broken_promise(pass_.exactness, moved, error, own)
+    if broken is None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
+        broken = _over_budget(after, ctx)
+    return moved, broken
+
+
+def _over_budget(program: Program, ctx: PassContext) -> str | None:
+    """Why a lossy program is over budget on the rows that choose, or None."""
+    if ctx.judge is None:
+        return "a lossy pass needs data to be judged on, and none was given"
+    verdict = ctx.judge(program)
+    if verdict.status is Status.PASS:
+        return None
+    return f"over budget: {'; '.join(verdict.reasons)}"
+
+
+def _parse_pass(text: str) -> Pass:
+    if text.startswith("fixpoint(") and text.endswith(")"):
+        inner = Pipeline.parse(text.removeprefix("fixpoint(").removesuffix(")"))
+        return FixedPoint(passes=inner.passes)
+    name, _ = split_spec(text)
+    return pass_class(name).parse(text)
+
+
+def _amend(passes: list[Pass], part: str) -> None:
+    """Applies ``+pass``, ``+pass@after:other``, ``+pass@before:other`` or ``-pass`` to a list."""
+    if part.startswith("-"):
+        name = part[1:].strip()
+        found = _drop(passes, name)
+        if not found:
+            raise PipelineError(f"{part!r}: no {name!r} in {_names(passes)}")
+        return
+    spec, _, place = part[1:].partition("@")
+    added = _parse_pass(spec.strip())
+    if not place:
+        passes.append(added)
+        return
+    where, _, other = place.partition(":")
+    if where not in ("after", "before") or not other:
+        raise PipelineError(f"{part!r}: write the place as @after:pass or @before:pass")
+    positions = [index for index, p in enumerate(passes) if other in _flat_names(p)]
+    if not positions:
+        raise PipelineError(f"{part!r}: no {other!r} in {_names(passes)}")
+    passes.insert(positions[-1] + 1 if where == "after" else positions[0], added)
+
+
+def _drop(passes: list[Pass], name: str) -> bool:
+    """Removes every pass called ``name``, inside of fixpoints too."""
+    before = [pass_.spec() for pass_ in passes]
+    kept: list[Pass] = []
+    for pass_ in passes:
+        if isinstance(pass_, Pipeline):
+            inner = list(pass_.passes)
+            _drop(inner, name)
+            kept.append(replace(pass_, passes=tuple(inner)))
+        elif pass_.name != name:
+            kept.append(pass_)
+    passes[:] = kept
+    return before != [pass_.spec() for pass_ in passes]
+
+
+def _flat_names(pass_: Pass) -> set[str]:
+    if isinstance(pass_, Pipeline):
+        return {name for inner in pass_.passes for name in _flat_names(inner)}
+    return {pass_.name}
+
+
+def _names(passes: list[Pass]) -> list[str]:
+    return [pass_.name for pass_ in passes]

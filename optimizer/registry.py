@@ -1,0 +1,101 @@
+"""Names of passes, frontends and backends; everything behind a name is imported when asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import PipelineError, TargetError
+from .passbase import Pass
+
+#: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
+GROUP = "rankc.passes"
+
+_REGISTERED: dict[str, type[Pass]] = {}
+
+
+def register(pass_class: type[Pass]) -> type[Pass]:
+    """Makes a pass known by its name; usable as a class decorator.
+
+    Raises:
+        PipelineError: The name is taken by another pass, or it is no pass.
+    """
+    if not (isinstance(pass_class, type) and issubclass(pass_class, Pass)):
+        raise PipelineError(f"{pass_class!r} is no subclass of rankc.Pass")
+    name = getattr(pass_class, "name", None)
+    if not isinstance(name, str):
+        raise PipelineError(f"{pass_class.__name__} has no name")
+    taken = _REGISTERED.get(name)
+    if name in _builtin() or (taken is not None and taken is not pass_class):
+        raise PipelineError(f"a pass called {name!r} exists already")
+    _REGISTERED[name] = pass_class
+    return pass_class
+
+
+def pass_names() -> list[str]:
+    """Every pass that can be named in a pipeline."""
+    return sorted({*_builtin(), *_REGISTERED, *_plugged()})
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass called ``name``.
+
+    Raises:
+        PipelineError: There is none; the nearest names are given. Or a plug-in that doesn't load.
+    """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    place = _builtin().get(name) or _plugged().get(name)
+    if place is None:
+        near = difflib.get_close_matches(name, pass_names(), n=3) or pass_names()
+        raise PipelineError(f"no pass is called {name!r}; did you mean {' or '.join(near)}?")
+    module, _, attribute = place.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PipelineError(f"pass {name!r} can't be loaded from {place}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise PipelineError(f"{place} is no subclass of rankc.Pass")
+    if found.name != name:
+        raise PipelineError(f"{place} is called {found.name!r}, but announced as {name!r}")
+    return found
+
+
+def backend(name: str) -> Any:
+    """The backend called ``name``, ready to use.
+
+    Raises:
+        TargetError: There is none, or a library it needs isn't installed.
+    """
+    table: dict[str, str] = importlib.import_module("rankc.backends").BACKENDS
+    if name not in table:
+        raise TargetError(f"no backend is called {name!r}; there are {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    try:
+        return getattr(importlib.import_module(f"rankc.backends.{module}"), attribute)()
+    except ImportError as error:
+        raise TargetError(
+            f"backend {name!r} needs {error.name}: pip install rankc[{name}]"
+        ) from error
+
+
+def frontend() -> Any:
+    """The module that captures models."""
+    return importlib.import_module("rankc.frontends.export")
+
+
+def named_pipelines() -> dict[str, str]:
+    """Named pipelines as text."""
+    pipelines: dict[str, str] = importlib.import_module("rankc.passes.pipelines").PIPELINES
+    return pipelines
+
+
+def _builtin() -> dict[str, str]:
+    table: dict[str, str] = importlib.import_module("rankc.passes").PASSES
+    return {name: f"rankc.passes.{place}" for name, place in table.items()}
+
+
+def _plugged() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=GROUP)}

@@ -1,0 +1,257 @@
+"""What happened, for people and for programs: `Report` as text and JSON."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from .verdict import Verdict
+
+
+class Kind(StrEnum):
+    """What a remark says."""
+
+    APPLIED = "applied"
+    MISSED = "missed"
+    ANALYSIS = "analysis"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One sentence from a pass.
+
+    Attributes:
+        kind: Whether something was done, left alone, found, or went wrong.
+        pass_name: Who says so.
+        message: The sentence.
+        sites: The places it is about, by the user's own module names.
+        data: Numbers behind it.
+    """
+
+    kind: Kind
+    pass_name: str
+    message: str
+    sites: tuple[str, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        where = f" [{', '.join(self.sites[:4])}{', …' if len(self.sites) > 4 else ''}]"
+        return f"{self.message}{where if self.sites else ''}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How big a program is."""
+
+    nodes: int
+    parameters: int
+    nbytes: int
+    flops: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return asdict(self)
+
+
+class Outcome(StrEnum):
+    """How a pass ended."""
+
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    ROLLED_BACK = "rolled back"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One run of one pass.
+
+    Attributes:
+        index: Its number in the pipeline's run.
+        spec: The pass as pipeline text.
+        exactness: What it promised.
+        outcome: How it ended.
+        seconds: How long it took, checks included.
+        before: The program's size before.
+        after: The program's size after.
+        divergence: How far outputs moved on the real rows; None when unchanged or unchecked.
+        note: Why it was skipped, rolled back or failed.
+    """
+
+    index: int
+    spec: str
+    exactness: str
+    outcome: Outcome
+    seconds: float
+    before: Size
+    after: Size
+    divergence: dict[str, Any] | None = None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; seconds are left out, so that the same input gives the same bytes."""
+        data = asdict(self)
+        data.pop("seconds")
+        data["outcome"] = self.outcome.value
+        return data
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """The decision at one site: a table or a linear.
+
+    Attributes:
+        site: The user's name of it.
+        kind: ``"table"`` or ``"linear"``.
+        shape: Rows and width of a table, outputs and inputs of a linear.
+        chosen: The format it got.
+        candidates: Per other format: error, estimated time, ΔNE and why (not).
+        reason: Why the chosen one.
+    """
+
+    site: str
+    kind: str
+    shape: tuple[int, ...]
+    chosen: str
+    candidates: tuple[dict[str, Any], ...] = ()
+    reason: str = ""
+
+
+@dataclass
+class Report:
+    """Everything `optimize` did, found and left alone.
+
+    Attributes:
+        title: Model and target in a line.
+        records: One per pass run, in order.
+        remarks: What the passes said.
+        sites: The decision per table and linear.
+        verdict: The judgement on the proof rows.
+        notes: Sentences about the whole: how it was verified, what wasn't measured.
+        timings: Benchmark rows, if any were taken.
+    """
+
+    title: str = ""
+    records: list[PassRecord] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+    sites: list[SiteRecord] = field(default_factory=list)
+    verdict: Verdict | None = None
+    notes: list[str] = field(default_factory=list)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def passes(self) -> list[PassRecord]:
+        """The pass records."""
+        return self.records
+
+    def said(self, kind: Kind, pass_name: str | None = None) -> list[Remark]:
+        """Remarks of one kind, of one pass or of all."""
+        return [
+            r
+            for r in self.remarks
+            if r.kind is kind and (pass_name is None or r.pass_name == pass_name)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain dicts and lists, the same for the same input."""
+        return {
+            "title": self.title,
+            "verdict": self.verdict.to_json() if self.verdict else None,
+            "notes": list(self.notes),
+            "passes": [record.to_json() for record in self.records],
+            "sites": [asdict(site) for site in self.sites],
+            "remarks": [{**asdict(r), "kind": r.kind.value} for r in self.remarks],
+        }
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        buffer = io.StringIO()
+        self.print(Console(file=buffer, width=110, highlight=False))
+        return buffer.getvalue()
+
+    def print(self, console: Console) -> None:
+        """Prints the report to a terminal."""
+        if self.title:
+            console.rule(self.title)
+        if self.verdict is not None:
+            console.print(str(self.verdict), markup=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+        for part in (self._passes(), self._sites(), self._remarks()):
+            if part is not None:
+                console.print(part)
+
+    def _passes(self) -> RenderableType | None:
+        from rich.table import Table
+
+        if not self.records:
+            return None
+        table = Table(title="passes", title_justify="left")
+        for name in ("pass", "promise", "outcome", "nodes", "bytes", "moved by", "seconds"):
+            table.add_column(name, justify="left" if name in ("pass", "outcome") else "right")
+        for record in self.records:
+            moved = record.divergence
+            table.add_row(
+                record.spec,
+                record.exactness,
+                record.outcome.value + (f": {record.note}" if record.note else ""),
+                _change(record.before.nodes, record.after.nodes),
+                _change(record.before.nbytes, record.after.nbytes, readable_bytes),
+                ""
+                if moved is None
+                else ("0" if moved["bit_equal"] else f"{moved['relative']:.1e}"),
+                f"{record.seconds:.2f}",
+            )
+        return table
+
+    def _sites(self) -> RenderableType | None:
+        from rich.table import Table
+
+        if not self.sites:
+            return None
+        table = Table(title="sites", title_justify="left")
+        for name in ("site", "kind", "shape", "format", "why"):
+            table.add_column(name)
+        for site in self.sites:
+            shape = "×".join(str(size) for size in site.shape)
+            table.add_row(site.site, site.kind, shape, site.chosen, site.reason)
+        return table
+
+    def _remarks(self) -> RenderableType | None:
+        from rich.table import Table
+
+        grouped: dict[tuple[str, str, str], list[str]] = {}
+        for remark in self.remarks:
+            if remark.kind is not Kind.ANALYSIS:
+                key = (remark.kind.value, remark.pass_name, remark.message)
+                grouped.setdefault(key, []).extend(remark.sites)
+        if not grouped:
+            return None
+        table = Table(title="what was done, and what was left alone", title_justify="left")
+        for name in ("", "pass", "what", "where"):
+            table.add_column(name)
+        for (kind, name, message), sites in grouped.items():
+            shown = ", ".join(dict.fromkeys(sites))
+            table.add_row(kind, name, message, shown if len(shown) < 60 else shown[:57] + "…")
+        return table
+
+
+def readable_bytes(count: float) -> str:
+    """``1536`` as ``1.5 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _change(before: float, after: float, show: Any = str) -> str:
+    return show(after) if before == after else f"{show(before)} → {show(after)}"

@@ -1,0 +1,140 @@
+"""Targets: what device, which number formats, which backends."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from .errors import TargetError
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """A device, as far as the cost model needs it.
+
+    Attributes:
+        name: What it is called.
+        kind: ``"cpu"`` or ``"cuda"``.
+        sm: CUDA compute capability times ten (90 for an H100); None on a CPU.
+        bandwidth: Memory bandwidth in GB/s.
+        peaks: Peak rate per format in Tera-operations/s, dense, as ``(format, rate)`` pairs.
+        source: Where the numbers come from.
+    """
+
+    name: str
+    kind: str
+    sm: int | None = None
+    bandwidth: float = 0.0
+    peaks: tuple[tuple[str, float], ...] = ()
+    source: str = ""
+
+    def peak(self, number_format: str) -> float:
+        """Peak rate in operations/s; an unlisted format runs at the rate of fp32."""
+        rates = dict(self.peaks)
+        return 1e12 * rates.get(number_format, rates.get("fp32", 1.0))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an artifact is built for.
+
+    Attributes:
+        name: What users call it, such as ``"h100-fp8"``.
+        device: The device.
+        formats: Formats a linear may take below fp32, cheapest first.
+        table_formats: Formats a table may take below fp32.
+        int8_activations: ``"uint8"`` (affine, what ONNX Runtime's CPU kernels take) or ``"int8"``
+            (symmetric, what TensorRT takes).
+        backends: Backends that can serve it, best first.
+        min_linear: Linears with fewer inputs or outputs than this keep their format.
+    """
+
+    name: str
+    device: DeviceSpec
+    formats: tuple[str, ...] = ()
+    table_formats: tuple[str, ...] = ()
+    int8_activations: str = "int8"
+    backends: tuple[str, ...] = ("onnxruntime",)
+    min_linear: int = 16
+
+    @classmethod
+    def of(cls, target: str | Target) -> Target:
+        """The target called by that name.
+
+        Raises:
+            TargetError: No target has that name; the nearest ones are named.
+        """
+        if isinstance(target, Target):
+            return target
+        if not isinstance(target, str):
+            raise TargetError(
+                f"a target is a name or a rankc.Target, got {type(target).__name__}. "
+                f"Known names: {', '.join(TARGETS)}."
+            )
+        found = TARGETS.get(target)
+        if found is None:
+            near = difflib.get_close_matches(target, TARGETS, n=3, cutoff=0.3) or list(TARGETS)
+            raise TargetError(
+                f"unknown target {target!r}; did you mean {' or '.join(near)}? "
+                "`rankc targets` lists them all; rankc.Target(...) makes one of your own."
+            )
+        return found
+
+
+_CPU = DeviceSpec(
+    "x86-64 CPU, one AVX512-VNNI core",
+    "cpu",
+    bandwidth=12.0,
+    peaks=(("fp32", 0.106), ("bf16", 0.21), ("int8", 0.415)),
+    source="measured on one Zen 4 core: GEMM rates and stream triad",
+)
+_H100 = DeviceSpec(
+    "NVIDIA H100 SXM",
+    "cuda",
+    sm=90,
+    bandwidth=3350.0,
+    peaks=(("fp32", 67.0), ("bf16", 989.0), ("fp16", 989.0), ("fp8", 1979.0), ("int8", 1979.0)),
+    source="NVIDIA H100 data sheet, dense",
+)
+_L40S = DeviceSpec(
+    "NVIDIA L40S",
+    "cuda",
+    sm=89,
+    bandwidth=864.0,
+    peaks=(("fp32", 91.6), ("bf16", 362.0), ("fp16", 362.0), ("fp8", 733.0), ("int8", 733.0)),
+    source="NVIDIA L40S data sheet, dense",
+)
+_A100 = DeviceSpec(
+    "NVIDIA A100 SXM 80 GB",
+    "cuda",
+    sm=80,
+    bandwidth=2039.0,
+    peaks=(("fp32", 19.5), ("bf16", 312.0), ("fp16", 312.0), ("int8", 624.0)),
+    source="NVIDIA A100 data sheet, dense",
+)
+_B200 = DeviceSpec(
+    "NVIDIA B200",
+    "cuda",
+    sm=100,
+    bandwidth=8000.0,
+    peaks=(("fp32", 75.0), ("bf16", 2250.0), ("fp16", 2250.0), ("fp8", 4500.0), ("int8", 4500.0)),
+    source="NVIDIA DGX B200 data sheet, per GPU, dense",
+)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("cpu-fp32", _CPU),
+        Target(
+            "cpu-int8",
+            _CPU,
+            formats=("int8",),
+            table_formats=("int8",),
+            int8_activations="uint8",
+        ),
+        Target("a100-int8", _A100, formats=("int8",), table_formats=("int8",), backends=("onnx",)),
+        Target("l40s-fp8", _L40S, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
+        Target("h100-fp8", _H100, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
+        Target("b200-fp8", _B200, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
+    )
+}

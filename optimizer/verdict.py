@@ -1,0 +1,326 @@
+"""What a gate found: the `Verdict` of an optimized model, as values, text and JSON.
+
+It says *pass*, *inconclusive* or *fail*, or *unverified* when there was nothing to measure on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum, StrEnum
+from typing import Any
+
+from .intervals import Interval
+from .quality import ShiftSummary
+
+
+class Status(StrEnum):
+    """What a measurement against a limit came to; for a verdict, the worst of its parts."""
+
+    PASS = "pass"
+    INCONCLUSIVE = "inconclusive"
+    FAIL = "fail"
+    UNVERIFIED = "unverified"
+
+
+class CohortStatus(StrEnum):
+    """What is known of one cohort; only *fail* fails the verdict."""
+
+    PASS = "pass"
+    INCONCLUSIVE = "inconclusive"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well one model does on one task; None where a metric has no meaning.
+
+    Attributes:
+        loss: Mean log loss in nats; for a regression task the mean squared error.
+        ne: Loss over that of always answering the label mean.
+        auc: Area under the ROC curve.
+        gauc: The same within groups; None without groups.
+        calibration: Mean p over mean y.
+    """
+
+    loss: float
+    ne: float | None = None
+    auc: float | None = None
+    gauc: float | None = None
+    calibration: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit, held against one measurement. Every measure is one where smaller is better.
+
+    Attributes:
+        measure: What was measured, e.g. ``"ΔNE"``.
+        limit: Its limit.
+        interval: What the rows say.
+        status: Pass, inconclusive or fail.
+        more_rows: How many more rows would decide; None when that can't be promised.
+    """
+
+    measure: str
+    limit: float
+    interval: Interval
+    status: Status
+    more_rows: int | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task, judged.
+
+    Attributes:
+        task: Its name.
+        status: The worst of its checks.
+        labels: ``"labels"`` or ``"soft labels"``.
+        delta_ne: Relative change of NE (of the squared error for a regression task).
+        before: Metrics of the original.
+        after: Metrics of the optimized model.
+        shift: How far its logits moved.
+        checks: One for each limit.
+    """
+
+    task: str
+    status: Status
+    labels: str
+    delta_ne: Interval
+    before: Metrics
+    after: Metrics
+    shift: ShiftSummary
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """One cohort of one task.
+
+    Attributes:
+        task: The task.
+        axis: Name of the cohort axis, e.g. ``"age"``.
+        value: Which cohort of the axis.
+        rows: Rows in it.
+        status: Unknown when too small to judge.
+        delta_ne: Its own change, at the verdict's confidence; None when unknown.
+        corrected_low: Lower bound that allows for the number of cohorts looked at.
+        p_value: Benjamini-Hochberg adjusted, of "it loses at most κ times the limit".
+        calibration_before: Mean p over mean y in the cohort; None for a regression.
+        calibration_after: The same of the optimized model.
+    """
+
+    task: str
+    axis: str
+    value: str
+    rows: int
+    status: CohortStatus
+    delta_ne: Interval | None = None
+    corrected_low: float | None = None
+    p_value: float | None = None
+    calibration_before: float | None = None
+    calibration_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the optimized model still ranks as well as the original.
+
+    Attributes:
+        status: Pass, inconclusive, fail or unverified.
+        rows: Rows it was judged on.
+        confidence: Of every interval.
+        labels: ``"labels"``; ``"soft labels"`` when any task was judged on the original's own
+            scores; ``"none"`` when unverified.
+        tasks: One result for each task.
+        cohorts: Worst first, the unknown at the end.
+        reasons: A sentence for each limit failed or left open, and how many more rows would decide.
+        notes: What limits the verdict but doesn't decide it.
+    """
+
+    status: Status
+    rows: int
+    confidence: float
+    labels: str
+    tasks: tuple[TaskResult, ...] = ()
+    cohorts: tuple[CohortResult, ...] = ()
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def delta_ne(self) -> dict[str, Interval]:
+        """The relative change of NE, by task."""
+        return {result.task: result.delta_ne for result in self.tasks}
+
+    @property
+    def shift(self) -> dict[str, ShiftSummary]:
+        """How far the logits moved, by task."""
+        return {result.task: result.shift for result in self.tasks}
+
+    @property
+    def worst_delta_ne(self) -> float | None:
+        """The largest upper bound of ΔNE over the tasks; None when unverified."""
+        return max((result.delta_ne.high for result in self.tasks), default=None)
+
+    @classmethod
+    def unverified(cls, reason: str, confidence: float = 0.95) -> Verdict:
+        """The verdict when there was nothing to measure on."""
+        return cls(Status.UNVERIFIED, 0, confidence, "none", reasons=(reason,))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values."""
+        data: dict[str, Any] = _jsonable(asdict(self))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """The inverse of `to_json`."""
+        return cls(
+            status=Status(data["status"]),
+            rows=data["rows"],
+            confidence=data["confidence"],
+            labels=data["labels"],
+            tasks=tuple(_task_from_json(task) for task in data["tasks"]),
+            cohorts=tuple(_cohort_from_json(cohort) for cohort in data["cohorts"]),
+            reasons=tuple(data["reasons"]),
+            notes=tuple(data["notes"]),
+        )
+
+    def __str__(self) -> str:
+        if self.status is Status.UNVERIFIED:
+            return "\n".join(["UNVERIFIED: no rows to measure on", *_bullets(self.reasons)])
+        lines = [
+            f"{self.status.value.upper()} on {self.rows:,} rows "
+            f"({self.labels}, {100.0 * self.confidence:.4g} % confidence)"
+        ]
+        lines += [
+            f"  {result.task}: ΔNE {_range(result.delta_ne, _percent)}, "
+            f"logit shift {result.shift.relative:.2g} of their spread"
+            for result in self.tasks
+        ]
+        worst = next((cohort for cohort in self.cohorts if cohort.delta_ne), None)
+        if worst is not None and worst.delta_ne is not None:
+            lines.append(
+                f"  worst cohort {worst.axis}={worst.value} ({worst.task}): "
+                f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
+            )
+        return "\n".join([*lines, *_bullets(self.reasons), *_bullets(self.notes)])
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def _jsonable(value: Any) -> Any:
+    """The same of dicts, lists, strings and numbers only."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _task_from_json(data: Mapping[str, Any]) -> TaskResult:
+    return TaskResult(
+        task=data["task"],
+        status=Status(data["status"]),
+        labels=data["labels"],
+        delta_ne=Interval.from_json(data["delta_ne"]),
+        before=Metrics(**data["before"]),
+        after=Metrics(**data["after"]),
+        shift=ShiftSummary.from_json(data["shift"]),
+        checks=tuple(
+            Check(
+                measure=check["measure"],
+                limit=check["limit"],
+                interval=Interval.from_json(check["interval"]),
+                status=Status(check["status"]),
+                more_rows=check["more_rows"],
+            )
+            for check in data["checks"]
+        ),
+    )
+
+
+def _cohort_from_json(data: Mapping[str, Any]) -> CohortResult:
+    delta = data["delta_ne"]
+    return CohortResult(
+        **{
+            **data,
+            "status": CohortStatus(data["status"]),
+            "delta_ne": None if delta is None else Interval.from_json(delta),
+        }
+    )
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def check_sentence(task: str, check: Check, min_class_rows: int) -> str:
+    """What a check found; empty when it passed."""
+    if check.status is Status.PASS:
+        return ""
+    show = _percent if check.measure in ("ΔNE", "NE gain", "calibration change") else _plain
+    limit = show(check.limit).lstrip("+")
+    found = f"task {task!r}: {check.measure} {_range(check.interval, show)}"
+    if check.measure == "NE gain":
+        return (
+            f"{found} is surely over {limit}: a copy that differs this much was lucky on these "
+            "rows; set two_sided=False if it was finetuned"
+        )
+    if check.status is Status.FAIL:
+        return f"{found} is over the limit {limit}"
+    if check.interval.high <= check.limit:
+        return (
+            f"{found} is within the limit {limit}, but rests on fewer than {min_class_rows} rows "
+            f"of the rarer class; about {check.more_rows:,} more rows would decide"
+        )
+    seen = f"{found} straddles the limit {limit} on {check.interval.rows:,} rows"
+    if check.more_rows is None:
+        return f"{seen}, and the estimate itself is not under it: more rows would likely fail it"
+    return f"{seen}; about {check.more_rows:,} more would decide, if the estimate stays"
+
+
+def cohort_sentence(cohort: CohortResult, factor: float, limit: float) -> str:
+    """What a cohort lost over its limit, ``factor`` times the whole's; empty unless it failed."""
+    if cohort.status is not CohortStatus.FAIL or cohort.delta_ne is None:
+        return ""
+    surely = _percent(cohort.corrected_low or 0.0)
+    return (
+        f"task {cohort.task!r}: cohort {cohort.axis}={cohort.value} ({cohort.rows:,} rows) loses "
+        f"ΔNE {_percent(cohort.delta_ne.estimate)}, at least {surely} after correction for the "
+        f"number of cohorts: over {factor:g} times the limit ({_percent(limit).lstrip('+')})"
+    )
+
+
+def notes(
+    soft: tuple[str, ...], ungrouped: bool, cohorts: tuple[CohortResult, ...], unlisted: int
+) -> tuple[str, ...]:
+    """What limits a verdict: tasks on soft labels, rows without groups, cohorts too small."""
+    tiny = unlisted + sum(cohort.status is CohortStatus.UNKNOWN for cohort in cohorts)
+    found = []
+    if soft:
+        names = ", ".join(repr(name) for name in soft)
+        found.append(f"task {names}: no labels, judged on the original's own scores (soft labels)")
+    if ungrouped:
+        found.append("rows are taken as independent; give `group` if a user has several")
+    if tiny:
+        found.append(f"{tiny:,} cohorts are too small to judge: unknown, not passed")
+    return tuple(found)
+
+
+def _bullets(sentences: Iterable[str]) -> list[str]:
+    return [f"  - {sentence}" for sentence in sentences]
+
+
+def _range(interval: Interval, show: Callable[[float], str]) -> str:
+    return f"{show(interval.estimate)} [{show(interval.low)}, {show(interval.high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100.0 * value:+.4f} %"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,14 @@
+"""The passes: one a file, under its own name. The table is all there is here."""
+
+#: name -> "module:Class", imported when first asked for.
+PASSES: dict[str, str] = {
+    "canonicalize": "canonicalize:Canonicalize",
+    "eliminate": "eliminate:Eliminate",
+    "fold-affine": "fold_affine:FoldAffine",
+    "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
+    "fold-constants": "fold_constants:FoldConstants",
+    "insert-quantize": "insert_quantize:InsertQuantize",
+    "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
+    "place-precision": "place_precision:PlacePrecision",
+    "quantize-tables": "quantize_tables:QuantizeTables",
+}

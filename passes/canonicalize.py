@@ -1,0 +1,135 @@
+"""canonicalize: one way to write each thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..optimizer.context import PassContext
+from ..optimizer.ir import Form, Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir.forms import NOISE
+from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
+from ..optimizer.passbase import Exactness, Pass
+
+_aten = torch.ops.aten
+_END = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Replaces operators that change nothing by their input, and spells views one way.
+
+    Exact because: only copies, assertions and views that move no value are touched.
+    Requires: CAPTURED.
+    Misses when: never; what it doesn't know it leaves.
+    """
+
+    name: ClassVar[str] = "canonicalize"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    requires: ClassVar[Form] = Form.CAPTURED
+    produces: ClassVar[Form | None] = Form.CANONICAL
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Removes noise, then applies the view rules."""
+        rw = ctx.rewriter(program)
+        removed = _remove_noise(rw)
+        views = apply_rules((_SameShape(), _DoubleView(), _DoubleTranspose()), rw, _ignore)
+        if removed or views:
+            ctx.applied(f"removed {removed} operators that compute nothing and {views} idle views")
+
+
+def _ignore(rule: Rule, node: fx.Node, miss: Miss) -> None:
+    """These rules have no near misses worth telling."""
+
+
+def _remove_noise(rw: Rewriter) -> int:
+    """Noise can't be left standing by a limit: later passes require the canonical form."""
+    removed = 0
+    for node in list(rw.program.graph.nodes):
+        if node.op != "call_function" or node.target not in NOISE:
+            continue
+        if node.users:
+            node.replace_all_uses_with(node.args[0])
+        rw.erase(node)
+        removed += 1
+    return removed
+
+
+class _SameShape(Rule):
+    """Replaces a view, slice, expand or cast that changes neither shape nor dtype by its input."""
+
+    roots = (
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten.slice.Tensor,
+        _aten.expand.default,
+        _aten._to_copy.default,
+        _aten.squeeze.dims,
+        _aten.squeeze.dim,
+        _aten.permute.default,
+        _aten.add.Tensor,
+        _aten.mul.Tensor,
+    )
+
+    def match(self, node: fx.Node) -> Any:
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or "val" not in source.meta:
+            return None
+        if shape_of(source) != shape_of(node) or dtype_of(source) != dtype_of(node):
+            return None
+        return source if _moves_nothing(node) else None
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
+        rw.replace(node, found)
+        return None
+
+
+def _moves_nothing(node: fx.Node) -> bool:
+    if is_op(node, _aten.slice.Tensor):
+        start, step = argument(node, 2, "start", 0), argument(node, 4, "step", 1)
+        return start in (0, None) and step == 1
+    if is_op(node, _aten.permute.default):
+        dims = list(argument(node, 1, "dims"))
+        return dims == list(range(len(dims)))
+    if is_op(node, _aten.mul.Tensor):
+        # x * 1 is x; x + 0 isn't (it turns -0.0 into 0.0), so it stays.
+        return isinstance(node.args[1], (int, float)) and node.args[1] == 1
+    return not is_op(node, _aten.add.Tensor)
+
+
+class _DoubleView(Rule):
+    """Replaces a view of a view by one view."""
+
+    roots = (_aten.view.default, _aten.reshape.default)
+
+    def match(self, node: fx.Node) -> Any:
+        source = node.args[0]
+        return source.args[0] if is_op(source, *self.roots) else None  # type: ignore[union-attr]
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
+        if shape_of(found) == shape_of(node):
+            rw.replace(node, found)
+            return None
+        return rw.emit(_aten.reshape.default, found, node.args[1], like=node)
+
+
+class _DoubleTranspose(Rule):
+    """Replaces a transpose of the same transpose by the input."""
+
+    roots = (_aten.transpose.int,)
+
+    def match(self, node: fx.Node) -> Any:
+        source = node.args[0]
+        if not is_op(source, _aten.transpose.int):
+            return None
+        assert isinstance(source, fx.Node)
+        rank = len(shape_of(source))
+        same = {d % rank for d in node.args[1:3]} == {d % rank for d in source.args[1:3]}  # type: ignore[operator]
+        return source.args[0] if same else None
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
+        rw.replace(node, found)
+        return None

@@ -1,0 +1,175 @@
+"""fold-affine: constant multiplies and adds next to a linear become part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from ..optimizer.context import PassContext
+from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir.pattern import is_op, parameter_name, shape_of
+from ..optimizer.passbase import Exactness, Pass
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FoldAffine(Pass):
+    """Replaces ``linear(x)·s + t`` and ``linear(x·s + t)`` by one linear, s and t constant.
+
+    Exact because: s·(Wx + b) + t = (sW)x + (sb + t), and W(s·x + t) + b = (W·s)x + (Wt + b).
+    Requires: CANONICAL.
+    Misses when: the value between them has other users, or s or t doesn't follow the channels.
+    """
+
+    name: ClassVar[str] = "fold-affine"
+    exactness: ClassVar[Exactness] = Exactness.ROUNDING
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Applies the rules until none does."""
+        rw = ctx.rewriter(program)
+
+        def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
+            ctx.missed(miss.reason, *(miss.nodes or (node,)))
+
+        total = 0
+        while applied := apply_rules((_AfterLinear(), _BeforeLinear()), rw, missed):
+            total += applied
+        if total:
+            ctx.applied(f"folded {total} constant multiplies and adds into linears")
+
+
+def _constant(program_node: Any, channels: int) -> fx.Node | float | None:
+    """A Python number, or a parameter that is a scalar or follows the last dimension."""
+    if isinstance(program_node, (int, float)) and not isinstance(program_node, bool):
+        return float(program_node)
+    if parameter_name(program_node) is None:
+        return None
+    shape = shape_of(program_node)
+    leading = all(size == 1 for size in shape[:-1])
+    return program_node if leading and (not shape or shape[-1] in (1, channels)) else None
+
+
+def _split(node: fx.Node, channels: int) -> tuple[fx.Node, fx.Node | float] | None:
+    """The varying and the constant operand of a multiply or an add."""
+    if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
+        return None
+    left, right = node.args
+    for varying, other in ((left, right), (right, left)):
+        constant = _constant(other, channels)
+        if constant is not None and isinstance(varying, fx.Node) and varying.op != "get_attr":
+            return varying, constant
+    return None
+
+
+def _values(rw: Rewriter, constant: fx.Node | float, channels: int) -> Tensor:
+    if isinstance(constant, float):
+        return torch.full((channels,), constant, dtype=torch.float64)
+    value = rw.program.tensor(str(constant.target)).double().flatten()
+    return value.expand(channels)
+
+
+def _linear_parts(rw: Rewriter, linear: fx.Node) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Weight and bias in fp64, and the weight's own dtype."""
+    weight = rw.program.tensor(str(linear.args[1].target))  # type: ignore[union-attr]
+    bias = linear.args[2] if len(linear.args) > 2 else None
+    wide = (
+        torch.zeros(len(weight), dtype=torch.float64)
+        if bias is None
+        else rw.program.tensor(str(bias.target)).double()  # type: ignore[union-attr]
+    )
+    return weight.double(), wide, weight.dtype
+
+
+def _emit(
+    rw: Rewriter,
+    linear: fx.Node,
+    source: Any,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    like: tuple[fx.Node, ...],
+) -> fx.Node:
+    base = str(linear.args[1].target).replace(".", "_").removesuffix("_affine")  # type: ignore[union-attr]
+    return rw.emit(
+        _aten.linear.default,
+        source,
+        rw.parameter(f"{base}_affine", weight.to(dtype)),
+        rw.parameter(f"{base}_affine_bias", bias.to(dtype)),
+        like=like,
+    )
+
+
+def _is_plain_linear(node: Any) -> bool:
+    if not is_op(node, _aten.linear.default) or parameter_name(node.args[1]) is None:
+        return False
+    bias = node.args[2] if len(node.args) > 2 else None
+    return bias is None or parameter_name(bias) is not None
+
+
+class _AfterLinear(Rule):
+    """Replaces linear(x)·s or linear(x) + t by a linear."""
+
+    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor)
+
+    def match(self, node: fx.Node) -> Any:
+        rank = len(shape_of(node))
+        channels = shape_of(node)[-1] if rank >= 2 else None
+        if not isinstance(channels, int):
+            return None
+        parts = _split(node, channels)
+        if parts is None or not _is_plain_linear(parts[0]):
+            return None
+        linear, constant = parts
+        if is_op(node, _aten.div.Tensor) and (node.args[0] is not linear):
+            return None
+        if shape_of(linear) != shape_of(node):
+            return None
+        if len(linear.users) > 1:
+            return Miss("the linear before the constant has other users", (linear,))
+        return linear, constant, channels
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        linear, constant, channels = found
+        weight, bias, dtype = _linear_parts(rw, linear)
+        value = _values(rw, constant, channels)
+        if is_op(node, _aten.add.Tensor):
+            bias = bias + value
+        else:
+            value = value.reciprocal() if is_op(node, _aten.div.Tensor) else value
+            weight, bias = weight * value[:, None], bias * value
+        return _emit(rw, linear, linear.args[0], weight, bias, dtype, (linear, node))
+
+
+class _BeforeLinear(Rule):
+    """Replaces linear(x·s) or linear(x + t) by a linear."""
+
+    roots = (_aten.linear.default,)
+
+    def match(self, node: fx.Node) -> Any:
+        affine = node.args[0]
+        if not _is_plain_linear(node) or not is_op(affine, _aten.mul.Tensor, _aten.add.Tensor):
+            return None
+        assert isinstance(affine, fx.Node)
+        channels = shape_of(affine)[-1]
+        if not isinstance(channels, int):
+            return None
+        parts = _split(affine, channels)
+        if parts is None or shape_of(parts[0]) != shape_of(affine):
+            return None
+        if len(affine.users) > 1:
+            return Miss("the value before the linear has other users", (affine,))
+        return affine, parts[0], parts[1], channels
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        affine, source, constant, channels = found
+        weight, bias, dtype = _linear_parts(rw, node)
+        value = _values(rw, constant, channels)
+        if is_op(affine, _aten.add.Tensor):
+            bias = bias + weight @ value
+        else:
+            weight = weight * value[None, :]
+        return _emit(rw, node, source, weight, bias, dtype, (node, affine))

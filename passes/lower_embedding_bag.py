@@ -1,0 +1,221 @@
+"""lower-embedding-bag: bags as lookups and sums, which every backend takes without a loop."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..optimizer.context import PassContext
+from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir.pattern import is_op, shape_of
+from ..optimizer.passbase import Exactness, Pass
+
+_aten = torch.ops.aten
+_SUM, _MEAN, _MAX = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class LowerEmbeddingBag(Pass):
+    """Replaces EmbeddingBag by lookups pooled with sums, means or maxima.
+
+    Ids ``[B, L]`` become a lookup ``[B, L, D]`` pooled over L; ids with offsets are added into
+    their bags by index. An exporter would write either as one ONNX Loop per table, 30 times slower.
+
+    Exact because: the same rows are pooled; only the order of additions may differ.
+    Requires: CANONICAL.
+    Misses when: maximum pooling over offsets, or rows of a bag are scaled by their frequency.
+    """
+
+    name: ClassVar[str] = "lower-embedding-bag"
+    exactness: ClassVar[Exactness] = Exactness.ROUNDING
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Lowers every bag that has a form."""
+        rw = ctx.rewriter(program)
+
+        def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
+            ctx.missed(miss.reason, *(miss.nodes or (node,)))
+
+        lowered = apply_rules((_PaddedBag(), _OffsetBag()), rw, missed)
+        if lowered:
+            ctx.applied(f"lowered {lowered} embedding bags to lookups and sums")
+
+
+@dataclass(frozen=True)
+class _Bag:
+    """An ``embedding_bag`` call taken apart."""
+
+    node: fx.Node
+    table: fx.Node
+    ids: fx.Node
+    offsets: fx.Node
+    mode: int
+    weights: fx.Node | None
+    include_last: bool
+    padding: int | None
+
+
+def _bag_of(node: fx.Node) -> _Bag | Miss | None:
+    """The bag whose pooled rows ``node`` is."""
+    bag = node.args[0]
+    if node.args[1] != 0 or not is_op(
+        bag, _aten.embedding_bag.padding_idx, _aten.embedding_bag.default
+    ):
+        return None
+    assert isinstance(bag, fx.Node)
+    defaults: tuple[Any, ...] = (False, _SUM, False, None, False, None)
+    given: tuple[Any, ...] = (*bag.args, *defaults[len(bag.args) - 3 :])
+    table, ids, offsets, by_frequency, mode, _, weights, include_last, padding = given
+    if by_frequency:
+        return Miss("scale_grad_by_freq is a training option; build the bag without it", (bag,))
+    return _Bag(bag, table, ids, offsets, mode, weights, bool(include_last), padding)
+
+
+def _padded_ids(bag: _Bag) -> fx.Node | None:
+    """The ``[B, L]`` ids, if the offsets are just 0, L, 2L and so on."""
+    if not is_op(bag.offsets, _aten.arange.start_step) or not is_op(
+        bag.ids, _aten.view.default, _aten.reshape.default
+    ):
+        return None
+    source, length = bag.ids.args[0], bag.offsets.args[2]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(source)
+    matches = len(shape) == 2 and shape[1] == length and bag.offsets.args[0] == 0
+    return source if matches and not bag.include_last else None
+
+
+class _PaddedBag(Rule):
+    """Replaces a bag over ids ``[B, L]`` by a lookup pooled over L."""
+
+    roots = (operator.getitem,)
+
+    def match(self, node: fx.Node) -> Any:
+        bag = _bag_of(node)
+        if not isinstance(bag, _Bag):
+            return bag
+        ids = _padded_ids(bag)
+        return None if ids is None else (bag, ids)
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        bag, ids = found
+        rows = rw.emit(_aten.embedding.default, bag.table, ids, like=bag.node)
+        if bag.weights is not None:
+            weights = rw.emit(
+                _aten.reshape.default, bag.weights, [-1, shape_of(ids)[1], 1], like=bag.node
+            )
+            rows = rw.emit(_aten.mul.Tensor, rows, weights, like=bag.node)
+        keep = None
+        if bag.padding is not None:
+            keep = rw.emit(_aten.ne.Scalar, ids, bag.padding, like=bag.node)
+            keep = rw.emit(_aten.unsqueeze.default, keep, -1, like=bag.node)
+        return _pool(rw, bag, rows, keep, shape_of(ids)[1])
+
+
+def _pool(rw: Rewriter, bag: _Bag, rows: fx.Node, keep: fx.Node | None, length: Any) -> fx.Node:
+    """Pools ``rows`` ``[B, L, D]`` over L, leaving out where ``keep`` ``[B, L, 1]`` is false."""
+    node, dtype = bag.node, rows.meta["val"].dtype
+    if bag.mode == _MAX:
+        if keep is None:
+            return rw.emit(_aten.amax.default, rows, [1], like=node)
+        low = float(torch.finfo(dtype).min)
+        drop = rw.emit(_aten.logical_not.default, keep, like=node)
+        masked = rw.emit(_aten.masked_fill.Scalar, rows, drop, low, like=node)
+        peak = rw.emit(_aten.amax.default, masked, [1], like=node)
+        some = rw.emit(_aten.any.dim, keep, 1, like=node)
+        none = rw.emit(_aten.logical_not.default, some, like=node)
+        return rw.emit(_aten.masked_fill.Scalar, peak, none, 0.0, like=node)
+    if keep is None:
+        pooled = rw.emit(_aten.sum.dim_IntList, rows, [1], like=node)
+        if bag.mode == _SUM:
+            return pooled
+        return rw.emit(_aten.div.Tensor, pooled, float(length), like=node)
+    mask = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=node)
+    pooled = rw.emit(_aten.mul.Tensor, rows, mask, like=node)
+    pooled = rw.emit(_aten.sum.dim_IntList, pooled, [1], like=node)
+    if bag.mode == _SUM:
+        return pooled
+    count = rw.emit(_aten.sum.dim_IntList, mask, [1], like=node)
+    count = rw.emit(_aten.clamp.default, count, 1.0, like=node)
+    return rw.emit(_aten.div.Tensor, pooled, count, like=node)
+
+
+class _OffsetBag(Rule):
+    """Replaces a bag over ids with offsets by a lookup whose rows are added by bag."""
+
+    roots = (operator.getitem,)
+
+    def match(self, node: fx.Node) -> Any:
+        bag = _bag_of(node)
+        if not isinstance(bag, _Bag) or _padded_ids(bag) is not None:
+            return bag if isinstance(bag, Miss) else None
+        if bag.mode == _MAX:
+            return Miss("maximum pooling over offsets has no form without a loop", (bag.node,))
+        return bag
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        bag: _Bag = found
+        like = bag.node
+        bags = shape_of(node)[0]
+        count: Any = bags
+        if not isinstance(bags, int):
+            size = rw.emit(_aten.sym_size.int, bag.offsets, 0, like=like)
+            count = rw.emit(operator.sub, size, 1, like=like) if bag.include_last else size
+        segments = _segments(rw, bag)
+        rows = rw.emit(_aten.embedding.default, bag.table, bag.ids, like=like)
+        dtype = rows.meta["val"].dtype
+        weight: fx.Node | None = bag.weights
+        if bag.padding is not None:
+            keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=like)
+            mask = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=like)
+            weight = mask if weight is None else rw.emit(_aten.mul.Tensor, weight, mask, like=like)
+        if weight is not None:
+            column = rw.emit(_aten.unsqueeze.default, weight, -1, like=like)
+            rows = rw.emit(_aten.mul.Tensor, rows, column, like=like)
+        width = shape_of(node)[1]
+        zeros = rw.emit(_aten.full.default, [count, width], 0.0, dtype=dtype, like=like)
+        pooled = rw.emit(_aten.index_put.default, zeros, [segments], rows, True, like=like)
+        if bag.mode == _SUM:
+            return pooled
+        return self._mean(rw, bag, segments, count, pooled, dtype)
+
+    def _mean(
+        self,
+        rw: Rewriter,
+        bag: _Bag,
+        segments: fx.Node,
+        count: Any,
+        pooled: fx.Node,
+        dtype: torch.dtype,
+    ) -> fx.Node:
+        like = bag.node
+        if bag.padding is not None:
+            keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=like)
+            ones = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=like)
+        else:
+            ones = rw.emit(_aten.full_like.default, bag.ids, 1.0, dtype=dtype, like=like)
+        zeros = rw.emit(_aten.full.default, [count], 0.0, dtype=dtype, like=like)
+        length = rw.emit(_aten.index_put.default, zeros, [segments], ones, True, like=like)
+        length = rw.emit(_aten.clamp.default, length, 1.0, like=like)
+        length = rw.emit(_aten.unsqueeze.default, length, -1, like=like)
+        return rw.emit(_aten.div.Tensor, pooled, length, like=like)
+
+
+def _segments(rw: Rewriter, bag: _Bag) -> fx.Node:
+    """Which bag each id belongs to: count, at every id, the bags that started up to there."""
+    like = bag.node
+    starts = bag.offsets
+    if bag.include_last:
+        starts = rw.emit(_aten.slice.Tensor, bag.offsets, 0, 0, -1, like=like)
+    size = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like)
+    # One more place than ids: an empty bag at the end starts behind the last id.
+    room = rw.emit(operator.add, size, 1, like=like)
+    zeros = rw.emit(_aten.full.default, [room], 0, dtype=torch.int64, like=like)
+    ones = rw.emit(_aten.full_like.default, starts, 1, dtype=torch.int64, like=like)
+    marks = rw.emit(_aten.index_put.default, zeros, [starts], ones, True, like=like)
+    started = rw.emit(_aten.cumsum.default, marks, 0, like=like)
+    bags = rw.emit(_aten.slice.Tensor, started, 0, 0, -1, like=like)
+    return rw.emit(_aten.sub.Tensor, bags, 1, like=like)
