@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .optimizer.artifact import Artifact
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
-    from .optimizer.data import Batch
+    from .optimizer.data import Batch, Parquet
     from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
@@ -48,6 +48,7 @@ _PUBLIC = {
     "Exactness": "optimizer.passbase",
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
+    "Parquet": "optimizer.data",
     "Pass": "optimizer.passbase",
     "Pipeline": "optimizer.pipeline",
     "Program": "optimizer.ir",
@@ -75,6 +76,7 @@ __all__ = [
     "Exactness",
     "Feature",
     "FeatureKind",
+    "Parquet",
     "Pass",
     "Pipeline",
     "Program",

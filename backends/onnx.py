@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from onnxscript import opset21 as op
 from ..optimizer.errors import UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from ..optimizer.ir.torchapi import silenced
 
 #: Tensors of at least this many bytes go into the data file, which runtimes map into memory.
 _EXTERNAL_BYTES = 1024
@@ -45,12 +42,8 @@ def to_onnx(program: Program) -> ir.Model:
         UnsupportedError: An operator ONNX has no form for.
     """
     exported = program.exported()
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with silenced():
             made = torch.onnx.export(
                 exported,
                 dynamo=True,
@@ -60,8 +53,6 @@ def to_onnx(program: Program) -> ir.Model:
             )
     except Exception as error:
         raise UnsupportedError(_explain(error, program)) from error
-    finally:
-        quiet.setLevel(level)
     assert made is not None
     model: ir.Model = made.model
     _name(model, program)
@@ -120,9 +111,15 @@ def _keep_origins(model: ir.Model, exported: torch.export.ExportedProgram) -> No
 
 
 def save_onnx(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Writes a model; large tensors go to ``<name>.data``. Returns the files' names."""
+    """Writes a model; large tensors go to ``<name>.data``. Returns the files' names.
+
+    The model is empty of tensors afterwards: the exporter keeps it alive, and its tables would
+    stay in memory with it.
+    """
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     data = f"{path.name}.data"
     ir.save(model, path, external_data=data, size_threshold_bytes=_EXTERNAL_BYTES)
+    for value in model.graph.initializers.values():
+        value.const_value = None
     return (path.name, data) if (path.parent / data).exists() else (path.name,)

@@ -5,10 +5,22 @@ from __future__ import annotations
 import re
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..optimizer.errors import CaptureError
+
+
+_OWN = Path(__file__).parents[1]
+_PACKAGES = Path(torch.__file__).parents[1]
+#: Where frames that aren't the user's come from; ``<`` is generated code.
+_LIBRARIES = (
+    "<",
+    *(f"{_OWN / name}/" for name in ("frontends", "optimizer")),
+    *(f"{_PACKAGES / name}/" for name in ("torch", "networkx", "sympy", "numpy")),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,13 @@ class Ailment:
     remedy: str
 
 
+FIXED_BATCH = Ailment(
+    r"is not a constant|constant.*batch|specialized|marked batch as dynamic|"
+    r"Constraints violated",
+    "an operation that fixes the batch size",
+    "use x.shape[0] instead of a number, and -1 in view and reshape",
+)
+
 AILMENTS = (
     Ailment(
         r"GuardOnDataDependentSymNode|data-dependent|"
@@ -33,12 +52,7 @@ AILMENTS = (
         "control flow that depends on a tensor's values",
         "compute both sides and choose per row with torch.where, or decide by a Python constant",
     ),
-    Ailment(
-        r"is not a constant|constant.*batch|specialized|marked batch as dynamic|"
-        r"Constraints violated",
-        "an operation that fixes the batch size",
-        "use x.shape[0] instead of a number, and -1 in view and reshape",
-    ),
+    FIXED_BATCH,
     Ailment(
         r"\.numpy\(\)|numpy",
         "numpy inside forward",
@@ -65,7 +79,7 @@ AILMENTS = (
 def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     """A capture failure as a message a user can act on."""
     text = f"{type(error).__name__}: {error}"
-    where = _user_line(error, text)
+    where = user_line(error)
     ailment = next((a for a in AILMENTS if re.search(a.sign, text, re.IGNORECASE)), None)
     name = type(model).__name__
     first = str(error).strip().split("\n", 1)[0]
@@ -79,14 +93,14 @@ def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     return CaptureError(message)
 
 
-def _user_line(error: BaseException, text: str) -> str:
-    """`` at file:line`` of the innermost frame outside torch and rankc, with its source."""
+def user_line(error: BaseException) -> str:
+    """`` at file:line `source` `` of the innermost frame outside torch and rankc, with its source."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         if not is_library(frame.filename):
             source = f" `{frame.line}`" if frame.line else ""
             return f" at {frame.filename}:{frame.lineno}{source}"
-    for found in reversed(re.findall(r'File "([^"]+)", line (\d+)', text)):
+    for found in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
         if not is_library(found[0]):
             return f" at {found[0]}:{found[1]}"
     return ""
@@ -94,6 +108,4 @@ def _user_line(error: BaseException, text: str) -> str:
 
 def is_library(filename: str) -> bool:
     """Whether a frame is torch's or rankc's own, not the user's."""
-    own = __file__.rsplit("/frontends/", 1)[0]
-    inside = filename.startswith((f"{own}/frontends/", f"{own}/optimizer/"))
-    return inside or "/torch/" in filename or filename.startswith("<") or "/networkx/" in filename
+    return filename.startswith(_LIBRARIES)

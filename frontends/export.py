@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import keyword
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from ..optimizer.data import call_of
 from ..optimizer.errors import CaptureError, DataError, SignatureError
@@ -17,8 +20,8 @@ from ..optimizer.ir import Facts, Form, Program, Signature, set_facts
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import core_decompositions
-from .doctor import diagnose, is_library
+from ..optimizer.ir.torchapi import core_decompositions, silenced
+from .doctor import FIXED_BATCH, diagnose, is_library, user_line
 from .trace import trace
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
@@ -53,28 +56,41 @@ def capture(
     arguments = forward_arguments(model)
     given = call_of(arguments, _example(model, inputs))
     structure = Structure.of(given, "input", _is_leaf)
-    leaves = _as_rows(structure.flatten(given))
-    structure, leaves = _short_names(structure, leaves)
+    structure, leaves = _short_names(structure, _tensors(structure.flatten(given)))
     _check_parameters(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with _as_found(model):
         program = _capture(model, arguments, structure, leaves)
-    finally:
-        model.train(was_training)
     return _with_contract(program, signature, outputs)
 
 
+@contextlib.contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Puts the model in eval mode; afterwards each module's mode and each buffer is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not is_lazy(b)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                buffer.copy_(before)
+
+
 def _capture(
-    model: nn.Module, arguments: tuple[str, ...], structure: Structure, leaves: dict[str, Tensor]
+    model: nn.Module, arguments: tuple[str, ...], structure: Structure, given: dict[str, Tensor]
 ) -> Program:
     wrapper = _Flat(model, structure)
+    leaves = _as_rows(given)
     example = tuple(leaves.values())
-    expected = _run(wrapper, example)
+    expected = _run(wrapper, example, tuple(given.values()))
+    wrapper.outputs = _apart(wrapper.outputs, structure.names)
     batch = torch.export.Dim("batch", min=0)
-    dynamic = tuple({0: batch} if leaf.dim() else {} for leaf in example)
+    dynamic = tuple({0: batch} for _ in example)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), silenced():
             exported = torch.export.export(
                 wrapper, example, dynamic_shapes=(dynamic,), strict=False
             ).run_decompositions(core_decompositions())
@@ -101,12 +117,27 @@ class _Flat(nn.Module):
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         call = self.inputs.unflatten(dict(zip(self.inputs.names, leaves, strict=True)))
         result = self.model(**call)
-        self.outputs = Structure.of(result, "score", _is_leaf)
-        return tuple(self.outputs.flatten(result).values())
+        found = Structure.of(result, "score", _is_leaf)
+        self.outputs = self.outputs or found
+        return tuple(found.flatten(result).values())
+
+
+def _apart(outputs: Structure | None, features: tuple[str, ...]) -> Structure:
+    """The outputs' nesting, with names that no feature has: ONNX has one space of names."""
+    assert outputs is not None
+    taken = {*outputs.names, *features}
+    renamed: dict[str, str] = {}
+    for name in outputs.names:
+        other = name
+        while name in features and other in taken:
+            other += "_out"
+        taken.add(other)
+        renamed[name] = other
+    return outputs.rename(renamed)
 
 
 def _is_leaf(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray))
+    return isinstance(value, (Tensor, np.ndarray, fx.Proxy))
 
 
 def forward_arguments(model: nn.Module) -> tuple[str, ...]:
@@ -117,13 +148,20 @@ def forward_arguments(model: nn.Module) -> tuple[str, ...]:
     """
     parameters = inspect.signature(model.forward).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    star = [p.name for p in parameters if p.kind not in named]
-    if star:
+    unnamed = [p for p in parameters if p.kind not in named]
+    if unnamed:
         raise CaptureError(
-            f"forward of {type(model).__name__} takes *{star[0]}; its inputs have no names. "
-            "Wrap the model in a module whose forward names its arguments."
+            f"forward of {type(model).__name__} takes {_spelled(unnamed[0])}; its inputs have no "
+            "names. Wrap the model in a module whose forward names its arguments."
         )
     return tuple(p.name for p in parameters)
+
+
+def _spelled(parameter: inspect.Parameter) -> str:
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        return f"{parameter.name} by position only"
+    stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else "*"
+    return f"{stars}{parameter.name}"
 
 
 def _example(model: nn.Module, inputs: Any) -> Any:
@@ -138,19 +176,32 @@ def _example(model: nn.Module, inputs: Any) -> Any:
     return make()
 
 
-def _as_rows(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Example tensors with a batch that can't be mistaken for another size."""
+def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The example's tensors, which must have one row each per scored row."""
     leaves = {name: torch.as_tensor(value) for name, value in found.items()}
     if not leaves:
         raise SignatureError("the example holds no tensors.")
-    sizes = {len(leaf) for leaf in leaves.values() if leaf.dim()}
-    if 0 in sizes:
+    for name, leaf in leaves.items():
+        if leaf.dim() == 0:
+            raise SignatureError(
+                f"input {name!r} of the example is a single number. Give it as a Python number, "
+                "which becomes a constant of the program, or as a tensor of one value per row."
+            )
+    sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    if 0 in sizes.values():
         raise SignatureError("the example has no rows.")
-    if len(sizes) != 1:
-        return leaves
-    (rows,) = sizes
-    picked = torch.arange(_EXAMPLE_ROWS) % rows
-    return {n: leaf[picked].contiguous() if leaf.dim() else leaf for n, leaf in leaves.items()}
+    if len(set(sizes.values())) != 1:
+        raise SignatureError(
+            f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
+            "of every input is the row; what all rows share belongs in a buffer of the model."
+        )
+    return leaves
+
+
+def _as_rows(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The example's rows, repeated to a batch that can't be mistaken for another size."""
+    picked = torch.arange(_EXAMPLE_ROWS) % len(next(iter(leaves.values())))
+    return {name: leaf[picked].contiguous() for name, leaf in leaves.items()}
 
 
 def _short_names(
@@ -164,7 +215,9 @@ def _short_names(
         return structure, leaves
     prefix = template["keys"][0] + "_"
     short = {name: name.removeprefix(prefix) for name in names}
-    valid = all(s.isidentifier() for s in short.values())
+    valid = all(
+        s.isidentifier() and not keyword.iskeyword(s) and s != "self" for s in short.values()
+    )
     if not valid or len(set(short.values())) != len(names):
         return structure, leaves
     return structure.rename(short), {short[name]: leaf for name, leaf in leaves.items()}
@@ -172,6 +225,13 @@ def _short_names(
 
 def _check_parameters(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            continue
+        if tensor.device.type != "cpu":
+            raise CaptureError(
+                f"weight {name!r} is on {tensor.device}; models are captured on the CPU. "
+                "Load the weights and call model.cpu() first."
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
@@ -181,29 +241,47 @@ def _check_parameters(model: nn.Module) -> None:
                 )
 
 
-def _run(wrapper: _Flat, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The model's own outputs: also creates lazy parameters, and shows a model that doesn't run."""
+def _run(
+    wrapper: _Flat, example: tuple[Tensor, ...], given: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """The model's own outputs: also creates lazy parameters, and shows a model that doesn't run.
+
+    Args:
+        wrapper: The model.
+        example: The example's rows, repeated.
+        given: The example as the user gave it.
+    """
+    model = type(wrapper.model).__name__
     try:
         with torch.no_grad():
             results = wrapper(*example)
     except SignatureError as error:
         raise CaptureError(
-            f"{type(wrapper.model).__name__} returns something that holds more than tensors: "
-            f"{error}"
+            f"{model} returns something that holds more than tensors: {error}"
         ) from error
     except Exception as error:
+        where = user_line(error)
+        if _runs(wrapper, given):
+            raise CaptureError(
+                f"{model} can't be captured{where}: {FIXED_BATCH.construct}: it runs on the "
+                f"example's {len(given[0])} rows, but not on {len(example[0])}. "
+                f"What to change: {FIXED_BATCH.remedy}. ({error})"
+            ) from error
         raise CaptureError(
-            f"{type(wrapper.model).__name__} doesn't run on the example: "
-            f"{type(error).__name__}: {error}. Check inputs= against what its forward takes."
+            f"{model} doesn't run on the example{where}: {type(error).__name__}: {error}. "
+            "Check inputs= against what its forward takes."
         ) from error
     if not results:
-        raise CaptureError(
-            f"{type(wrapper.model).__name__} returns no tensor. Return the scores from forward."
-        )
+        raise CaptureError(f"{model} returns no tensor. Return the scores from forward.")
     for name, result in zip(wrapper.outputs.names if wrapper.outputs else (), results, strict=True):
         if result.dim() == 0:
             raise CaptureError(
                 f"output {name!r} is a single number, such as a loss. Return a score per row."
+            )
+        if len(result) != len(example[0]):
+            raise CaptureError(
+                f"output {name!r} has {len(result)} rows for {len(example[0])} rows of input, such "
+                "as a mean over the batch. Return a score per row."
             )
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):
             row = int((~torch.isfinite(result.reshape(len(result), -1))).any(1).nonzero()[0])
@@ -212,6 +290,15 @@ def _run(wrapper: _Flat, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 "Check the weights and the example for values out of range."
             )
     return tuple(results)
+
+
+def _runs(wrapper: _Flat, example: tuple[Tensor, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            wrapper(*example)
+    except Exception:
+        return False
+    return True
 
 
 def _record_origins(module: torch.fx.GraphModule) -> None:
@@ -239,32 +326,49 @@ def _check_parity(
     program: Program, leaves: Mapping[str, Tensor], expected: tuple[Tensor, ...]
 ) -> None:
     """The captured program must score like the model, whole and row by row."""
-    results = tuple(program.run(leaves).values())
-    for name, got, want in zip(program.signature.outputs, results, expected, strict=True):
-        _compare(name, got, want, "the example")
+    for name, got, want in zip(
+        program.signature.outputs, program.run(leaves).values(), expected, strict=True
+    ):
+        _compare(name, got, want, "the example", "the model")
+    # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
+    varied = {name: _varied(leaf) for name, leaf in leaves.items()}
+    whole = program.run(varied)
     for size in (1, 2):
-        few = {name: leaf[:size] if leaf.dim() else leaf for name, leaf in leaves.items()}
         try:
-            got_few = tuple(program.run(few).values())
+            few = program.run({name: leaf[:size] for name, leaf in varied.items()})
         except Exception as error:
             raise CaptureError(
                 f"the captured program doesn't run at batch {size}: {error}. "
                 "Something in forward depends on the example's batch size."
             ) from error
-        for name, got, want in zip(program.signature.outputs, got_few, expected, strict=True):
-            if got.dim() and len(want) == len(next(iter(leaves.values()))):
-                _compare(name, got, want[:size], f"batch {size}")
+        for name in program.signature.outputs:
+            _compare(name, few[name], whole[name][:size], f"batch {size}", "a larger batch")
 
 
-def _compare(name: str, got: Tensor, want: Tensor, where: str) -> None:
-    scale = max(float(want.abs().max()), 1e-6) if want.numel() else 1.0
-    if got.shape != want.shape or float((got.double() - want.double()).abs().max()) > 1e-4 * scale:
+def _varied(leaf: Tensor) -> Tensor:
+    """The rows of a dense input, each a little smaller than the one before; ids as they are."""
+    if not leaf.is_floating_point():
+        return leaf
+    factors = 1 - torch.arange(len(leaf), dtype=leaf.dtype) / (4 * len(leaf))
+    return leaf * factors.reshape(-1, *(1 for _ in leaf.shape[1:]))
+
+
+def _compare(name: str, got: Tensor, want: Tensor, where: str, reference: str) -> None:
+    if got.shape != want.shape or not _close(got, want):
         raise CaptureError(
             f"the captured program scores differently from the model at {where}: output {name!r} "
-            f"is {got.flatten()[:3].tolist()}, the model gives {want.flatten()[:3].tolist()}. "
+            f"is {got.flatten()[:3].tolist()}, {reference} gives {want.flatten()[:3].tolist()}. "
             "Something in forward depends on the other rows, on the batch size, on randomness, or "
             "on state; make it depend on its inputs alone."
         )
+
+
+def _close(got: Tensor, want: Tensor) -> bool:
+    """Within 1e-4 of the largest score; NaN is close to NaN alone."""
+    wide, other = got.double(), want.double()
+    known = wide[wide.isfinite()]
+    scale = max(float(known.abs().max()), 1e-6) if known.numel() else 1e-6
+    return torch.allclose(wide, other, rtol=0.0, atol=1e-4 * scale, equal_nan=True)
 
 
 def _with_contract(
@@ -276,10 +380,20 @@ def _with_contract(
                 f"the signature's features are {list(signature.names)}, the model's are "
                 f"{list(program.signature.names)}."
             )
+        unknown = [t.name for t in signature.tasks if t.output not in program.signature.outputs]
+        if unknown:
+            raise SignatureError(
+                f"the signature's tasks {unknown} read outputs the model doesn't have; it has "
+                f"{list(program.signature.outputs)}."
+            )
         program.signature = replace(signature, outputs=program.signature.outputs)
     if outputs is None:
         return program
     have = program.signature.outputs
+    if not outputs or len(set(outputs)) != len(outputs) or set(outputs) & set(program.signature.names):
+        raise SignatureError(
+            f"outputs={list(outputs)} must be names, each once, and none that a feature has."
+        )
     if set(outputs) <= set(have):
         return _keep_outputs(program, outputs)
     if len(outputs) == len(have):

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir.program import flatten_exported
-from ..optimizer.ir.torchapi import core_decompositions
+from ..optimizer.ir.torchapi import core_decompositions, silenced
 
 
 def trace(
@@ -34,7 +34,7 @@ def trace(
     dynamic = {name: {0: batch} if leaf.dim() else {} for name, leaf in leaves.items()}
     try:
         traced = fx.symbolic_trace(flat)
-        with torch.no_grad():
+        with torch.no_grad(), silenced():
             exported = torch.export.export(
                 traced, tuple(leaves.values()), dynamic_shapes=dynamic, strict=False
             ).run_decompositions(core_decompositions())

@@ -194,8 +194,7 @@ class Artifact:
             ArtifactError: The folder exists, or can't be written.
         """
         destination = Path(folder)
-        if destination.exists():
-            raise ArtifactError(f"{destination} exists already; give a new folder, or remove it.")
+        check_destination(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
         try:
@@ -253,6 +252,16 @@ class Artifact:
         ):
             return call_of(arguments, args[0].inputs if isinstance(args[0], Batch) else args[0])
         return bind_arguments(arguments, args, kwargs)
+
+
+def check_destination(folder: Path) -> None:
+    """Raises if an artifact can't be saved there, before any work is done.
+
+    Raises:
+        ArtifactError: Something is there already.
+    """
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists already; give a new folder, or remove it.")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments
-from .ir.signature import Feature, FeatureKind, Signature
+from .ir.signature import Feature, FeatureKind, Signature, TaskKind
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
 CALIBRATION_ROWS = 4096
@@ -109,7 +109,8 @@ def call_of(arguments: tuple[str, ...], inputs: Any) -> dict[str, Any]:
         SignatureError: Too many arguments.
     """
     if isinstance(inputs, Mapping):
-        if set(inputs) <= set(arguments):
+        named = set(inputs) & set(arguments)
+        if set(inputs) == named or (named and len(arguments) > 1):
             return bind_arguments(arguments, (), inputs)
         return bind_arguments(arguments, (inputs,), {})
     plain = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
@@ -206,7 +207,17 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
 def features_of(program: Program, inputs: Any) -> dict[str, Tensor]:
     """One call's inputs as tensors by feature name."""
     found = program.inputs.flatten(call_of(program.arguments, inputs))
-    return {name: torch.as_tensor(value) for name, value in found.items()}
+    return {name: _tensor(name, value) for name, value in found.items()}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SignatureError(
+            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
+            f"numbers ({error})."
+        ) from error
 
 
 def check_features(
@@ -265,19 +276,30 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
 
 
 def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
-    limits = torch.tensor(feature.cardinalities)
-    bad = (ids >= limits) | (ids < 0)
+    bad = (ids >= _limits(feature)) | (ids < 0)
     if not bool(bad.any()):
         return
     rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
-    where = bad.reshape(-1, ids.shape[-1] if ids.dim() > 1 else 1).any(0).nonzero().flatten()
-    column = f", column {int(where[0])}" if len(feature.cardinalities) > 1 else ""
-    limit = feature.cardinalities[int(where[0])] if column else feature.cardinalities[0]
+    first = 0
+    if len(feature.cardinalities) > 1:
+        first = int(bad.movedim(feature.axis, 0).flatten(1).any(1).nonzero()[0])
+        bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(_limits(feature).shape)
+        rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
+    column = f", column {first}" if len(feature.cardinalities) > 1 else ""
+    limit = feature.cardinalities[first]
     raise SignatureError(
         f"feature {feature.name!r}{column} has ids beyond its table of {limit:,} rows in "
         f"{len(rows):,} rows: from {int(ids[bad].min())} to {int(ids[bad].max())}, first in row "
         f"{first_row + int(rows[0])}. Map unknown ids to a known row, or hash them into the table."
     )
+
+
+def _limits(feature: Feature) -> Tensor:
+    """The rows of each id's table, shaped to broadcast over the ids."""
+    limits = torch.tensor(feature.cardinalities)
+    if len(limits) == 1:
+        return limits
+    return limits.reshape([-1 if d == feature.axis else 1 for d in range(len(feature.shape))])
 
 
 def _labels(
@@ -303,9 +325,29 @@ def _labels(
     if unknown:
         raise DataError(f"labels for unknown tasks {unknown}; the model's tasks are {names}.")
     return {
-        name: _column(f"label {name}", values, rows).astype(np.float64)
+        name: _checked_label(signature, name, _column(f"label {name}", values, rows), first_row)
         for name, values in labels.items()
     }
+
+
+def _checked_label(
+    signature: Signature, name: str, column: np.ndarray[Any, Any], first_row: int
+) -> np.ndarray[Any, Any]:
+    try:
+        label = column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"label {name!r} isn't a number: {error}.") from error
+    (task,) = (task for task in signature.served if task.name == name)
+    bad, what = ~np.isfinite(label), "NaN or Inf"
+    if task.kind is TaskKind.BINARY and not bad.any():
+        bad, what = (label < 0) | (label > 1), "outside [0, 1]"
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"label {name!r} is {what} in {int(bad.sum()):,} rows, first in row "
+            f"{first_row + row}: {label[row]}."
+        )
+    return label
 
 
 def _column(what: str, values: Any, rows: int) -> np.ndarray[Any, Any]:
@@ -350,48 +392,72 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
     if dtype is torch.bool:
         return torch.ones(sizes, dtype=torch.bool)
     if feature.cardinalities:
-        limits = torch.tensor(feature.cardinalities, dtype=torch.float64)
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
-        return (uniform * limits).floor().to(dtype)
+        return (uniform * _limits(feature)).floor().to(dtype)
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
     return torch.zeros(sizes, dtype=dtype)
 
 
-def read_parquet(
-    path: str | Path,
-    program: Program,
-    label: tuple[str, ...],
-    group: str | None = None,
-    cohorts: tuple[str, ...] = (),
-) -> Iterator[Batch]:
-    """Batches of a parquet file whose columns are named like the features.
+@dataclass(frozen=True)
+class Parquet:
+    """A parquet file of rows whose columns are named like the features.
 
-    A feature of several columns is either one column of lists, or columns ``name_0``, ``name_1``, …
+    A feature of several columns is either one column of lists, or columns ``name_0``, ``name_1``
+    and so on.
 
-    Raises:
-        DataError: The file or a column is missing, or pyarrow isn't installed.
+    Attributes:
+        path: The file.
+        labels: Label columns, ``"column"`` or ``"task=column"``; when empty, the columns named
+            like the tasks.
+        group: The column of users or requests.
+        cohorts: Columns of slices that are judged apart.
     """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError("reading parquet needs pyarrow: pip install rankc[data]") from error
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file.")
-    table = parquet.ParquetFile(path)
-    columns = set(table.schema_arrow.names)
-    missing = [c for c in (*label, *([group] if group else ()), *cohorts) if c not in columns]
-    if missing:
-        raise DataError(f"{path} has no column {missing}; it has {sorted(columns)}.")
-    for chunk in table.iter_batches(batch_size=65536):
-        values = chunk.to_pandas()
-        leaves = {f.name: _from_columns(f, values, path) for f in program.signature}
-        yield Batch(
-            program.inputs.unflatten(leaves),
-            {name: values[name].to_numpy() for name in label} or None,
-            values[group].to_numpy() if group else None,
-            {name: values[name].to_numpy() for name in cohorts} or None,
-        )
+
+    path: str | Path
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    cohorts: tuple[str, ...] = ()
+
+    def batches(self, program: Program) -> Iterator[Batch]:
+        """The rows, as batches the program's model would take.
+
+        Raises:
+            DataError: The file or a column is missing, or pyarrow isn't installed.
+        """
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise DataError("reading parquet needs pyarrow: pip install rankc[data]") from error
+        if not Path(self.path).is_file():
+            raise DataError(f"{self.path} is not a file.")
+        try:
+            file = parquet.ParquetFile(self.path)
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{self.path} is no parquet file: {error}") from error
+        columns = set(file.schema_arrow.names)
+        labels = self._label_columns(program, columns)
+        wanted = [*labels.values(), *([self.group] if self.group else ()), *self.cohorts]
+        missing = [column for column in wanted if column not in columns]
+        if missing:
+            raise DataError(f"{self.path} has no column {missing}; it has {sorted(columns)}.")
+        for chunk in file.iter_batches(batch_size=65536):
+            values = chunk.to_pandas()
+            leaves = {f.name: _from_columns(f, values, self.path) for f in program.signature}
+            yield Batch(
+                program.inputs.unflatten(leaves),
+                {task: values[column].to_numpy() for task, column in labels.items()} or None,
+                values[self.group].to_numpy() if self.group else None,
+                {name: values[name].to_numpy() for name in self.cohorts} or None,
+            )
+
+    def _label_columns(self, program: Program, columns: set[str]) -> dict[str, str]:
+        """Which column holds each task's label."""
+        if not self.labels:
+            tasks = [task.name for task in program.signature.served]
+            return {task: task for task in tasks if task in columns}
+        pairs = [text.rpartition("=") for text in self.labels]
+        return {task or column: column for task, _, column in pairs}
 
 
 def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
@@ -399,7 +465,7 @@ def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
     if feature.name in values.columns:
         column = values[feature.name].to_numpy()
         if column.dtype == object:
-            column = np.stack(list(column))
+            column = _stacked(feature, column, path)
     else:
         width = feature.shape[1] if len(feature.shape) == 2 else 0
         names = [f"{feature.name}_{i}" for i in range(width)] if isinstance(width, int) else []
@@ -410,5 +476,30 @@ def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
                 f"and so on; it has {sorted(values.columns)}."
             )
         column = values[names].to_numpy()
+    if column.dtype.kind not in "biuf":
+        raise DataError(
+            f"{path}: column {feature.name!r} holds {column.dtype}, expected {feature.dtype}. "
+            "Encode it as numbers first."
+        )
+    if feature.is_integer and column.dtype.kind == "f" and not np.isfinite(column).all():
+        raise DataError(
+            f"{path}: column {feature.name!r} has empty values. Fill them with the id of a known "
+            "row first."
+        )
     tensor = torch.from_numpy(np.ascontiguousarray(column)).to(dtype)
-    return tensor.reshape(len(tensor), *[s for s in feature.shape[1:] if isinstance(s, int)])
+    # A column of single numbers may stand for [batch, 1].
+    return tensor.unsqueeze(1) if tensor.dim() == 1 and feature.shape[1:] == (1,) else tensor
+
+
+def _stacked(feature: Feature, column: Any, path: str | Path) -> np.ndarray[Any, Any]:
+    """A column of equally long lists, or of lists of such lists, as one array."""
+    try:
+        stacked: np.ndarray[Any, Any] = np.stack(list(column))
+        if stacked.dtype == object and stacked.ndim > 1:
+            stacked = np.stack([np.stack(list(row)) for row in stacked])
+    except ValueError as error:
+        raise DataError(
+            f"{path}: the lists of column {feature.name!r} differ in length, expected "
+            f"{list(feature.shape[1:])} values a row. Pad them."
+        ) from error
+    return stacked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import platform
@@ -21,7 +22,7 @@ from .._version import __version__
 from .artifact import Artifact, Manifest, file_facts
 from .budget import Budget
 from .context import PassContext
-from .data import Rows, Split, collect, first_inputs, read_parquet, split, synthesize
+from .data import Parquet, Rows, Split, collect, first_inputs, split, synthesize
 from .errors import BudgetExceeded, CaptureError, DataError, UnsupportedError
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
@@ -47,40 +48,39 @@ def optimize(
     model: nn.Module | str | Path,
     target: str | Target = "cpu-int8",
     *,
-    data: Iterable[Any] | str | Path | None = None,
+    data: Iterable[Any] | Parquet | str | Path | None = None,
     calibration: Iterable[Any] | None = None,
     inputs: Any = None,
     budget: Budget | None = None,
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
-    label: Sequence[str] = (),
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
     strict: bool = False,
     seed: int = 0,
     instruments: Sequence[Instrument] = (),
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Artifact:
     """Turns a trained ranking model into an artifact that is faster and provably ranks as well.
 
     Args:
         model: An ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` file that rankc saved.
         target: A target's name, or a `Target`.
-        data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, or a
-            parquet file. Without data nothing lossy is applied and the verdict is *unverified*.
+        data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, a
+            `Parquet`, or the path of a parquet file whose label columns are named like the tasks.
+            Without data nothing lossy is applied and the verdict is *unverified*.
         calibration: Rows to calibrate on; taken from the head of ``data`` when None.
         inputs: One example, as the model takes it. Not needed with data, or when the model has
             ``example_inputs()``.
         budget: How much quality may be given up; ΔNE of 0.02 % when None.
         signature: Overrides the inferred features and tasks.
         outputs: Names for the outputs in order, or the names of the outputs to keep.
-        label: Label columns, when data is a parquet file.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
         instruments: Observers of the passes.
-        progress: Called with what is being worked on.
+        progress: Called with what is being worked on, and the share that is done.
 
     Raises:
         CaptureError: The model can't be captured; where in its code, and what to change.
@@ -88,18 +88,37 @@ def optimize(
         TargetError: An unknown target.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
     """
-    say = progress or _LOG.debug
+    say = _Milestones(progress)
     goal = Target.of(target)
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
-    say("capturing the model")
+    say("capturing the model", 0.0)
     program, data = _captured(model, data, inputs, signature, outputs)
-    say("reading the data")
-    rows = _rows(program, data, calibration, label, say)
+    say("reading the data", 0.15)
+    rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
     if rows is None:
         return job.unverified()
     return job.proved(rows)
+
+
+class _Milestones:
+    """Tells a listener what is being worked on, and how much of the whole is done."""
+
+    def __init__(self, listener: Callable[[str, float], None] | None) -> None:
+        self._listener = listener
+        self._done = 0.0
+
+    def __call__(self, message: str, done: float) -> None:
+        """A new stage begins; the share done never goes back."""
+        self._done = max(self._done, done)
+        self.detail(message)
+
+    def detail(self, message: str) -> None:
+        """Something within the stage."""
+        _LOG.debug("%s", message)
+        if self._listener is not None:
+            self._listener(message, self._done)
 
 
 @dataclass
@@ -114,7 +133,7 @@ class _Job:
     strict: bool
     seed: int
     instruments: tuple[Instrument, ...]
-    say: Callable[[str], None]
+    say: _Milestones
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -126,10 +145,10 @@ class _Job:
             report.notes.append(
                 f"no data was given, so these lossy passes did not run: {', '.join(lossy)}"
             )
-        optimized = self._run(steps, self._context(report, rows))
+        finish = self._build(steps, self._context(report, rows))
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         verdict = Verdict.unverified(reason, self.budget.confidence)
-        return self._lower(optimized, report, steps)(verdict)
+        return finish(verdict)
 
     def proved(self, rows: Split) -> Artifact:
         """With data: plan on the choice rows, lower, prove on the proof rows, back off if need be.
@@ -137,7 +156,7 @@ class _Job:
         Each further look at the proof rows takes a smaller share of the error rate, so that
         looking often doesn't make passing likelier.
         """
-        self.say("scoring the original")
+        self.say("scoring the original", 0.2)
         proof = Judge.of(self.program, rows.proof, self.budget)
         choice = Judge.of(self.program, rows.choice, self.budget)
         given_up: list[str] = []
@@ -151,9 +170,9 @@ class _Job:
             context.calibration = tuple(rows.calibration.batches())
             if share > 0.0:
                 context.judge = replace(choice, budget=_shrunk(self.budget, share))
-            optimized = self._run(steps, context)
-            finish = self._lower(optimized, report, steps)
-            self.say("proving on rows never seen before")
+            finish = self._build(steps, context)
+            gc.collect()  # graphs are cyclic; their tables must not wait for the collector
+            self.say("proving on rows never seen before", 0.9)
             verdict = proof.on(
                 score(finish.run, rows.proof, self.program.signature),
                 split_confidence(self.budget.confidence, attempt),
@@ -187,20 +206,22 @@ class _Job:
             report=report,
             rows=rows.part(0, _CHECK_ROWS).features,
             original=self.program,
-            instruments=(Verify(), Progress(self.say), *self.instruments),
+            instruments=(Verify(), Progress(self.say.detail), *self.instruments),
             strict=self.strict,
             batch_sizes=self.batch_sizes,
             seed=self.seed,
         )
 
-    def _run(self, steps: Pipeline, context: PassContext) -> Program:
+    def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
+        """Runs the passes and lowers; the optimized program's tables are freed on return."""
+        self.say("optimizing", 0.3)
         optimized = self.program.clone()
         steps.run(optimized, context)
-        return optimized
+        return self._lower(optimized, context.report, steps)
 
     def _lower(self, optimized: Program, report: Report, steps: Pipeline) -> _Finish:
         """Builds with the target's first backend that takes the program."""
-        self.say(f"lowering for {self.target.name}")
+        self.say(f"lowering for {self.target.name}", 0.7)
         refusals = []
         for name in self.target.backends:
             folder = Path(tempfile.mkdtemp(prefix="rankc-"))
@@ -285,7 +306,7 @@ def _captured(
         return load_program(Path(model)), data
     module = resolve(model) if isinstance(model, str) else model
     capture = frontend()
-    if inputs is None and data is not None and not isinstance(data, (str, Path)):
+    if inputs is None and data is not None and not isinstance(data, (str, Path, Parquet)):
         inputs, data = first_inputs(data, capture.forward_arguments(module))
     kept = tuple(outputs) if outputs is not None else None
     program: Program = capture.capture(module, inputs, signature=signature, outputs=kept)
@@ -330,15 +351,15 @@ def _rows(
     program: Program,
     data: Any,
     calibration: Iterable[Any] | None,
-    label: Sequence[str],
-    say: Callable[[str], None],
 ) -> Split | None:
     if data is None:
         if calibration is not None:
             raise DataError("calibration rows alone prove nothing; give data= as well.")
         return None
     if isinstance(data, (str, Path)):
-        data = read_parquet(data, program, tuple(label))
+        data = Parquet(data)
+    if isinstance(data, Parquet):
+        data = data.batches(program)
     apart = collect(calibration, program) if calibration is not None else None
     return split(collect(data, program), apart)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -150,6 +151,16 @@ class Report:
     def passes(self) -> list[PassRecord]:
         """The pass records."""
         return self.records
+
+    @property
+    def table_bytes(self) -> tuple[int, int]:
+        """Bytes of the tables in fp32, and in the formats they got."""
+        tables = [(prod(s.shape), s) for s in self.sites if s.kind == "table"]
+        before = sum(4 * count for count, _ in tables)
+        after = sum(
+            count + 8 * s.shape[0] if s.chosen == "int8" else 4 * count for count, s in tables
+        )
+        return before, after
 
     def said(self, kind: Kind, pass_name: str | None = None) -> list[Remark]:
         """Remarks of one kind, of one pass or of all."""

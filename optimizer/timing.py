@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .artifact import Artifact
+    from .data import Rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,99 @@ def side_by_side(
                 call()
             samples[name].append((time.perf_counter() - started) / repeats[name])
     return {name: _summary(values) for name, values in samples.items()}
+
+
+def compare(
+    artifact: Artifact,
+    model: nn.Module | None,
+    batch_sizes: Sequence[int],
+    rows: Rows | None = None,
+) -> list[dict[str, float]]:
+    """Milliseconds a call of the artifact, beside eager PyTorch and plain ONNX Runtime fp32.
+
+    One thread each, in one process, interleaved.
+
+    Args:
+        artifact: What to time.
+        model: The original, for the two peers; None times the artifact alone.
+        batch_sizes: At which sizes.
+        rows: Real rows to time on; made up from the signature when None.
+
+    Returns:
+        A dict per batch size: ``batch``, ``artifact``, and with a model ``eager``,
+        ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact).
+    """
+    import torch
+
+    from .data import synthesize
+    from .registry import backend
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
+    found = []
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        runners = {"artifact": backend(artifact.manifest.backend).open(artifact.folder, 1)}
+        if model is not None:
+            plain = _plain_onnx(model, artifact, Path(folder))
+            runners["onnxruntime fp32"] = plain
+        for size in batch_sizes:
+            features = source.part(0, size).features
+            arrays = {name: value.numpy() for name, value in features.items()}
+            calls: dict[str, Callable[[], object]] = {
+                name: partial(runner, arrays) for name, runner in runners.items()
+            }
+            if model is not None:
+                calls["eager"] = partial(
+                    _eager, model, artifact.manifest.inputs.unflatten(features)
+                )
+            timings = side_by_side(calls)
+            row = {"batch": float(size)}
+            row |= {name: round(1e3 * timing.median, 4) for name, timing in timings.items()}
+            if model is not None:
+                row["speedup"] = round(row["onnxruntime fp32"] / row["artifact"], 3)
+            found.append(row)
+    torch.set_num_threads(threads)
+    return found
+
+
+def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[..., object]:
+    """The model as torch.onnx writes it, with nothing of ours in between, in ONNX Runtime."""
+    import onnxruntime
+    import torch
+
+    from .data import synthesize
+    from .ir.torchapi import silenced
+
+    features = synthesize(artifact.signature, 8).features
+    call = artifact.manifest.inputs.unflatten(features)
+    batch = torch.export.Dim("batch")
+    dynamic = artifact.manifest.inputs.unflatten(dict.fromkeys(features, {0: batch}))
+    with silenced():
+        made = torch.onnx.export(
+            model.eval(), kwargs=call, dynamo=True, dynamic_shapes=dynamic, verbose=False
+        )
+    assert made is not None
+    made.save(folder / "plain.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(folder / "plain.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+
+    def run(arrays: Mapping[str, object]) -> object:
+        return session.run(None, dict(zip(names, arrays.values(), strict=True)))
+
+    return run
+
+
+def _eager(model: nn.Module, call: Mapping[str, object]) -> object:
+    import torch
+
+    with torch.inference_mode():
+        return model(**call)
 
 
 def _summary(values: list[float]) -> Timing:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ _TRANSPARENT = frozenset(
         _aten.transpose.int,
         _aten.permute.default,
         _aten.expand.default,
-        _aten.slice.Tensor,
     }
 )
 _SPLITS = frozenset(
@@ -57,19 +56,47 @@ _MAX_TASK_COLUMNS = 64
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of an input.
+
+    Attributes:
+        columns: Positions along ``axis``; None for all of it, empty where it isn't known.
+        axis: The dimension of the input the columns are counted in.
+        aligned: Whether the value still has the input's dimensions.
+    """
+
+    columns: tuple[int, ...] | None = None
+    axis: int = 1
+    aligned: bool = True
+
+    @property
+    def is_all(self) -> bool:
+        """Whether it is the whole input."""
+        return self.columns is None
+
+    def narrow(self, axis: int, columns: Iterable[int], *, aligned: bool) -> Part:
+        """The part at some positions of one dimension of this part."""
+        if not self.aligned or axis == 0 or (self.columns is not None and axis != self.axis):
+            return Part((), axis, aligned=False)
+        known = self.columns
+        picked = tuple(columns if known is None else (known[c] for c in columns))
+        return Part(picked, axis, aligned)
+
+
+@dataclass(frozen=True)
 class Lookup:
     """An input read as ids of a table.
 
     Attributes:
         table: The parameter's name.
         rows: Rows of the table.
-        column: Which column of the input, None for all of it.
+        part: Which part of the input.
         pooled: Whether several ids of a row are looked up and pooled.
     """
 
     table: str
     rows: int
-    column: int | None
+    part: Part
     pooled: bool
 
 
@@ -92,11 +119,11 @@ def infer_signature(
 
 
 def lookups(node: fx.Node) -> Iterator[Lookup]:
-    """Every table lookup whose ids are (a column of) ``node``, unchanged in value."""
-    yield from _lookups(node, None, set())
+    """Every table lookup whose ids are (columns of) ``node``, unchanged in value."""
+    yield from _lookups(node, Part(), set())
 
 
-def _lookups(node: fx.Node, column: int | None, seen: set[fx.Node]) -> Iterator[Lookup]:
+def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
     for user in node.users:
         if user in seen:
             continue
@@ -107,19 +134,58 @@ def _lookups(node: fx.Node, column: int | None, seen: set[fx.Node]) -> Iterator[
             name = parameter_name(table)
             if ids is node and name is not None:
                 rows = int(shape_of(table)[0])
-                yield Lookup(name, rows, column, _is_pooled(user))
-        elif is_op(user, *_TRANSPARENT) and user.args[0] is node:
-            yield from _lookups(user, column, seen)
-        elif is_op(user, _aten.select.int) and column is None:
-            index = user.args[2]
-            last = node.meta["val"].dim() - 1
-            picked = index if user.args[1] in (last, -1) and isinstance(index, int) else None
-            yield from _lookups(user, picked, seen)
-        elif is_op(user, *_SPLITS) and column is None:
-            for piece in user.users:
-                size = piece.meta["val"].shape[-1] if piece.meta["val"].dim() else 1
-                single = is_op(user, _aten.unbind.int) or size == 1
-                yield from _lookups(piece, piece.args[1] if single else None, seen)  # type: ignore[arg-type]
+                yield Lookup(name, rows, part, _is_pooled(user))
+        elif user.op != "call_function" or user.args[0] is not node:
+            continue
+        elif is_op(user, _aten.select.int, _aten.slice.Tensor):
+            yield from _lookups(user, _picked(node, user, part), seen)
+        elif is_op(user, *_TRANSPARENT):
+            yield from _lookups(user, replace(part, aligned=_is_aligned(user, part)), seen)
+        elif is_op(user, *_SPLITS):
+            yield from _split_lookups(node, user, part, seen)
+
+
+def _split_lookups(
+    node: fx.Node, split: fx.Node, part: Part, seen: set[fx.Node]
+) -> Iterator[Lookup]:
+    axis = _axis(split, 1 if is_op(split, _aten.unbind.int) else 2, node)
+    whole = is_op(split, _aten.unbind.int)
+    sizes = [1 if whole else value.shape[axis] for value in split.meta["val"]]
+    for piece in split.users:
+        index = piece.args[1]
+        known = isinstance(index, int) and all(isinstance(size, int) for size in sizes)
+        start = sum(sizes[:index]) if known else 0
+        columns = range(start, start + sizes[index]) if known else ()  # type: ignore[index]
+        yield from _lookups(piece, part.narrow(axis, columns, aligned=not whole), seen)
+
+
+def _picked(node: fx.Node, user: fx.Node, part: Part) -> Part:
+    """The part of ``node`` that a select or slice leaves."""
+    width = node.meta["val"].shape
+    if is_op(user, _aten.select.int):
+        axis, index = _axis(user, 1, node), user.args[2]
+        if not isinstance(index, int) or not isinstance(width[axis], int):
+            return part.narrow(axis, (), aligned=False)
+        return part.narrow(axis, [index % width[axis]], aligned=False)
+    axis = _axis(user, 1, node)
+    if shape_of(node) == shape_of(user):
+        return part
+    bounds = (argument(user, 2, "start"), argument(user, 3, "end"), argument(user, 4, "step"))
+    static = all(bound is None or isinstance(bound, int) for bound in bounds)
+    if not static or not isinstance(width[axis], int):
+        return part.narrow(axis, (), aligned=False)
+    return part.narrow(axis, range(width[axis])[slice(*bounds)], aligned=True)
+
+
+def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
+    dim = argument(node, place, "dim", 0)
+    rank: int = source.meta["val"].dim()
+    return dim % rank if isinstance(dim, int) and rank else 0
+
+
+def _is_aligned(user: fx.Node, part: Part) -> bool:
+    moved = is_op(user, _aten.transpose.int, _aten.permute.default)
+    return part.aligned and not moved and shape_of(user) == shape_of(user.args[0])
 
 
 def _is_pooled(lookup: fx.Node) -> bool:
@@ -148,6 +214,7 @@ def _feature(node: fx.Node) -> Feature:
         shape=tuple(_size(size, index) for index, size in enumerate(value.shape)),
         tables=tuple(dict.fromkeys(lookup.table for lookup in found)),
         cardinalities=_cardinalities(value, found),
+        axis=next((lookup.part.axis for lookup in found if lookup.part.columns), 1),
     )
 
 
@@ -162,7 +229,7 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
     if found:
         if any(lookup.pooled for lookup in found):
             return FeatureKind.JAGGED if value.dim() == 1 else FeatureKind.ID_LIST
-        whole = any(lookup.column is None for lookup in found)
+        whole = any(lookup.part.is_all for lookup in found)
         several = value.dim() >= 2 and value.shape[-1] != 1
         return FeatureKind.SEQUENCE if whole and several and len(found) == 1 else FeatureKind.ID
     if value.dtype is torch.bool:
@@ -174,16 +241,20 @@ def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:
     """Rows of the smallest table each column, or the whole input, is looked up in."""
     if not found:
         return ()
-    width = value.shape[-1] if value.dim() >= 2 else None
-    by_column: dict[int | None, int] = {}
+    sizes = {lookup.rows for lookup in found}
+    if all(lookup.part.is_all for lookup in found):
+        return (min(sizes),)
+    axes = {lookup.part.axis for lookup in found if not lookup.part.is_all}
+    width = value.shape[min(axes)] if max(axes) < value.dim() else None
+    unknown = any(lookup.part.columns == () for lookup in found)
+    if unknown or len(axes) > 1 or not isinstance(width, int):
+        # Which ids go where isn't known: a limit can be given only if it is the same for all.
+        return (min(sizes),) if len(sizes) == 1 else ()
+    limits: dict[int, int] = {}
     for lookup in found:
-        rows = by_column.get(lookup.column, lookup.rows)
-        by_column[lookup.column] = min(rows, lookup.rows)
-    if None in by_column:
-        return (min(by_column.values()),)
-    if isinstance(width, int) and set(by_column) == set(range(width)):
-        return tuple(by_column[index] for index in range(width))
-    return ()
+        for column in range(width) if lookup.part.columns is None else lookup.part.columns:
+            limits[column] = min(limits.get(column, lookup.rows), lookup.rows)
+    return tuple(limits[c] for c in range(width)) if len(limits) == width else ()
 
 
 def _size(size: int | torch.SymInt, index: int) -> int | str:
@@ -212,7 +283,9 @@ def _ends_in_probability(node: fx.Node) -> bool:
     while True:
         if is_op(node, *_ENDINGS):
             return True
-        if is_op(node, *_TRANSPARENT, _aten.select.int, _aten.clamp.default):
+        if is_op(
+            node, *_TRANSPARENT, _aten.slice.Tensor, _aten.select.int, _aten.clamp.default
+        ):
             first = node.args[0]
         elif is_op(node, _aten.cat.default, _aten.stack.default):
             parts = node.args[0]

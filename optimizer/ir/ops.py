@@ -46,7 +46,8 @@ def _rowwise_embedding(codes: Tensor, scale_bias: Tensor, ids: Tensor) -> Tensor
     rows = torch.ops.aten.embedding.default(codes, ids)
     affine = torch.ops.aten.embedding.default(scale_bias, ids)
     scale, bias = affine.split([1, 1], dim=-1)
-    return rows.to(scale_bias.dtype) * scale + bias
+    decoded: Tensor = rows.to(scale_bias.dtype) * scale + bias
+    return decoded
 
 
 #: x ``[...]`` float, scale and zero_point ``[]`` or ``[channels]`` -> codes ``[...]`` of ``dtype``.

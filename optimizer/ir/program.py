@@ -139,7 +139,7 @@ class Program:
         dynamic = tuple(
             _dynamic_dims(node.meta["val"]) for node in self.graph.find_nodes(op="placeholder")
         )
-        with torch.no_grad(), fx.traceback.preserve_node_meta():
+        with torch.no_grad(), fx.traceback.preserve_node_meta(), torchapi.silenced():
             return torch.export.export(
                 _Callable(self.module), example, dynamic_shapes=(dynamic,), strict=False
             )

@@ -65,7 +65,8 @@ class Feature:
         side: Whom it describes.
         tables: Parameter names of the tables it is looked up in.
         cardinalities: Rows of the table each column is looked up in: one number for the whole
-            input, or one per column of the last dimension. Empty when it is no id.
+            input, or one per column. Empty when it is no id, or where it isn't known.
+        axis: The dimension columns are counted in, where there is one cardinality per column.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Feature:
     side: Side = Side.UNKNOWN
     tables: tuple[str, ...] = ()
     cardinalities: tuple[int, ...] = ()
+    axis: int = 1
 
     @property
     def is_integer(self) -> bool:
@@ -177,6 +179,7 @@ class Signature:
                     side=Side(f["side"]),
                     tables=tuple(f["tables"]),
                     cardinalities=tuple(f["cardinalities"]),
+                    axis=f["axis"],
                 )
                 for f in data["features"]
             ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import Any
 from ..errors import SignatureError
 
 _SCALARS = (type(None), bool, int, float, str)
+
+#: Classes met in this process: one defined inside a function can't be found by its name.
+_CLASSES: dict[str, type] = {}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Constant:
     value: Any
 
 
+Key = str | int
+
+
 @dataclass(frozen=True)
 class Branch:
     """A container: ``kind`` is dict, list, tuple or ``module:Class`` of a named tuple or dataclass.
@@ -41,7 +48,7 @@ class Branch:
     """
 
     kind: str
-    keys: tuple[str, ...]
+    keys: tuple[Key, ...]
     items: tuple[Leaf | Constant | Branch, ...]
 
 
@@ -115,7 +122,7 @@ class _Names:
     def of(self, path: tuple[str, ...]) -> str:
         text = "_".join(path) if path else self.root
         name = re.sub(r"\W+", "_", text).strip("_") or self.root
-        if name[0].isdigit():
+        if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
             name = f"{self.root}_{name}"
         unique, count = name, 1
         while unique in self.taken:
@@ -127,17 +134,22 @@ class _Names:
 
 def _class_name(value: Any) -> str:
     kind = type(value)
-    return f"{kind.__module__}:{kind.__qualname__}"
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    _CLASSES[name] = kind
+    return name
 
 
 def _is_named_tuple(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _children(value: Any) -> tuple[str, tuple[str, ...], list[Any]] | None:
+def _children(value: Any) -> tuple[str, tuple[Key, ...], list[Any]] | None:
     """Kind, keys and items of a container, or None."""
     if isinstance(value, Mapping):
-        return "dict", tuple(str(key) for key in value), list(value.values())
+        odd = [key for key in value if not isinstance(key, (str, int))]
+        if odd:
+            raise SignatureError(f"a dict's keys must be strings or integers, got {odd[0]!r}.")
+        return "dict", tuple(value), list(value.values())
     if _is_named_tuple(value):
         return _class_name(value), tuple(value._fields), list(value)
     if isinstance(value, list):
@@ -165,12 +177,12 @@ def _build(
             "Pass the tensors it holds, or make it a dataclass."
         )
     kind, keys, items = parts
-    labels = keys or tuple(str(index) for index in range(len(items)))
+    labels = keys or tuple(range(len(items)))
     return Branch(
         kind,
         keys,
         tuple(
-            _build(item, (*path, label), names, is_leaf)
+            _build(item, (*path, str(label)), names, is_leaf)
             for label, item in zip(labels, items, strict=True)
         ),
     )
@@ -223,7 +235,7 @@ def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Temp
             raise SignatureError(
                 f"{where} has the wrong names: "
                 + "; ".join(
-                    f"{what} {sorted(which)}"
+                    f"{what} {sorted(which, key=str)}"
                     for what, which in (("missing", missing), ("unexpected", extra))
                     if which
                 )
@@ -232,6 +244,8 @@ def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Temp
         for key, item in zip(template.keys, template.items, strict=True):
             yield f"[{key!r}]", item, given[key]
         return
+    if keys and template.kind in ("list", "tuple"):
+        raise SignatureError(f"{where} should be a {template.kind}, got {type(value).__name__}.")
     if len(items) != len(template.items):
         raise SignatureError(f"{where} should have {len(template.items)} items, got {len(items)}.")
     for index, (item, child) in enumerate(zip(template.items, items, strict=True)):
@@ -253,16 +267,31 @@ def _restore(template: Template, leaves: Mapping[str, Any]) -> Any:
     return _rebuild(template.kind, template.keys, items)
 
 
-def _rebuild(kind: str, keys: Sequence[str], items: Sequence[Any]) -> Any:
+def _rebuild(kind: str, keys: Sequence[Key], items: Sequence[Any]) -> Any:
     """An instance of the user's class, or a plain dict where the class isn't installed."""
+    values = {str(key): item for key, item in zip(keys, items, strict=True)}
+    found = _CLASSES.get(kind) or _find_class(kind)
+    if found is None:
+        return values
+    if not dataclasses.is_dataclass(found):
+        return found(**values)
+    # A field with init=False is no argument of the class; it is set afterwards.
+    taken = {field.name for field in dataclasses.fields(found) if field.init}
+    made = found(**{name: item for name, item in values.items() if name in taken})
+    for name in values.keys() - taken:
+        object.__setattr__(made, name, values[name])
+    return made
+
+
+def _find_class(kind: str) -> Any:
     module, _, name = kind.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError):
-        return dict(zip(keys, items, strict=True))
-    return found(**dict(zip(keys, items, strict=True)))
+        return None
+    return found
 
 
 def _to_json(template: Template) -> Any:

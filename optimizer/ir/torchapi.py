@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -39,6 +42,7 @@ __all__ = [
     "is_fake",
     "quiet",
     "shared_copy",
+    "silenced",
     "unlift",
 ]
 
@@ -86,6 +90,20 @@ def quiet(mode: FakeTensorMode) -> Iterator[None]:
         return
     with shape_env.ignore_fresh_unbacked_symbols():
         yield
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps torch's exporters from talking to the user about their own affairs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -1,0 +1,44 @@
+# Everything a person runs. Needs Python 3.11 or newer, and git.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types unit clean
+
+# Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
+demo: $(VENV)/demo
+	$(BIN)/python examples/demo.py
+
+# Lints, type-checks and runs every test.
+test: lint types unit
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The root is the package rankc; mypy sees it under that name through a link.
+types: $(VENV)/test
+	mkdir -p build/types
+	ln -sfn ../.. build/types/rankc
+	cd build/types && ../../$(BIN)/mypy --config-file rankc/setup.cfg
+
+unit: $(VENV)/test
+	$(BIN)/python -m pytest $(PYTEST)
+
+# torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/demo: $(VENV)/torch setup.cfg
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/test: $(VENV)/torch setup.cfg
+	$(PIP) install -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

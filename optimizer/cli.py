@@ -1,0 +1,383 @@
+"""The command line: what the library does, and nothing more.
+
+Exit codes: 0 within budget (or unverified), 1 an error, 2 over budget or inconclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BudgetExceeded, RankcError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .data import Parquet
+    from .ir.program import Program
+
+_OK, _ERROR, _OVER = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(message)s"
+    )
+    try:
+        return int(arguments.run(arguments))
+    except BudgetExceeded as error:
+        return _fail(arguments, error, _OVER)
+    except RankcError as error:
+        return _fail(arguments, error, _ERROR)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _fail(arguments: argparse.Namespace, error: RankcError, code: int) -> int:
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rankc",
+        description="A compiler for ranking models: faster artifacts, ranking quality proved.",
+        epilog="exit codes: 0 within budget or unverified, 1 an error, 2 over budget or "
+        "inconclusive",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _optimize_parser(commands)
+    _inspect_parser(commands)
+    _bench_parser(commands)
+    passes = commands.add_parser("passes", help="list the passes and named pipelines")
+    passes.set_defaults(run=_passes)
+    targets = commands.add_parser("targets", help="list the targets")
+    targets.set_defaults(run=_targets)
+    _bisect_parser(commands)
+    return parser
+
+
+def _optimize_parser(commands: Any) -> None:
+    parser = commands.add_parser("optimize", help="optimize a model and save the artifact")
+    _model_arguments(parser)
+    parser.add_argument("--budget", default=None, help="limits, such as ne=0.0002,auc=0.001")
+    parser.add_argument("--out", required=True, type=Path, help="the new artifact folder")
+    parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
+    parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
+    parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
+    parser.add_argument("--disable", action="append", default=[], help="a pass to leave out")
+    parser.add_argument("--dump", type=Path, help="folder for the program after every pass")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print only the verdict")
+    parser.set_defaults(run=_optimize)
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="pkg.module:factory, or a .pt2 file that rankc saved")
+    parser.add_argument("--target", default="cpu-int8", help="a target (default cpu-int8)")
+    parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
+    parser.add_argument(
+        "--label", action="append", default=[], help="label column, or task=column; repeatable"
+    )
+    parser.add_argument("--group", help="column of the user or request a row belongs to")
+    parser.add_argument("--cohort", action="append", default=[], help="column judged by slice")
+    parser.add_argument("--pipeline", default="default", help="passes (default: default)")
+
+
+def _inspect_parser(commands: Any) -> None:
+    parser = commands.add_parser("inspect", help="show an artifact, or a model's signature")
+    parser.add_argument("what", help="an artifact folder, or pkg.module:factory")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=_inspect)
+
+
+def _bench_parser(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="time an artifact, one thread")
+    parser.add_argument("artifact", type=Path, help="an artifact folder")
+    parser.add_argument("--against", help="pkg.module:factory: also time it eagerly and in fp32")
+    parser.add_argument("--batch", default="1,64,512", help="batch sizes (default 1,64,512)")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=_bench)
+
+
+def _bisect_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bisect", help="find the pass, then the rewrite, that moves the scores"
+    )
+    _model_arguments(parser)
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="a score may move by this share of the largest score (default 1e-4)",
+    )
+    parser.set_defaults(run=_bisect)
+
+
+def _optimize(arguments: argparse.Namespace) -> int:
+    from .artifact import check_destination
+    from .budget import Budget
+    from .driver import optimize
+    from .instruments import Disable, Dump, Instrument
+    from .report import Report
+    from .verdict import Status
+
+    check_destination(arguments.out)
+    instruments: list[Instrument] = [Disable(tuple(arguments.disable))]
+    if arguments.dump is not None:
+        instruments.append(Dump(arguments.dump))
+    with _progress(hidden=arguments.quiet or arguments.json) as progress:
+        artifact = optimize(
+            arguments.model,
+            arguments.target,
+            data=_parquet(arguments),
+            budget=Budget.parse(arguments.budget) if arguments.budget else None,
+            pipeline=arguments.pipeline,
+            batch_sizes=_sizes(arguments.batch),
+            strict=arguments.strict,
+            seed=arguments.seed,
+            instruments=instruments,
+            progress=progress,
+        )
+    artifact.save(arguments.out)
+    assert isinstance(artifact.report, Report)
+    if arguments.json:
+        print(json.dumps(artifact.report.to_json()))
+    elif arguments.quiet:
+        print(artifact.verdict)
+    else:
+        artifact.report.print(_console())
+        print(f"saved to {arguments.out}")
+    return _OK if artifact.verdict.status in (Status.PASS, Status.UNVERIFIED) else _OVER
+
+
+def _parquet(arguments: argparse.Namespace) -> Parquet | None:
+    from .data import Parquet
+
+    if arguments.data is None:
+        return None
+    return Parquet(arguments.data, tuple(arguments.label), arguments.group, tuple(arguments.cohort))
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .artifact import REPORT_TEXT, read_manifest
+
+    if ":" in arguments.what and not Path(arguments.what).exists():
+        return _inspect_model(arguments)
+    folder = Path(arguments.what)
+    manifest = read_manifest(folder)
+    if arguments.json:
+        print(json.dumps(manifest.to_json()))
+        return _OK
+    console = _console()
+    console.print((folder / REPORT_TEXT).read_text(), markup=False, highlight=False)
+    console.print(_facts(manifest.to_json()))
+    return _OK
+
+
+def _facts(manifest: dict[str, Any]) -> Table:
+    from .report import readable_bytes
+
+    table = _table("artifact", "", "")
+    for name in ("target", "backend", "pipeline", "seed"):
+        table.add_row(name, str(manifest[name]))
+    table.add_row("recipe", ", ".join(manifest["recipe"]))
+    for name, facts in manifest["files"].items():
+        table.add_row(name, f"{readable_bytes(facts['bytes'])}, sha256 {facts['sha256'][:16]}…")
+    for group in ("versions", "fingerprints"):
+        for name, value in manifest[group].items():
+            table.add_row(name, value)
+    return table
+
+
+def _inspect_model(arguments: argparse.Namespace) -> int:
+    program = _capture(arguments.what)
+    signature = program.signature
+    if arguments.json:
+        print(json.dumps(signature.to_json()))
+        return _OK
+    features = _table("features", "name", "kind", "dtype", "shape", "side", "ids below", "tables")
+    for feature in signature:
+        features.add_row(
+            feature.name,
+            feature.kind.value,
+            feature.dtype,
+            str(list(feature.shape)),
+            feature.side.value,
+            _shortened(feature.cardinalities),
+            _shortened(feature.tables),
+        )
+    tasks = _table("tasks", "name", "output", "kind", "score")
+    for task in signature.tasks:
+        column = "" if task.column is None else f"[:, {task.column}]"
+        tasks.add_row(task.name, task.output + column, task.kind.value, task.score.value)
+    console = _console()
+    console.print(features)
+    console.print(tasks)
+    return _OK
+
+
+def _shortened(values: Sequence[Any], shown: int = 4) -> str:
+    text = ", ".join(str(value) for value in values[:shown])
+    return text + (f" … ({len(values)})" if len(values) > shown else "")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .artifact import Artifact
+    from .driver import resolve
+    from .timing import compare
+
+    artifact = Artifact.load(arguments.artifact)
+    model = resolve(arguments.against) if arguments.against else None
+    rows = compare(artifact, model, _sizes(arguments.batch))
+    if arguments.json:
+        print(json.dumps(rows))
+        return _OK
+    names = [name for name in rows[0] if name != "batch"]
+    table = _table("milliseconds a call, one thread, interleaved, medians", "batch", *names)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("batch", *names)))
+    _console().print(table)
+    return _OK
+
+
+def _passes(arguments: argparse.Namespace) -> int:
+    from .registry import named_pipelines, pass_class, pass_names
+
+    table = _table("passes", "name", "promise", "what it does")
+    for name in pass_names():
+        found = pass_class(name)
+        summary = (found.__doc__ or "").strip().split("\n", 1)[0]
+        table.add_row(name, found.exactness.value, summary)
+    console = _console()
+    console.print(table)
+    for name, text in named_pipelines().items():
+        console.print(f"{name} = {text}", markup=False, highlight=False)
+    return _OK
+
+
+def _targets(arguments: argparse.Namespace) -> int:
+    from .target import TARGETS
+
+    table = _table("targets", "name", "device", "linears", "tables", "backends")
+    for target in TARGETS.values():
+        table.add_row(
+            target.name,
+            target.device.name,
+            ", ".join((*target.formats, "fp32")),
+            ", ".join((*target.table_formats, "fp32")),
+            ", ".join(target.backends),
+        )
+    _console().print(table)
+    return _OK
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from .bisect import bisect
+    from .context import PassContext
+    from .data import collect, split, synthesize
+    from .numerics import divergence
+    from .pipeline import Pipeline
+    from .target import Target
+
+    program = _capture(arguments.model)
+    parquet = _parquet(arguments)
+    rows = (
+        synthesize(program.signature, 256)
+        if parquet is None
+        else split(collect(parquet.batches(program), program)).calibration
+    )
+    reference = program.run(rows.features)
+
+    def good(candidate: Program) -> bool:
+        moved = divergence(reference, candidate.run(rows.features))
+        return bool(moved.relative <= arguments.tolerance)
+
+    context = PassContext(target=Target.of(arguments.target), calibration=(rows.features,))
+    culprit = bisect(program, Pipeline.parse(arguments.pipeline), good, context)
+    print(
+        f"no pass moves a score by more than {arguments.tolerance:g}"
+        if culprit is None
+        else f"first to move a score by more than {arguments.tolerance:g}: {culprit}"
+    )
+    return _OK if culprit is None else _OVER
+
+
+def _capture(place: str) -> Program:
+    from .driver import load_program, resolve
+    from .registry import frontend
+
+    if ":" not in place:
+        return load_program(Path(place))
+    program: Program = frontend().capture(resolve(place))
+    return program
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise RankcError(f"--batch takes positive numbers such as 64,512, got {text!r}")
+    return sizes
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+@contextmanager
+def _progress(hidden: bool) -> Iterator[Callable[[str, float], None] | None]:
+    """A bar with what is being worked on and an estimate of the rest, on standard error."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        job = bar.add_task("starting", total=1.0)
+        yield lambda message, done: bar.update(job, description=message[:48], completed=done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

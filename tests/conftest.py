@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rankc.optimizer import pipeline
+from rankc.optimizer.context import PassContext
+from rankc.optimizer.instruments import Verify
+from rankc.optimizer.ir import Program
+from rankc.optimizer.passbase import Pass
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "unverified: runs passes without Verify, to see what happens when it is missing"
+    )
+
+
+@pytest.fixture(autouse=True)
+def verified_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installs `Verify` around every pass in every test that isn't marked ``unverified``."""
+    if request.node.get_closest_marker("unverified"):
+        return
+    attempt: Callable[..., Any] = pipeline._attempt
+
+    def verified(pass_: Pass, program: Program, snapshot: Program, ctx: PassContext) -> Any:
+        given = ctx.instruments
+        if not any(isinstance(instrument, Verify) for instrument in given):
+            ctx.instruments = (*given, Verify())
+        try:
+            return attempt(pass_, program, snapshot, ctx)
+        finally:
+            ctx.instruments = given
+
+    monkeypatch.setattr(pipeline, "_attempt", verified)

@@ -1,0 +1,249 @@
+"""What every registered pass promises, on every model of the zoo.
+
+A pass that is added to the registry is held to these laws without a line of test of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from rankc import models
+from rankc.backends.onnx import to_onnx
+from rankc.frontends.export import capture
+from rankc.optimizer.context import PassContext
+from rankc.optimizer.errors import PreconditionError
+from rankc.optimizer.ir import Form, Program, verify
+from rankc.optimizer.numerics import ROUNDING_FLOOR, divergence, truth
+from rankc.optimizer.passbase import Exactness, Pass
+from rankc.optimizer.pipeline import run_pass
+from rankc.optimizer.registry import pass_class, pass_names
+from rankc.optimizer.report import Outcome
+from support import EAGER_INT8, Ran, made_up, permissive_judge, quantized_linears, run_passes
+from torch import Tensor, nn
+
+#: What has to run before a pass so that it has something to do; canonicalize where nothing is said.
+_BEFORE = {"canonicalize": "", "insert-quantize": "canonicalize,place-precision"}
+
+
+class Everything(nn.Module):
+    """Something for every pass: the zoo alone has no BatchNorm, no affine and no duplicates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.table = nn.Embedding(300, 16)
+        self.bag = nn.EmbeddingBag(200, 16, mode="mean", padding_idx=0)
+        self.first = nn.Linear(40, 24)
+        self.norm = nn.BatchNorm1d(24)
+        self.second = nn.Linear(24, 1)
+        self.gate = nn.Parameter(torch.rand(8, generator=generator))
+        self.norm.running_mean.copy_(torch.randn(24, generator=generator))
+        self.norm.running_var.copy_(torch.rand(24, generator=generator) + 0.5)
+
+    def forward(self, dense: Tensor, ids: Tensor, history: Tensor) -> Tensor:
+        gated = dense * (self.gate * 2.0).sigmoid()
+        table = self.table(ids) + self.table(ids)
+        features = torch.cat([gated, table.contiguous(), self.bag(history)], dim=1)
+        hidden = torch.relu(self.norm(self.first(features)))
+        return (self.second(hidden) * 0.5 + 0.25).squeeze(1)
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(4)
+        return (
+            torch.randn(6, 8, generator=generator),
+            torch.randint(300, (6,), generator=generator),
+            torch.randint(200, (6, 5), generator=generator),
+        )
+
+
+_MODELS: dict[str, Callable[[], nn.Module]] = {**models.zoo(), "everything": Everything}
+every_pass = pytest.mark.parametrize("name", pass_names())
+every_model = pytest.mark.parametrize("model", sorted(_MODELS))
+
+
+# Programs are captured once a session; whoever runs passes on them works on a copy.
+
+
+@cache
+def _captured(model: str) -> Program:
+    torch.manual_seed(0)
+    return capture(_MODELS[model]())
+
+
+@cache
+def _judge(model: str) -> Any:
+    return permissive_judge(_captured(model))
+
+
+def _ready(name: str, model: str) -> Program:
+    """The model's program in the state in which the pass runs."""
+    return _prepared(_BEFORE.get(name, "canonicalize"), model)
+
+
+@cache
+def _prepared(passes: str, model: str) -> Program:
+    return _run(_captured(model), passes, model).program if passes else _captured(model)
+
+
+def _run(program: Program, passes: str, model: str) -> Ran:
+    return run_passes(
+        program,
+        passes,
+        target=EAGER_INT8,
+        judge=_judge(model),
+        calibration=[made_up(program, 128, seed=5)],
+    )
+
+
+@cache
+def _ran(name: str, model: str) -> Ran:
+    return _run(_ready(name, model), name, model)
+
+
+def _other_options(pass_: Pass) -> dict[str, Any]:
+    """Another value for every option of a pass."""
+    other: dict[type, Callable[[Any], Any]] = {
+        bool: lambda value: not value,
+        int: lambda value: value + 1,
+        float: lambda value: value + 0.125,
+        str: lambda value: f"{value}, {{other}}",
+        tuple: lambda value: (*value, "other"),
+    }
+    fields = {item.name: getattr(pass_, item.name) for item in dataclasses.fields(pass_)}
+    return {name: other[type(value)](value) for name, value in fields.items()}
+
+
+@every_pass
+def test_spec_and_parse_round_trip(name: str) -> None:
+    kind = pass_class(name)
+    default = kind()
+    assert default.spec() == name == kind.name
+    assert kind.parse(name) == default
+
+    options = _other_options(default)
+    changed = dataclasses.replace(default, **options)
+    assert kind.parse(changed.spec()) == changed
+    for option, value in options.items():
+        single = dataclasses.replace(default, **{option: value})
+        assert single != default
+        assert kind.parse(single.spec()) == single
+
+
+@every_pass
+def test_requires_the_form_it_says(name: str) -> None:
+    program = _captured("everything")
+    kind = pass_class(name)
+    if kind.requires is Form.CAPTURED:
+        _run(program, name, "everything")
+        return
+    with pytest.raises(PreconditionError, match=f"{name} requires a program that is canonical"):
+        run_pass(kind(), program.clone(), PassContext(target=EAGER_INT8))
+
+
+@every_pass
+def test_is_not_vacuous(name: str) -> None:
+    """Each pass changes at least one of the models, or the laws below say nothing about it."""
+    assert any(_ran(name, model).outcomes == [Outcome.CHANGED] for model in _MODELS)
+
+
+@every_pass
+@every_model
+def test_leaves_a_valid_program(name: str, model: str) -> None:
+    verify(_ran(name, model).program)
+
+
+@every_pass
+@every_model
+def test_leaves_what_it_was_given_a_copy_of(name: str, model: str) -> None:
+    """Parameters are shared between copies: a pass that wrote into one would change the original."""
+    program = _ready(name, model)
+    before = {key: value.clone() for key, value in program.tensors()}
+    fingerprint = program.fingerprint()
+    _run(program, name, model)
+    assert program.fingerprint() == fingerprint
+    assert all(torch.equal(value, before[key]) for key, value in program.tensors())
+
+
+@every_pass
+@every_model
+def test_second_run_changes_nothing(name: str, model: str) -> None:
+    if not pass_class(name).idempotent:
+        pytest.skip(f"{name} isn't declared idempotent")
+    again = _run(_ran(name, model).program, name, model)
+    assert again.outcomes in ([Outcome.UNCHANGED], [Outcome.SKIPPED])
+    assert again.program.fingerprint() == _ran(name, model).program.fingerprint()
+
+
+@every_pass
+@every_model
+def test_keeps_its_promise_about_the_numbers(name: str, model: str) -> None:
+    before, after = _ready(name, model), _ran(name, model).program
+    rows = made_up(before, 200, seed=6)
+    moved = divergence(before.run(rows), after.run(rows))
+    exactness = pass_class(name).exactness
+    if exactness is Exactness.EXACT:
+        assert moved.bit_equal
+    elif exactness is Exactness.ROUNDING:
+        expected = truth(_captured(model), rows)
+        own = divergence(expected, _captured(model).run(rows)).relative
+        error = divergence(expected, after.run(rows)).relative
+        assert error <= max(own, ROUNDING_FLOOR)
+    else:
+        assert moved.relative < 0.1, "8-bit formats don't move small models by a tenth"
+
+
+@every_pass
+@every_model
+def test_keeps_the_contract(name: str, model: str) -> None:
+    before, after = _ready(name, model), _ran(name, model).program
+    assert after.signature == before.signature
+    assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
+    assert after.arguments == before.arguments
+    assert after.form.includes(before.form)
+
+
+@every_pass
+@every_model
+def test_is_deterministic(name: str, model: str) -> None:
+    again = _run(_ready(name, model), name, model)
+    assert again.program.fingerprint() == _ran(name, model).program.fingerprint()
+    assert again.report.to_json() == _ran(name, model).report.to_json()
+
+
+@every_pass
+@every_model
+def test_explains_every_change(name: str, model: str) -> None:
+    ran = _ran(name, model)
+    changed = ran.outcomes == [Outcome.CHANGED]
+    assert bool(ran.applied(name)) == changed
+    assert ran.program.recipe == (
+        (*_ready(name, model).recipe, name) if changed else _ready(name, model).recipe
+    )
+
+
+@every_model
+def test_is_exportable_after_all_rounding_passes(model: str) -> None:
+    ran = _run(_captured(model), "rounding", model)
+    onnx = to_onnx(ran.program)
+    _has_the_contract(onnx, ran.program)
+
+
+@every_model
+def test_is_exportable_with_tables_and_linears_quantized(model: str) -> None:
+    passes = "rounding,quantize-tables,place-precision,insert-quantize,eliminate"
+    ran = _run(_captured(model), passes, model)
+    assert quantized_linears(ran.program), "nothing was quantized: the test would say nothing"
+    onnx = to_onnx(ran.program)
+    _has_the_contract(onnx, ran.program)
+    kinds = {node.op_type for node in onnx.graph.all_nodes()}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def _has_the_contract(onnx: Any, program: Program) -> None:
+    assert tuple(value.name for value in onnx.graph.inputs) == program.signature.names
+    assert tuple(value.name for value in onnx.graph.outputs) == program.signature.outputs
