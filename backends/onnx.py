@@ -72,6 +72,12 @@ def _explain(error: BaseException, program: Program) -> str:
 def _name(model: ir.Model, program: Program) -> None:
     """Inputs and outputs by their own names; the dynamic batch is called batch."""
     graph = model.graph
+    _tell_apart(graph)
+    contract = {*program.signature.names, *program.signature.outputs}
+    taken = contract | {value.name for value in _inner_values(graph)}
+    for value in _inner_values(graph):
+        if value.name in contract:
+            value.name = _unique(f"{value.name}_value", taken)
     for value, name in zip(graph.inputs, program.signature.names, strict=True):
         value.name = name
     for value, name in zip(graph.outputs, program.signature.outputs, strict=True):
@@ -93,6 +99,34 @@ def _name(model: ir.Model, program: Program) -> None:
         value.shape = ir.Shape(dims)
     model.producer_name = "rankc"
     model.producer_version = None
+
+
+def _tell_apart(graph: ir.Graph) -> None:
+    """Gives each output a value of its own: two may be the same, or be an input or a weight."""
+    seen = {*graph.inputs, *graph.initializers.values()}
+    for index, value in enumerate(list(graph.outputs)):
+        if value in seen:
+            copied = ir.node("Identity", [value])
+            graph.append(copied)
+            copied.outputs[0].shape, copied.outputs[0].type = value.shape, value.type
+            graph.outputs[index] = copied.outputs[0]
+        seen.add(value)
+
+
+def _inner_values(graph: ir.Graph) -> list[ir.Value]:
+    """Weights and intermediate values."""
+    ends = {*graph.inputs, *graph.outputs}
+    made = [value for node in graph for value in node.outputs]
+    return [value for value in (*graph.initializers.values(), *made) if value not in ends]
+
+
+def _unique(name: str, taken: set[str | None]) -> str:
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
 
 
 def _keep_origins(model: ir.Model, exported: torch.export.ExportedProgram) -> None:

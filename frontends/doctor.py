@@ -12,7 +12,6 @@ from torch import nn
 
 from ..optimizer.errors import CaptureError
 
-
 _OWN = Path(__file__).parents[1]
 _PACKAGES = Path(torch.__file__).parents[1]
 #: Where frames that aren't the user's come from; ``<`` is generated code.
@@ -94,7 +93,7 @@ def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
 
 
 def user_line(error: BaseException) -> str:
-    """`` at file:line `source` `` of the innermost frame outside torch and rankc, with its source."""
+    """`` at file:line`` and the source of the innermost frame outside torch and rankc."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         if not is_library(frame.filename):

@@ -24,6 +24,7 @@ from ..optimizer.ir.torchapi import core_decompositions, silenced
 from .doctor import FIXED_BATCH, diagnose, is_library, user_line
 from .trace import trace
 
+_COPY = torch.ops.aten.copy_.default
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
 
@@ -98,6 +99,7 @@ def _capture(
     except Exception as error:
         module = trace(wrapper, leaves, diagnose(error, model))
     assert wrapper.outputs is not None
+    _drop_state_writes(module)
     _record_origins(module)
     inferred = infer_signature(module.graph, wrapper.outputs.names)
     program = Program(module, inferred, structure, wrapper.outputs, arguments, Form.CAPTURED)
@@ -232,6 +234,11 @@ def _check_parameters(model: nn.Module) -> None:
                 f"weight {name!r} is on {tensor.device}; models are captured on the CPU. "
                 "Load the weights and call model.cpu() first."
             )
+        if tensor.is_inference():
+            raise CaptureError(
+                f"weight {name!r} was made under torch.inference_mode(), which torch.export can't "
+                "capture. Build or load the model outside of it; torch.no_grad() is fine."
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
@@ -299,6 +306,14 @@ def _runs(wrapper: _Flat, example: tuple[Tensor, ...]) -> bool:
     except Exception:
         return False
     return True
+
+
+def _drop_state_writes(module: fx.GraphModule) -> None:
+    """Removes writes into the model's buffers: a program keeps no state, and nobody reads them."""
+    for node in reversed(module.graph.find_nodes(op="call_function", target=_COPY)):
+        if not node.users:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _record_origins(module: torch.fx.GraphModule) -> None:
@@ -390,7 +405,11 @@ def _with_contract(
     if outputs is None:
         return program
     have = program.signature.outputs
-    if not outputs or len(set(outputs)) != len(outputs) or set(outputs) & set(program.signature.names):
+    if (
+        not outputs
+        or len(set(outputs)) != len(outputs)
+        or set(outputs) & set(program.signature.names)
+    ):
         raise SignatureError(
             f"outputs={list(outputs)} must be names, each once, and none that a feature has."
         )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import criteo
-from .layers import embedding_tables, example_inputs, mlp
+from .cross import CrossLayer, LowRankCrossLayer, MixtureCrossLayer
+from .layers import check_positive, embedding_tables, example_inputs, mlp
 
 
 class Structure(Enum):
@@ -17,6 +18,14 @@ class Structure(Enum):
 
     PARALLEL = "parallel"  # both read the input; their outputs are concatenated
     STACKED = "stacked"  # the MLP reads the output of the cross layers
+
+
+class Cross(Enum):
+    """What a cross layer multiplies by."""
+
+    FULL = "full"  # a square matrix over the input width
+    LOW_RANK = "low-rank"  # a product of two thin matrices
+    MIXTURE = "mixture"  # a gated mixture of low-rank experts
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,12 @@ class DCNv2Config:
         cardinalities: rows of each table, one table per id feature.
         dense_features: width of the dense input.
         embedding_dim: columns of every table.
-        cross_layers: number of cross layers, each a full-rank square matrix over the input width.
+        cross_layers: number of cross layers.
         deep: widths of the deep MLP.
         structure: how the two are joined.
+        cross: the kind of the cross layers.
+        rank: columns of the thin matrices of a low-rank layer or expert; else not used.
+        experts: low-rank experts per layer of a mixture; else not used.
     """
 
     cardinalities: tuple[int, ...]
@@ -38,6 +50,9 @@ class DCNv2Config:
     cross_layers: int = 3
     deep: tuple[int, ...] = (512, 256)
     structure: Structure = Structure.PARALLEL
+    cross: Cross = Cross.FULL
+    rank: int = 64
+    experts: int = 4
 
     def __post_init__(self) -> None:
         if not self.cardinalities or min(self.cardinalities) < 1:
@@ -47,24 +62,12 @@ class DCNv2Config:
                 "dense_features, embedding_dim and cross_layers must be positive, and deep not "
                 f"empty: {self}"
             )
+        check_positive(self, "rank", "experts")
 
     @property
     def input_width(self) -> int:
         """Width of the concatenated dense input and embeddings."""
         return self.dense_features + len(self.cardinalities) * self.embedding_dim
-
-
-class CrossLayer(nn.Module):
-    """`x0 * (W x + b) + x`: one full-rank cross layer (equation 1 of the paper)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        """Crosses `x` with the input `x0`; both and the result are `[B, width]` float32."""
-        crossed: Tensor = x0 * self.linear(x) + x
-        return crossed
 
 
 class DCNv2(nn.Module):
@@ -75,7 +78,7 @@ class DCNv2(nn.Module):
         self.config = config
         width = config.input_width
         self.tables = embedding_tables(config.cardinalities, config.embedding_dim)
-        self.cross = nn.ModuleList(CrossLayer(width) for _ in range(config.cross_layers))
+        self.cross = nn.ModuleList(_cross_layer(config) for _ in range(config.cross_layers))
         self.deep = mlp((width, *config.deep), last_relu=True)
         head_width = config.deep[-1]
         if config.structure is Structure.PARALLEL:
@@ -115,12 +118,45 @@ class DCNv2(nn.Module):
         return cls(DCNv2Config((50, 31, 12, 100), 4, embedding_dim=8, cross_layers=2, deep=(16, 8)))
 
     @classmethod
-    def paper(cls, max_rows: int = 100_000) -> DCNv2:
+    def small_lowrank(cls) -> DCNv2:
+        """`small()` with cross layers of rank 6, stacked."""
+        return cls(
+            DCNv2Config(
+                (50, 31, 12, 100),
+                4,
+                embedding_dim=8,
+                cross_layers=2,
+                deep=(16, 8),
+                structure=Structure.STACKED,
+                cross=Cross.LOW_RANK,
+                rank=6,
+            )
+        )
+
+    @classmethod
+    def small_mixture(cls) -> DCNv2:
+        """`small()` with cross layers of three experts of rank 6."""
+        return cls(
+            DCNv2Config(
+                (50, 31, 12, 100),
+                4,
+                embedding_dim=8,
+                cross_layers=2,
+                deep=(16, 8),
+                cross=Cross.MIXTURE,
+                rank=6,
+                experts=3,
+            )
+        )
+
+    @classmethod
+    def paper(cls, max_rows: int = 100_000, cross: Cross = Cross.FULL) -> DCNv2:
         """A DCN V2 of production size on the shape of Criteo, tables capped at `max_rows` rows.
 
         The paper searches the widths of the MLP, the depth of the cross network and vocabulary
         dependent embedding sizes; this takes one size for all tables (39 columns, the paper's
-        average) and three full-rank cross layers over the resulting 1027 inputs.
+        average) and three cross layers over the resulting 1027 inputs. The rank of low-rank layers
+        and of each of four experts is about a quarter of that, as the paper advises.
         """
         return cls(
             DCNv2Config(
@@ -129,5 +165,15 @@ class DCNv2(nn.Module):
                 embedding_dim=39,
                 cross_layers=3,
                 deep=(768, 768),
+                cross=cross,
+                rank=256,
             )
         )
+
+
+def _cross_layer(config: DCNv2Config) -> nn.Module:
+    if config.cross is Cross.LOW_RANK:
+        return LowRankCrossLayer(config.input_width, config.rank)
+    if config.cross is Cross.MIXTURE:
+        return MixtureCrossLayer(config.input_width, config.rank, config.experts)
+    return CrossLayer(config.input_width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .data import Batch, Rows, call_of, check_features, synthesize
-from .errors import ArtifactError
+from .errors import ArtifactError, SignatureError
 from .ir.program import bind_arguments
 from .ir.signature import Signature
 from .ir.structure import Structure
@@ -38,6 +39,8 @@ class Manifest:
         target: The target's name.
         backend: The backend that built it, and runs it.
         pipeline: The pipeline as text.
+        budget: The limits it had to stay within, as text.
+        batch_sizes: The batch sizes it was planned for.
         recipe: The passes that changed something, in order.
         fingerprints: Of the captured and of the optimized program.
         versions: Of rankc and of the libraries that wrote it.
@@ -53,6 +56,8 @@ class Manifest:
     target: str
     backend: str
     pipeline: str
+    budget: str
+    batch_sizes: tuple[int, ...]
     recipe: tuple[str, ...]
     fingerprints: Mapping[str, str]
     versions: Mapping[str, str]
@@ -71,6 +76,8 @@ class Manifest:
             "target": self.target,
             "backend": self.backend,
             "pipeline": self.pipeline,
+            "budget": self.budget,
+            "batch_sizes": list(self.batch_sizes),
             "recipe": list(self.recipe),
             "fingerprints": dict(self.fingerprints),
             "versions": dict(self.versions),
@@ -90,11 +97,13 @@ class Manifest:
             target=data["target"],
             backend=data["backend"],
             pipeline=data["pipeline"],
+            budget=data["budget"],
+            batch_sizes=tuple(data["batch_sizes"]),
             recipe=tuple(data["recipe"]),
             fingerprints=data["fingerprints"],
             versions=data["versions"],
             seed=data["seed"],
-            files=data["files"],
+            files={name: dict(facts) for name, facts in data["files"].items()},
             signature=Signature.from_json(data["signature"]),
             inputs=Structure.from_json(data["inputs"]),
             outputs=Structure.from_json(data["outputs"]),
@@ -157,7 +166,7 @@ class Artifact:
         """
         found = self.manifest.inputs.flatten(self._bind(args, kwargs))
         as_torch = any(isinstance(value, Tensor) for value in found.values())
-        features = {name: torch.as_tensor(value) for name, value in found.items()}
+        features = {name: _tensor(name, value) for name, value in found.items()}
         check_features(self.signature, features)
         results = self.run(features)
         if as_torch:
@@ -195,8 +204,11 @@ class Artifact:
         """
         destination = Path(folder)
         check_destination(destination)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        except OSError as error:
+            raise ArtifactError(f"{destination} can't be written: {error}") from error
         try:
             for name in self.manifest.files:
                 shutil.copyfile(self.folder / name, scratch / name)
@@ -228,40 +240,56 @@ class Artifact:
         """
         place = Path(folder)
         manifest = read_manifest(place)
+        for name in (*manifest.files, REPORT_JSON, REPORT_TEXT):
+            if not (place / name).is_file():
+                raise ArtifactError(f"{place} is incomplete: {name} is missing. Copy it again.")
         for name, facts in manifest.files.items():
             path = place / name
-            if not path.is_file():
-                raise ArtifactError(f"{place} is incomplete: {name} is missing. Copy it again.")
             if path.stat().st_size != facts["bytes"]:
                 raise ArtifactError(
                     f"{place} is damaged: {name} has {path.stat().st_size:,} bytes, the manifest "
                     f"says {facts['bytes']:,}. Copy it again."
                 )
-        report = json.loads((place / REPORT_JSON).read_text())
+        try:
+            report = json.loads((place / REPORT_JSON).read_text())
+        except ValueError as error:
+            raise ArtifactError(f"{place / REPORT_JSON} is damaged: {error}") from error
         return cls(place, manifest, report)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         arguments = self.manifest.arguments
-        if (
-            len(args) == 1
-            and not kwargs
-            and (
-                isinstance(args[0], Batch)
-                or (len(arguments) > 1 and not isinstance(args[0], Tensor))
-            )
-        ):
-            return call_of(arguments, args[0].inputs if isinstance(args[0], Batch) else args[0])
+        if len(args) == 1 and not kwargs:
+            (inputs,) = args
+            if isinstance(inputs, Batch):
+                return call_of(arguments, inputs.inputs)
+            # The one argument of a model may be a tuple or a dict itself.
+            nested = len(arguments) == 1 and self.manifest.inputs.names != arguments
+            if isinstance(inputs, (tuple, list, Mapping)) and not nested:
+                return call_of(arguments, inputs)
         return bind_arguments(arguments, args, kwargs)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SignatureError(
+            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
+            f"numbers ({error})."
+        ) from error
 
 
 def check_destination(folder: Path) -> None:
     """Raises if an artifact can't be saved there, before any work is done.
 
     Raises:
-        ArtifactError: Something is there already.
+        ArtifactError: Something is there already, or in the way.
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already; give a new folder, or remove it.")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ArtifactError(f"{folder} can't be written: {above} is no folder to write in.")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -281,7 +309,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "Install the rankc that wrote it, or optimize again."
             )
         return Manifest.from_json(data)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged or foreign: {error!r}") from error
 
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import BudgetExceeded, RankcError
+from .errors import ArtifactError, BudgetExceeded, RankcError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +51,17 @@ def _fail(arguments: argparse.Namespace, error: RankcError, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Exits with 1 on a command line that can't be read: 2 says over budget."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and what is wrong."""
+        self.print_usage(sys.stderr)
+        self.exit(_ERROR, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rankc",
         description="A compiler for ranking models: faster artifacts, ranking quality proved.",
         epilog="exit codes: 0 within budget or unverified, 1 an error, 2 over budget or "
@@ -183,6 +192,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(manifest.to_json()))
         return _OK
+    if not (folder / REPORT_TEXT).is_file():
+        raise ArtifactError(f"{folder} is incomplete: {REPORT_TEXT} is missing. Copy it again.")
     console = _console()
     console.print((folder / REPORT_TEXT).read_text(), markup=False, highlight=False)
     console.print(_facts(manifest.to_json()))
@@ -193,7 +204,7 @@ def _facts(manifest: dict[str, Any]) -> Table:
     from .report import readable_bytes
 
     table = _table("artifact", "", "")
-    for name in ("target", "backend", "pipeline", "seed"):
+    for name in ("target", "backend", "pipeline", "budget", "batch_sizes", "seed"):
         table.add_row(name, str(manifest[name]))
     table.add_row("recipe", ", ".join(manifest["recipe"]))
     for name, facts in manifest["files"].items():
@@ -250,7 +261,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     names = [name for name in rows[0] if name != "batch"]
     table = _table("milliseconds a call, one thread, interleaved, medians", "batch", *names)
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("batch", *names)))
+        table.add_row(f"{row['batch']:.0f}", *(str(row[name]) for name in names))
     _console().print(table)
     return _OK
 

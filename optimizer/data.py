@@ -283,7 +283,9 @@ def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
     first = 0
     if len(feature.cardinalities) > 1:
         first = int(bad.movedim(feature.axis, 0).flatten(1).any(1).nonzero()[0])
-        bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(_limits(feature).shape)
+        bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(
+            _limits(feature).shape
+        )
         rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
     column = f", column {first}" if len(feature.cardinalities) > 1 else ""
     limit = feature.cardinalities[first]
@@ -486,7 +488,7 @@ def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
             f"{path}: column {feature.name!r} has empty values. Fill them with the id of a known "
             "row first."
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(column)).to(dtype)
+    tensor = torch.tensor(np.ascontiguousarray(column)).to(dtype)
     # A column of single numbers may stand for [batch, 1].
     return tensor.unsqueeze(1) if tensor.dim() == 1 and feature.shape[1:] == (1,) else tensor
 

@@ -15,23 +15,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._version import __version__
 from .artifact import Artifact, Manifest, file_facts
 from .budget import Budget
 from .context import PassContext
-from .data import Parquet, Rows, Split, collect, first_inputs, split, synthesize
+from .data import (
+    Parquet,
+    Rows,
+    Split,
+    call_of,
+    check_features,
+    collect,
+    features_of,
+    first_inputs,
+    split,
+    synthesize,
+)
 from .errors import BudgetExceeded, CaptureError, DataError, UnsupportedError
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
 from .ir.signature import Signature
+from .ir.structure import Structure
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .registry import backend, frontend
-from .report import Report
+from .report import Outcome, Report
 from .scoring import Judge, score
 from .target import Target
 from .verdict import Status, Verdict
@@ -90,6 +103,8 @@ def optimize(
     """
     say = _Milestones(progress)
     goal = Target.of(target)
+    if data is not None:
+        _check_iterable(data)
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
@@ -97,9 +112,9 @@ def optimize(
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
-    if rows is None:
-        return job.unverified()
-    return job.proved(rows)
+    artifact = job.unverified() if rows is None else job.proved(rows)
+    say("done", 1.0)
+    return artifact
 
 
 class _Milestones:
@@ -159,6 +174,8 @@ class _Job:
         self.say("scoring the original", 0.2)
         proof = Judge.of(self.program, rows.proof, self.budget)
         choice = Judge.of(self.program, rows.choice, self.budget)
+        for judge in (choice, proof):
+            judge.on(judge.reference)  # rows that can't be judged on are found before the work
         given_up: list[str] = []
         smallest: float | None = None
         for attempt, share in enumerate(_SHARES):
@@ -173,10 +190,11 @@ class _Job:
             finish = self._build(steps, context)
             gc.collect()  # graphs are cyclic; their tables must not wait for the collector
             self.say("proving on rows never seen before", 0.9)
-            verdict = proof.on(
-                score(finish.run, rows.proof, self.program.signature),
-                split_confidence(self.budget.confidence, attempt),
-            )
+            try:
+                verdict = self._verdict(finish, proof, attempt)
+            except BaseException:
+                finish.discard()
+                raise
             if verdict.status is Status.PASS:
                 report.notes += [f"a faster plan was given up: {why}" for why in given_up]
                 _note_rows(report, rows)
@@ -184,13 +202,24 @@ class _Job:
             finish.discard()
             smallest = _least(smallest, verdict.worst_delta_ne)
             given_up.append("; ".join(verdict.reasons))
+            if not _gave_up_exactness(report):
+                break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
-            f"{self.target.name}'s highest format is not. {given_up[-1]}. The smallest reachable "
-            f"ΔNE (upper bound) is {smallest:.3g}; it comes from the backend's own rounding. "
+            f"{self.target.name}'s highest format is not. {given_up[-1]}. {_reachable(smallest)} "
             "Allow a larger budget, or give more rows.",
             smallest,
         )
+
+    def _verdict(self, finish: _Finish, proof: Judge, attempt: int) -> Verdict:
+        """What the proof rows say of what was built; scores that can't be judged fail it."""
+        confidence = split_confidence(self.budget.confidence, attempt)
+        try:
+            scores = score(finish.run, proof.rows, self.program.signature)
+        except DataError as error:
+            reason = f"what was built can't be judged: {error}"
+            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
+        return proof.on(scores, confidence)
 
     def _title(self) -> str:
         tables = sum(bool(f.tables) for f in self.program.signature)
@@ -234,6 +263,8 @@ class _Job:
             }
             try:
                 built = builder.build(optimized, self.target, folder, metadata)
+                manifest = self._manifest(optimized, steps, name, folder, built)
+                finish = _Finish(folder, manifest, report)
             except UnsupportedError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 refusals.append(str(error))
@@ -242,31 +273,37 @@ class _Job:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             report.notes += built.notes
-            manifest = Manifest(
-                target=self.target.name,
-                backend=name,
-                pipeline=steps.spec(),
-                recipe=optimized.recipe,
-                fingerprints={
-                    "captured": self.program.fingerprint(),
-                    "optimized": optimized.fingerprint(),
-                },
-                versions={
-                    "rankc": __version__,
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    **built.versions,
-                },
-                seed=self.seed,
-                files=file_facts(folder, built.files),
-                signature=optimized.signature,
-                inputs=optimized.inputs,
-                outputs=optimized.outputs,
-                arguments=optimized.arguments,
-                verdict=Verdict.unverified("not judged yet"),
-            )
-            return _Finish(folder, manifest, report)
+            return finish
         raise UnsupportedError("\n".join(refusals))
+
+    def _manifest(
+        self, optimized: Program, steps: Pipeline, backend_name: str, folder: Path, built: Any
+    ) -> Manifest:
+        return Manifest(
+            target=self.target.name,
+            backend=backend_name,
+            pipeline=steps.spec(),
+            budget=self.budget.spec(),
+            batch_sizes=self.batch_sizes,
+            recipe=optimized.recipe,
+            fingerprints={
+                "captured": self.program.fingerprint(),
+                "optimized": optimized.fingerprint(),
+            },
+            versions={
+                "rankc": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                **built.versions,
+            },
+            seed=self.seed,
+            files=file_facts(folder, built.files),
+            signature=optimized.signature,
+            inputs=optimized.inputs,
+            outputs=optimized.outputs,
+            arguments=optimized.arguments,
+            verdict=Verdict.unverified("not judged yet"),
+        )
 
 
 class _Finish:
@@ -294,6 +331,14 @@ class _Finish:
         return self._artifact
 
 
+def _check_iterable(data: Any) -> None:
+    if not isinstance(data, (Iterable, str, Path, Parquet)):
+        raise DataError(
+            f"data is a {type(data).__name__}, expected batches: an iterable of rankc.Batch or of "
+            "(inputs, labels), a DataLoader, or the path of a parquet file."
+        )
+
+
 def _captured(
     model: nn.Module | str | Path,
     data: Any,
@@ -305,12 +350,51 @@ def _captured(
     if isinstance(model, Path) or (isinstance(model, str) and ":" not in model):
         return load_program(Path(model)), data
     module = resolve(model) if isinstance(model, str) else model
+    if not isinstance(module, nn.Module):
+        raise CaptureError(
+            f"a model is a torch.nn.Module, got {type(module).__name__}. "
+            "Wrap a function in a module whose forward calls it."
+        )
     capture = frontend()
     if inputs is None and data is not None and not isinstance(data, (str, Path, Parquet)):
         inputs, data = first_inputs(data, capture.forward_arguments(module))
     kept = tuple(outputs) if outputs is not None else None
-    program: Program = capture.capture(module, inputs, signature=signature, outputs=kept)
+    try:
+        program: Program = capture.capture(module, inputs, signature=signature, outputs=kept)
+    except (CaptureError, DataError):
+        _blame_inputs(module, inputs)
+        raise
     return program, data
+
+
+def _blame_inputs(model: nn.Module, inputs: Any) -> None:
+    """Raises if a capture failed for what the example holds, rather than for the model.
+
+    A model that can be captured on its own example, or on zeros, has a signature to hold the
+    inputs against.
+
+    Raises:
+        SignatureError: Which feature has a wrong name, dtype, shape or ids.
+        DataError: Which feature is NaN or Inf.
+    """
+    if inputs is None:
+        return
+    capture = frontend()
+    own = getattr(model, "example_inputs", None)
+    try:
+        example = own() if callable(own) else _zeros(capture.forward_arguments(model), inputs)
+        program: Program = capture.capture(model, example)
+    except Exception:  # the model is to blame, and the first error says how
+        return
+    check_features(program.signature, features_of(program, inputs))
+
+
+def _zeros(arguments: tuple[str, ...], inputs: Any) -> Any:
+    """The same inputs with every number zero, which is a valid id of any table."""
+    call = call_of(arguments, inputs)
+    structure = Structure.of(call, "input", lambda v: isinstance(v, (Tensor, np.ndarray)))
+    leaves = {name: torch.as_tensor(v) for name, v in structure.flatten(call).items()}
+    return structure.unflatten({name: torch.zeros_like(v) for name, v in leaves.items()})
 
 
 def resolve(place: str) -> nn.Module:
@@ -326,9 +410,9 @@ def resolve(place: str) -> nn.Module:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise CaptureError(f"{place!r} can't be imported: {error}") from error
-    model = found if isinstance(found, nn.Module) else found()
+    model = found() if callable(found) and not isinstance(found, nn.Module) else found
     if not isinstance(model, nn.Module):
         raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -344,7 +428,10 @@ def load_program(path: Path) -> Program:
         raise CaptureError(f"{path} is not a file; a model is a module, pkg.module:factory or .pt2")
     if path.suffix != ".pt2":
         raise CaptureError(f"{path} is no .pt2 file; save the program with Program.save.")
-    return Program.load(path)
+    try:
+        return Program.load(path)
+    except Exception as error:
+        raise CaptureError(f"{path} is damaged, or not what Program.save wrote: {error}") from error
 
 
 def _rows(
@@ -365,8 +452,24 @@ def _rows(
 
 
 def _shrunk(budget: Budget, share: float) -> Budget:
-    """The budget with its ΔNE limit times ``share``, so that a plan has room to be wrong."""
-    return replace(budget, ne=None if budget.ne is None else budget.ne * share)
+    """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
+    tasks = {task: _shrunk(own, share) for task, own in budget.overrides.items()}
+    return replace(budget, ne=None if budget.ne is None else budget.ne * share, tasks=tasks)
+
+
+def _gave_up_exactness(report: Report) -> bool:
+    """Whether a lossy pass changed something."""
+    lossy = (Exactness.LOSSY, Exactness.TRAINED)
+    return any(r.outcome is Outcome.CHANGED and r.exactness in lossy for r in report.records)
+
+
+def _reachable(smallest: float | None) -> str:
+    if smallest is None:
+        return "No ΔNE could be measured."
+    return (
+        f"The smallest reachable ΔNE (upper bound) is {smallest:.3g}; it comes from the backend's "
+        "own rounding."
+    )
 
 
 def _least(left: float | None, right: float | None) -> float | None:

@@ -12,6 +12,8 @@ from .ir.ops import DEQUANTIZE, QUANTIZE
 from .ir.rewrite import Rewriter
 
 _FLOAT8_MAX = 448.0
+#: Steps below this are denormal: hardware rounds them to zero, and dividing by zero is no code.
+_SMALLEST_STEP = torch.finfo(torch.float32).tiny
 #: Shares of the largest magnitude that are tried as the clipping range.
 _CLIP_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1)
 #: Rows a range is chosen on; 256 predict held-out error within a few percent (LoKA's Probe).
@@ -42,7 +44,7 @@ def quantize_weight(weight: Tensor, dtype: torch.dtype) -> Codes:
     """
     limit = _FLOAT8_MAX if dtype.is_floating_point else 127.0
     peak = weight.abs().amax(1)
-    scale = torch.where(peak > 0, peak / limit, torch.ones_like(peak))
+    scale = _usable(peak / limit)
     scaled = weight / scale[:, None]
     if not dtype.is_floating_point:
         scaled = scaled.round()
@@ -50,7 +52,7 @@ def quantize_weight(weight: Tensor, dtype: torch.dtype) -> Codes:
     return Codes(codes, scale, torch.zeros(len(scale)).to(dtype))
 
 
-def quantize_rows(weight: Tensor, chunk: int = 65536) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, chunk: int = 65536) -> tuple[Tensor, Tensor, Tensor]:
     """A table's rows as uint8 codes with a floating-point bias per row.
 
     A row of zeros, such as a padding row, decodes to exactly zero.
@@ -60,21 +62,23 @@ def quantize_rows(weight: Tensor, chunk: int = 65536) -> tuple[Tensor, Tensor]:
         chunk: Rows worked on at once, so that a large table needs little memory besides itself.
 
     Returns:
-        codes ``[R, D]`` uint8, and ``[R, 2]`` float32 of scale and bias.
+        codes ``[R, D]`` uint8, and scale and bias ``[R, 1]`` float32.
     """
     codes = torch.empty(weight.shape, dtype=torch.uint8)
-    affine = torch.empty(len(weight), 2)
+    scale, bias = torch.empty(len(weight), 1), torch.empty(len(weight), 1)
     for start in range(0, len(weight), chunk):
-        rows = weight[start : start + chunk]
-        low, high = rows.amin(1), rows.amax(1)
-        step = (high - low) / 255.0
-        step = torch.where(step > 0, step, torch.ones_like(step))
-        codes[start : start + chunk] = (
-            ((rows - low[:, None]) / step[:, None]).round().to(torch.uint8)
-        )
-        affine[start : start + chunk, 0] = step
-        affine[start : start + chunk, 1] = low
-    return codes, affine
+        part = slice(start, start + chunk)
+        rows = weight[part]
+        low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+        scale[part] = _usable((high - low) / 255.0)
+        bias[part] = low
+        codes[part] = ((rows - low) / scale[part]).round().to(torch.uint8)
+    return codes, scale, bias
+
+
+def _usable(steps: Tensor) -> Tensor:
+    """Steps, with 1 where all values are (as good as) the same."""
+    return torch.where(steps >= _SMALLEST_STEP, steps, torch.ones_like(steps))
 
 
 def choose_input(
@@ -113,16 +117,16 @@ def _precision(
 ) -> Precision:
     low = min(float(samples.min()), 0.0) * share
     high = max(float(samples.max()), 0.0) * share
-    peak = max(-low, high) or 1.0
+    peak = max(-low, high)
     if number_format == "fp8":
-        scale, zero, dtype = peak / _FLOAT8_MAX, 0, "float8_e4m3fn"
+        step, dtype = peak / _FLOAT8_MAX, "float8_e4m3fn"
     elif int8_activations == "uint8":
-        scale = (high - low) / 255.0 or 1.0
-        zero, dtype = round(-low / scale), "uint8"
+        step, dtype = (high - low) / 255.0, "uint8"
     else:
-        scale, zero, dtype = peak / 127.0, 0, "int8"
+        step, dtype = peak / 127.0, "int8"
     # Scales are stored and applied in fp32: choose among the values that exist there.
-    scale = float(torch.tensor(scale, dtype=torch.float32))
+    scale = float(_usable(torch.tensor(step, dtype=torch.float32)))
+    zero = round(-low / scale) if dtype == "uint8" else 0
     weight_dtype = "float8_e4m3fn" if number_format == "fp8" else "int8"
     return Precision(number_format, scale, zero, dtype, weight_dtype)
 

@@ -43,16 +43,25 @@ def divergence(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Div
     largest, scale, equal = 0.0, 0.0, True
     for name in before.keys() & after.keys():
         left, right = before[name], after[name]
-        equal = equal and left.dtype == right.dtype and torch.equal(left, right)
         if left.shape != right.shape:
             return Divergence(float("inf"), float("inf"), bit_equal=False)
+        equal = equal and _same_bits(left, right)
         if left.numel() == 0:
             continue
-        wide = left.double()
-        difference = (wide - right.double()).abs().max().item()
+        wide, other = left.double(), right.double()
+        same = (wide == other) | (wide.isnan() & other.isnan())
+        difference = (wide - other).abs().masked_fill(same, 0.0).max().item()
         largest = max(largest, difference if difference == difference else float("inf"))
-        scale = max(scale, wide.abs().max().item())
+        scale = max(scale, wide.abs().nan_to_num(0.0, posinf=0.0).max().item())
     return Divergence(largest, largest / scale if scale else largest, equal)
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    """Equal in dtype and in every bit: 0.0 isn't -0.0, and a NaN equals itself."""
+    if left.dtype != right.dtype:
+        return False
+    bits = (value.contiguous().flatten().view(torch.uint8) for value in (left, right))
+    return torch.equal(*bits)
 
 
 def truth(program: Program, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -95,6 +95,12 @@ class Pass(ABC):
         return cls(**values)
 
 
+def is_name(text: str) -> bool:
+    """Whether a pass may be called that."""
+    found = _SPEC.match(text)
+    return found is not None and found["name"] == text
+
+
 def split_spec(text: str) -> tuple[str, dict[str, Any]]:
     """A spec's name and its options.
 
@@ -110,15 +116,20 @@ def split_spec(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise PipelineError(f"option {part!r} of {found['name']} has no value")
+        if key.strip() in options:
+            raise PipelineError(f"option {key.strip()!r} of {found['name']} is given twice")
         options[key.strip()] = _literal(value.strip())
     return found["name"], options
 
 
 def split_top_level(text: str) -> list[str]:
     """Splits at commas outside of brackets and quotes."""
-    parts, depth, current, quote = [], 0, "", ""
+    parts, depth, current, quote, escaped = [], 0, "", "", False
     for char in text:
-        if quote:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = char == "\\"
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
@@ -151,6 +162,8 @@ def _coerce(pass_name: str, key: str, value: Any, default: Any) -> Any:
     if isinstance(default, bool) and isinstance(value, bool):
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, float) and value in ("inf", "-inf", "nan"):
         return float(value)
     if isinstance(default, tuple):
         return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -66,8 +66,9 @@ class Pipeline(Pass):
         return cls(passes=tuple(passes))
 
     def without(self, *exactness: Exactness) -> Pipeline:
-        """The pipeline less the passes of some exactness classes."""
-        return Pipeline(tuple(p for p in self.passes if p.exactness not in exactness))
+        """The pipeline less the passes of some exactness classes, inside of fixpoints too."""
+        kept = (p.without(*exactness) if isinstance(p, Pipeline) else p for p in self.passes)
+        return replace(self, passes=tuple(p for p in kept if p.exactness not in exactness))
 
 
 @dataclass(frozen=True)
@@ -108,23 +109,22 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
     started = time.perf_counter()
     snapshot = program.clone()
     ctx.current = pass_
-    outcome, note, moved = Outcome.UNCHANGED, "", None
     try:
         outcome, note, moved = _attempt(pass_, program, snapshot, ctx)
     finally:
         ctx.current = None
-        record = PassRecord(
-            index=len(ctx.report.records) + 1,
-            spec=pass_.spec(),
-            exactness=pass_.exactness.value,
-            outcome=outcome,
-            seconds=time.perf_counter() - started,
-            before=size_of(snapshot),
-            after=size_of(program),
-            divergence=moved.to_json() if moved else None,
-            note=note,
-        )
-        ctx.report.records.append(record)
+    record = PassRecord(
+        index=len(ctx.report.records) + 1,
+        spec=pass_.spec(),
+        exactness=pass_.exactness.value,
+        outcome=outcome,
+        seconds=time.perf_counter() - started,
+        before=size_of(snapshot),
+        after=size_of(program),
+        divergence=moved.to_json() if moved else None,
+        note=note,
+    )
+    ctx.report.records.append(record)
     for instrument in ctx.instruments:
         instrument.after(record, snapshot, program)
 
@@ -144,10 +144,14 @@ def _attempt(
         if program.fingerprint() == snapshot.fingerprint():
             return Outcome.UNCHANGED, "", None
         sweep(program)
+        if program.fingerprint() == snapshot.fingerprint():
+            return Outcome.UNCHANGED, "", None
         for instrument in ctx.instruments:
             instrument.check(pass_, snapshot, program)
         moved, broken = _numerics(pass_, snapshot, program, ctx)
     except Skip as skip:
+        if program.fingerprint() != snapshot.fingerprint():
+            program.restore(snapshot.clone())
         ctx.missed(str(skip))
         return Outcome.SKIPPED, str(skip), None
     except Exception as error:
@@ -220,7 +224,7 @@ def _amend(passes: list[Pass], part: str) -> None:
         if not found:
             raise PipelineError(f"{part!r}: no {name!r} in {_names(passes)}")
         return
-    spec, _, place = part[1:].partition("@")
+    spec, place = _split_place(part[1:])
     added = _parse_pass(spec.strip())
     if not place:
         passes.append(added)
@@ -232,6 +236,13 @@ def _amend(passes: list[Pass], part: str) -> None:
     if not positions:
         raise PipelineError(f"{part!r}: no {other!r} in {_names(passes)}")
     passes.insert(positions[-1] + 1 if where == "after" else positions[0], added)
+
+
+def _split_place(text: str) -> tuple[str, str]:
+    """``pass{…}@after:other`` at its ``@``, which an option's value may hold too."""
+    spec, brace, rest = text.rpartition("}")
+    name, _, place = rest.partition("@")
+    return spec + brace + name, place
 
 
 def _drop(passes: list[Pass], name: str) -> bool:

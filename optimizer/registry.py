@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
 from .errors import PipelineError, TargetError
-from .passbase import Pass
+from .passbase import Pass, is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
 GROUP = "rankc.passes"
@@ -24,19 +26,37 @@ def register(pass_class: type[Pass]) -> type[Pass]:
     """
     if not (isinstance(pass_class, type) and issubclass(pass_class, Pass)):
         raise PipelineError(f"{pass_class!r} is no subclass of rankc.Pass")
-    name = getattr(pass_class, "name", None)
-    if not isinstance(name, str):
-        raise PipelineError(f"{pass_class.__name__} has no name")
-    taken = _REGISTERED.get(name)
-    if name in _builtin() or (taken is not None and taken is not pass_class):
+    name = _check(pass_class)
+    place = f"{pass_class.__module__}:{pass_class.__qualname__}"
+    taken = _REGISTERED.get(name, pass_class)
+    plugged = {point.value for point in entry_points(group=GROUP, name=name)}
+    if name in _builtin() or taken is not pass_class or plugged - {place}:
         raise PipelineError(f"a pass called {name!r} exists already")
     _REGISTERED[name] = pass_class
     return pass_class
 
 
+def _check(pass_class: type[Pass]) -> str:
+    """The name of a pass that can be named in a pipeline, and made from it."""
+    name = getattr(pass_class, "name", None)
+    if not isinstance(name, str):
+        raise PipelineError(f"{pass_class.__name__} has no name")
+    if not is_name(name) or name == "fixpoint" or name in named_pipelines():
+        raise PipelineError(
+            f"{pass_class.__name__} can't be called {name!r}: a name is lower-case words joined "
+            "by dashes, and no pipeline's"
+        )
+    if inspect.isabstract(pass_class):
+        raise PipelineError(f"{pass_class.__name__} has no run method")
+    for option in dataclasses.fields(pass_class):
+        if option.default is dataclasses.MISSING:
+            raise PipelineError(f"option {option.name!r} of {name} has no default")
+    return name
+
+
 def pass_names() -> list[str]:
     """Every pass that can be named in a pipeline."""
-    return sorted({*_builtin(), *_REGISTERED, *_plugged()})
+    return sorted({*_builtin(), *_REGISTERED, *entry_points(group=GROUP).names})
 
 
 def pass_class(name: str) -> type[Pass]:
@@ -47,10 +67,16 @@ def pass_class(name: str) -> type[Pass]:
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
-    place = _builtin().get(name) or _plugged().get(name)
-    if place is None:
-        near = difflib.get_close_matches(name, pass_names(), n=3) or pass_names()
+    plugged = sorted({point.value for point in entry_points(group=GROUP, name=name)})
+    if name in _builtin():
+        plugged = [_builtin()[name]]
+    if len(plugged) > 1:
+        raise PipelineError(f"two packages announce a pass called {name!r}: {', '.join(plugged)}")
+    if not plugged:
+        known = [*pass_names(), *named_pipelines()]
+        near = difflib.get_close_matches(name, known, n=3) or known
         raise PipelineError(f"no pass is called {name!r}; did you mean {' or '.join(near)}?")
+    (place,) = plugged
     module, _, attribute = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -58,7 +84,7 @@ def pass_class(name: str) -> type[Pass]:
         raise PipelineError(f"pass {name!r} can't be loaded from {place}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Pass)):
         raise PipelineError(f"{place} is no subclass of rankc.Pass")
-    if found.name != name:
+    if _check(found) != name:
         raise PipelineError(f"{place} is called {found.name!r}, but announced as {name!r}")
     return found
 
@@ -95,7 +121,3 @@ def named_pipelines() -> dict[str, str]:
 def _builtin() -> dict[str, str]:
     table: dict[str, str] = importlib.import_module("rankc.passes").PASSES
     return {name: f"rankc.passes.{place}" for name, place in table.items()}
-
-
-def _plugged() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group=GROUP)}

@@ -182,48 +182,54 @@ class Report:
         }
 
     def __str__(self) -> str:
+        """The report as text; without seconds, so that the same input gives the same bytes."""
         from rich.console import Console
 
         buffer = io.StringIO()
-        self.print(Console(file=buffer, width=110, highlight=False))
+        self.print(Console(file=buffer, width=110, highlight=False), seconds=False)
         return buffer.getvalue()
 
-    def print(self, console: Console) -> None:
-        """Prints the report to a terminal."""
+    def print(self, console: Console, *, seconds: bool = True) -> None:
+        """Prints the report to a terminal, and how many seconds each pass took."""
+        from rich.markup import escape
+
         if self.title:
-            console.rule(self.title)
+            console.rule(escape(self.title))
         if self.verdict is not None:
             console.print(str(self.verdict), markup=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False)
-        for part in (self._passes(), self._sites(), self._remarks()):
+        for part in (self._passes(seconds), self._sites(), self._remarks()):
             if part is not None:
                 console.print(part)
 
-    def _passes(self) -> RenderableType | None:
+    def _passes(self, seconds: bool) -> RenderableType | None:
+        from rich.markup import escape
         from rich.table import Table
 
         if not self.records:
             return None
         table = Table(title="passes", title_justify="left")
-        for name in ("pass", "promise", "outcome", "nodes", "bytes", "moved by", "seconds"):
+        names = ("pass", "promise", "outcome", "nodes", "bytes", "moved by", "seconds")
+        for name in names if seconds else names[:-1]:
             table.add_column(name, justify="left" if name in ("pass", "outcome") else "right")
         for record in self.records:
             moved = record.divergence
             table.add_row(
-                record.spec,
+                escape(record.spec),
                 record.exactness,
-                record.outcome.value + (f": {record.note}" if record.note else ""),
+                escape(record.outcome.value + (f": {record.note}" if record.note else "")),
                 _change(record.before.nodes, record.after.nodes),
                 _change(record.before.nbytes, record.after.nbytes, readable_bytes),
                 ""
                 if moved is None
                 else ("0" if moved["bit_equal"] else f"{moved['relative']:.1e}"),
-                f"{record.seconds:.2f}",
+                *((f"{record.seconds:.2f}",) if seconds else ()),
             )
         return table
 
     def _sites(self) -> RenderableType | None:
+        from rich.markup import escape
         from rich.table import Table
 
         if not self.sites:
@@ -233,10 +239,11 @@ class Report:
             table.add_column(name)
         for site in self.sites:
             shape = "×".join(str(size) for size in site.shape)
-            table.add_row(site.site, site.kind, shape, site.chosen, site.reason)
+            table.add_row(escape(site.site), site.kind, shape, site.chosen, escape(site.reason))
         return table
 
     def _remarks(self) -> RenderableType | None:
+        from rich.markup import escape
         from rich.table import Table
 
         grouped: dict[tuple[str, str, str], list[str]] = {}
@@ -251,7 +258,8 @@ class Report:
             table.add_column(name)
         for (kind, name, message), sites in grouped.items():
             shown = ", ".join(dict.fromkeys(sites))
-            table.add_row(kind, name, message, shown if len(shown) < 60 else shown[:57] + "…")
+            shown = shown if len(shown) < 60 else shown[:57] + "…"
+            table.add_row(kind, name, escape(message), escape(shown))
         return table
 
 

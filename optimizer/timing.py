@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,16 +79,12 @@ def compare(
         A dict per batch size: ``batch``, ``artifact``, and with a model ``eager``,
         ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact).
     """
-    import torch
-
     from .data import synthesize
     from .registry import backend
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
-    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         runners = {"artifact": backend(artifact.manifest.backend).open(artifact.folder, 1)}
         if model is not None:
             plain = _plain_onnx(model, artifact, Path(folder))
@@ -108,8 +105,19 @@ def compare(
             if model is not None:
                 row["speedup"] = round(row["onnxruntime fp32"] / row["artifact"], 3)
             found.append(row)
-    torch.set_num_threads(threads)
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[..., object]:
@@ -123,7 +131,7 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     features = synthesize(artifact.signature, 8).features
     call = artifact.manifest.inputs.unflatten(features)
     batch = torch.export.Dim("batch")
-    dynamic = artifact.manifest.inputs.unflatten(dict.fromkeys(features, {0: batch}))
+    dynamic = artifact.manifest.inputs.unflatten({name: {0: batch} for name in features})
     with silenced():
         made = torch.onnx.export(
             model.eval(), kwargs=call, dynamo=True, dynamic_shapes=dynamic, verbose=False

@@ -3,10 +3,12 @@
 #: name -> "module:Class", imported when first asked for.
 PASSES: dict[str, str] = {
     "canonicalize": "canonicalize:Canonicalize",
+    "collapse-slices": "collapse_slices:CollapseSlices",
     "eliminate": "eliminate:Eliminate",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
     "fold-constants": "fold_constants:FoldConstants",
+    "group-tables": "group_tables:GroupTables",
     "insert-quantize": "insert_quantize:InsertQuantize",
     "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
     "place-precision": "place_precision:PlacePrecision",

@@ -37,8 +37,11 @@ class Canonicalize(Pass):
         rw = ctx.rewriter(program)
         removed = _remove_noise(rw)
         views = apply_rules((_SameShape(), _DoubleView(), _DoubleTranspose()), rw, _ignore)
+        _spell_views(rw)
         if removed or views:
             ctx.applied(f"removed {removed} operators that compute nothing and {views} idle views")
+        elif not program.form.includes(Form.CANONICAL):
+            ctx.applied("checked that there is nothing to remove")
 
 
 def _ignore(rule: Rule, node: fx.Node, miss: Miss) -> None:
@@ -56,6 +59,25 @@ def _remove_noise(rw: Rewriter) -> int:
         rw.erase(node)
         removed += 1
     return removed
+
+
+def _spell_views(rw: Rewriter) -> None:
+    """Writes every view as a reshape whose one dynamic size is -1.
+
+    A view needs strides that a removed copy may have made; a size that is computed costs nodes.
+    """
+    for node in list(rw.program.graph.nodes):
+        if not is_op(node, _aten.view.default, _aten.reshape.default):
+            continue
+        sizes = list(node.args[1])
+        dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
+        if len(dynamic) == 1 and -1 not in sizes and 0 not in sizes:
+            sizes[dynamic[0]] = -1
+        elif is_op(node, _aten.reshape.default):
+            continue
+        with rw.before(node):
+            reshape = rw.emit(_aten.reshape.default, node.args[0], sizes, like=node)
+        rw.replace(node, reshape)
 
 
 class _SameShape(Rule):
@@ -78,13 +100,18 @@ class _SameShape(Rule):
         source = node.args[0]
         if not isinstance(source, fx.Node) or "val" not in source.meta:
             return None
-        if shape_of(source) != shape_of(node) or dtype_of(source) != dtype_of(node):
+        if not _same_shape(source, node) or dtype_of(source) != dtype_of(node):
             return None
         return source if _moves_nothing(node) else None
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
         rw.replace(node, found)
         return None
+
+
+def _same_shape(left: fx.Node, right: fx.Node) -> bool:
+    """Whether the shapes agree at every batch: a symbol equals a number only by the example."""
+    return [str(size) for size in shape_of(left)] == [str(size) for size in shape_of(right)]
 
 
 def _moves_nothing(node: fx.Node) -> bool:
@@ -110,7 +137,7 @@ class _DoubleView(Rule):
         return source.args[0] if is_op(source, *self.roots) else None  # type: ignore[union-attr]
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
-        if shape_of(found) == shape_of(node):
+        if _same_shape(found, node):
             rw.replace(node, found)
             return None
         return rw.emit(_aten.reshape.default, found, node.args[1], like=node)

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.context import PassContext
-from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
-from ..optimizer.ir.pattern import is_op, parameter_name, shape_of
+from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
+from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
+_UNFIT = "the constant doesn't follow the channels"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class FoldAffine(Pass):
 
     Exact because: s·(Wx + b) + t = (sW)x + (sb + t), and W(s·x + t) + b = (W·s)x + (Wt + b).
     Requires: CANONICAL.
-    Misses when: the value between them has other users, or s or t doesn't follow the channels.
+    Misses when: the value between them has other users, s or t doesn't follow the channels, or it
+    changes the shape or the dtype.
     """
 
     name: ClassVar[str] = "fold-affine"
@@ -31,13 +34,18 @@ class FoldAffine(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         """Applies the rules until none does."""
         rw = ctx.rewriter(program)
+        misses: list[Miss] = []
 
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
-            ctx.missed(miss.reason, *(miss.nodes or (node,)))
+            misses.append(miss)
 
         total = 0
         while applied := apply_rules((_AfterLinear(), _BeforeLinear()), rw, missed):
             total += applied
+            misses.clear()
+            sweep(program)  # what was folded away would still count as a user
+        for miss in misses:
+            ctx.missed(miss.reason, *miss.nodes)
         if total:
             ctx.applied(f"folded {total} constant multiplies and adds into linears")
 
@@ -53,15 +61,22 @@ def _constant(program_node: Any, channels: int) -> fx.Node | float | None:
     return program_node if leading and (not shape or shape[-1] in (1, channels)) else None
 
 
-def _split(node: fx.Node, channels: int) -> tuple[fx.Node, fx.Node | float] | None:
+def _split(node: fx.Node, channels: int) -> tuple[fx.Node, fx.Node | float] | Miss | None:
     """The varying and the constant operand of a multiply or an add."""
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
         return None
     left, right = node.args
     for varying, other in ((left, right), (right, left)):
+        if not isinstance(varying, fx.Node) or varying.op == "get_attr":
+            continue
         constant = _constant(other, channels)
-        if constant is not None and isinstance(varying, fx.Node) and varying.op != "get_attr":
+        if constant is not None:
+            same = [str(s) for s in shape_of(varying)] == [str(s) for s in shape_of(node)]
+            if not same or dtype_of(varying) != dtype_of(node):
+                return Miss("the constant changes the shape or the dtype", (node,))
             return varying, constant
+        if parameter_name(other) is not None:
+            return Miss(_UNFIT, (node,))
     return None
 
 
@@ -75,11 +90,11 @@ def _values(rw: Rewriter, constant: fx.Node | float, channels: int) -> Tensor:
 def _linear_parts(rw: Rewriter, linear: fx.Node) -> tuple[Tensor, Tensor, torch.dtype]:
     """Weight and bias in fp64, and the weight's own dtype."""
     weight = rw.program.tensor(str(linear.args[1].target))  # type: ignore[union-attr]
-    bias = linear.args[2] if len(linear.args) > 2 else None
+    bias = argument(linear, 2, "bias")
     wide = (
         torch.zeros(len(weight), dtype=torch.float64)
         if bias is None
-        else rw.program.tensor(str(bias.target)).double()  # type: ignore[union-attr]
+        else rw.program.tensor(str(bias.target)).double()
     )
     return weight.double(), wide, weight.dtype
 
@@ -103,13 +118,6 @@ def _emit(
     )
 
 
-def _is_plain_linear(node: Any) -> bool:
-    if not is_op(node, _aten.linear.default) or parameter_name(node.args[1]) is None:
-        return False
-    bias = node.args[2] if len(node.args) > 2 else None
-    return bias is None or parameter_name(bias) is not None
-
-
 class _AfterLinear(Rule):
     """Replaces linear(x)·s or linear(x) + t by a linear."""
 
@@ -120,14 +128,14 @@ class _AfterLinear(Rule):
         channels = shape_of(node)[-1] if rank >= 2 else None
         if not isinstance(channels, int):
             return None
+        if not any(is_plain_linear(operand) for operand in node.args):
+            return None
+        if is_op(node, _aten.div.Tensor) and not is_plain_linear(node.args[0]):
+            return None
         parts = _split(node, channels)
-        if parts is None or not _is_plain_linear(parts[0]):
-            return None
+        if parts is None or isinstance(parts, Miss):
+            return parts
         linear, constant = parts
-        if is_op(node, _aten.div.Tensor) and (node.args[0] is not linear):
-            return None
-        if shape_of(linear) != shape_of(node):
-            return None
         if len(linear.users) > 1:
             return Miss("the linear before the constant has other users", (linear,))
         return linear, constant, channels
@@ -151,15 +159,15 @@ class _BeforeLinear(Rule):
 
     def match(self, node: fx.Node) -> Any:
         affine = node.args[0]
-        if not _is_plain_linear(node) or not is_op(affine, _aten.mul.Tensor, _aten.add.Tensor):
+        if not is_plain_linear(node) or not is_op(affine, _aten.mul.Tensor, _aten.add.Tensor):
             return None
         assert isinstance(affine, fx.Node)
         channels = shape_of(affine)[-1]
         if not isinstance(channels, int):
             return None
         parts = _split(affine, channels)
-        if parts is None or shape_of(parts[0]) != shape_of(affine):
-            return None
+        if parts is None or isinstance(parts, Miss):
+            return parts
         if len(affine.users) > 1:
             return Miss("the value before the linear has other users", (affine,))
         return affine, parts[0], parts[1], channels

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
-from ..optimizer.ir.pattern import is_op, parameter_name, shape_of
+from ..optimizer.ir.pattern import argument, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
@@ -25,7 +26,7 @@ class FoldBatchnorm(Pass):
     Exact because: with fixed statistics it is x·s + t per channel, s = γ/√(σ²+ε), t = β − μ·s; and
     (Wx + b)·s + t = (sW)x + (sb + t).
     Requires: CANONICAL.
-    Misses when: the linear before it has other users, or its weight is shared.
+    Misses when: the linear before it has other users; then it becomes a multiply and an add.
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -82,12 +83,11 @@ class _IntoLinear(Rule):
 
     def match(self, node: fx.Node) -> Any:
         norm = _norm_of(node)
-        if norm is None or not is_op(norm.args[0], _aten.linear.default):
+        if norm is None or not is_plain_linear(norm.args[0]):
             return None
         linear = norm.args[0]
         assert isinstance(linear, fx.Node)
-        weight = linear.args[1]
-        if parameter_name(weight) is None or len(shape_of(linear)) != 2:
+        if len(shape_of(linear)) != 2:
             return None
         if len(linear.users) > 1:
             return Miss("the linear before the BatchNorm has other users", (linear,))
@@ -98,7 +98,7 @@ class _IntoLinear(Rule):
         scale, shift = _affine(rw, norm)
         name = str(linear.args[1].target)
         weight = rw.program.tensor(name)
-        bias = linear.args[2] if len(linear.args) > 2 else None
+        bias = argument(linear, 2, "bias")
         old = rw.program.tensor(str(bias.target)).double() if bias is not None else 0.0
         new_weight = (weight.double() * scale[:, None]).to(weight.dtype)
         new_bias = (old * scale + shift).to(weight.dtype)

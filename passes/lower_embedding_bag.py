@@ -83,9 +83,11 @@ def _padded_ids(bag: _Bag) -> fx.Node | None:
         return None
     source, length = bag.ids.args[0], bag.offsets.args[2]
     assert isinstance(source, fx.Node)
-    shape = shape_of(source)
-    matches = len(shape) == 2 and shape[1] == length and bag.offsets.args[0] == 0
-    return source if matches and not bag.include_last else None
+    shape, bags = shape_of(source), shape_of(bag.offsets)[0]
+    if len(shape) != 2 or bag.include_last:
+        return None
+    matches = shape[1] == length and str(shape[0]) == str(bags) and bag.offsets.args[0] == 0
+    return source if matches else None
 
 
 class _PaddedBag(Rule):
@@ -95,9 +97,7 @@ class _PaddedBag(Rule):
 
     def match(self, node: fx.Node) -> Any:
         bag = _bag_of(node)
-        if not isinstance(bag, _Bag):
-            return bag
-        ids = _padded_ids(bag)
+        ids = _padded_ids(bag) if isinstance(bag, _Bag) else None
         return None if ids is None else (bag, ids)
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:

@@ -5,5 +5,6 @@ _CLEAN = "fixpoint(fold-constants,eliminate)"
 PIPELINES: dict[str, str] = {
     "exact": f"canonicalize,{_CLEAN}",
     "rounding": f"exact,lower-embedding-bag,fold-batchnorm,fold-affine,{_CLEAN}",
-    "default": "rounding,quantize-tables,place-precision,insert-quantize,eliminate",
+    "grouping": f"group-tables,collapse-slices,{_CLEAN}",
+    "default": "rounding,quantize-tables,grouping,place-precision,insert-quantize,eliminate",
 }

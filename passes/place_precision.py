@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx
 
-from ..optimizer.analysis.cost import Cost, cost_of
+from ..optimizer.analysis.cost import Cost, cost_of, elements_of
 from ..optimizer.analysis.sites import inputs_of, linear_sites
 from ..optimizer.context import PassContext
 from ..optimizer.formats import choose_input, insert_qdq
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
+from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.report import SiteRecord
 from ..optimizer.verdict import Status, Verdict
@@ -30,8 +32,8 @@ class PlacePrecision(Pass):
 
     Exact because: it writes decisions, and `insert-quantize` realises them.
     Requires: CANONICAL.
-    Misses when: there is no data, the target has no low format, a linear is too small to gain, the
-    estimate says its format doesn't pay, or it alone is over the budget.
+    Misses when: there is no data, the target has no low format, a linear isn't fp32 or is too small
+    to gain, the estimate says its format doesn't pay, or it alone is over the budget.
     """
 
     name: ClassVar[str] = "place-precision"
@@ -48,7 +50,7 @@ class PlacePrecision(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         """Tries every site, then places the ones that fit together."""
         rw = ctx.rewriter(program)
-        sites = [site for site in linear_sites(program) if self._big_enough(site, ctx)]
+        sites = [site for site in linear_sites(program) if self._worth_trying(site, ctx)]
         samples = inputs_of(program, sites, ctx.calibration, _SAMPLE_ROWS)
         trials = [self._try(program, site, samples.get(site), ctx) for site in sites]
         usable = sorted((t for t in trials if not t.refused), key=lambda t: t.price)
@@ -63,11 +65,15 @@ class PlacePrecision(Pass):
                 *(trial.site for trial in placed),
             )
 
-    def _big_enough(self, site: fx.Node, ctx: PassContext) -> bool:
+    def _worth_trying(self, site: fx.Node, ctx: PassContext) -> bool:
         outputs, inputs = _weight_shape(site)
-        if min(outputs, inputs) >= ctx.target.min_linear:
+        dtype = dtype_of(site.args[1])
+        if dtype is not torch.float32:
+            reason = f"its weight is {str(dtype).removeprefix('torch.')}, not float32"
+        elif min(outputs, inputs) < ctx.target.min_linear:
+            reason = f"fewer than {ctx.target.min_linear} inputs or outputs: nothing to gain"
+        else:
             return True
-        reason = f"fewer than {ctx.target.min_linear} inputs or outputs: nothing to gain"
         ctx.missed(reason, site)
         ctx.report.sites.append(
             SiteRecord(site_of(site), "linear", (outputs, inputs), "fp32", (), reason)
@@ -91,7 +97,9 @@ class PlacePrecision(Pass):
             reason = f"its output would be off by {error:.0%}"
             return _Trial(site, number_format, precision, error, None, saved, reason)
         verdict = _judge_with(program, ctx, [(site, precision)])
-        refused = "" if verdict.status is Status.PASS else f"alone: {'; '.join(verdict.reasons)}"
+        # Too few rows to tell is no refusal: what counts is the verdict on all sites together.
+        failed = verdict.status is Status.FAIL
+        refused = f"alone: {'; '.join(verdict.reasons)}" if failed else ""
         return _Trial(site, number_format, precision, error, verdict, saved, refused)
 
 
@@ -139,7 +147,7 @@ def _fit_together(program: Program, ctx: PassContext, usable: list[_Trial]) -> l
             return placed
         worst = max(placed, key=lambda t: t.price)
         placed.remove(worst)
-        ctx.missed("passes alone, but not together with the others", worst.site)
+        ctx.missed("over budget together with the others, and the dearest of them", worst.site)
     return placed
 
 
@@ -169,8 +177,8 @@ def _seconds_saved(site: fx.Node, number_format: str, ctx: PassContext) -> float
     cost = cost_of(site, batch)
     source = site.args[0]
     assert isinstance(source, fx.Node)
-    elements = int(source.meta["val"].shape[-1]) * batch
-    quantize = 5 * elements / (ctx.target.device.bandwidth * 1e9)
+    # Each input is read as four bytes and written as one.
+    quantize = Cost(0.0, 5 * elements_of(source, batch)).seconds(ctx.target, "fp32")
     fast = Cost(cost.flops, cost.nbytes / 4).seconds(ctx.target, number_format)
     return cost.seconds(ctx.target, "fp32") - fast - quantize
 
@@ -186,9 +194,11 @@ def _record(trial: _Trial, chosen: bool) -> SiteRecord:
         },
     }
     if chosen:
-        reason = f"alone ΔNE ≤ {trial.damage:.2%}" if trial.damage >= 1e-4 else "harmless alone"
+        assert trial.verdict is not None
+        worst = max(trial.verdict.delta_ne.values(), key=lambda d: d.high)
+        reason = f"alone ΔNE {100 * worst.low:+.4f} to {100 * worst.high:+.4f} %"
     else:
-        reason = trial.refused or "passes alone, but not together with the others"
+        reason = trial.refused or "over budget together with the others, and the dearest of them"
     return SiteRecord(
         site_of(trial.site),
         "linear",

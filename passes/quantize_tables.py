@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.analysis.sites import table_sites
+from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.context import PassContext
 from ..optimizer.formats import quantize_rows
 from ..optimizer.ir import Program, Rewriter, sweep
@@ -17,7 +17,7 @@ from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.verdict import Status
 
-_Coded = dict[str, tuple[Tensor, Tensor]]
+_Coded = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class QuantizeTables(Pass):
 
     name: ClassVar[str] = "quantize-tables"
     exactness: ClassVar[Exactness] = Exactness.LOSSY
-    small_share: float = 0.01
+    small_share: float = 0.0
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips targets without a table format, and runs without data."""
@@ -47,6 +47,8 @@ class QuantizeTables(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         """Quantizes what is worth it, and backs off while over budget."""
         rw = ctx.rewriter(program)
+        for name in mixed_tables(program):
+            ctx.missed("is read by something else than lookups", _site(name))
         tables = _worth_it(program, ctx, self.small_share)
         chosen = [name for name in tables if rw.site(tables[name][0])]
         coded = {name: quantize_rows(program.tensor(name)) for name in chosen}
@@ -84,10 +86,10 @@ def _worth_it(program: Program, ctx: PassContext, small_share: float) -> dict[st
     return kept
 
 
-def _error(weight: Tensor, codes: Tensor, affine: Tensor) -> float:
+def _error(weight: Tensor, codes: Tensor, scale: Tensor, bias: Tensor) -> float:
     """Relative L2 error of the codes, on up to 65,536 rows."""
     rows = weight[:65536]
-    restored = codes[:65536].float() * affine[:65536, :1] + affine[:65536, 1:]
+    restored = codes[:65536].float() * scale[:65536] + bias[:65536]
     return float((restored - rows).norm() / rows.norm().clamp_min(1e-30))
 
 
@@ -103,15 +105,14 @@ def _within_budget(program: Program, ctx: PassContext, names: list[str], coded: 
 
 
 def _quantize(
-    rw: Rewriter, name: str, lookups: list[fx.Node], coded: tuple[Tensor, Tensor]
+    rw: Rewriter, name: str, lookups: list[fx.Node], coded: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    codes, affine = coded
     base = name.replace(".", "_")
-    codes_node = rw.parameter(f"{base}_codes", codes)
-    affine_node = rw.parameter(f"{base}_scale_bias", affine)
+    parts = zip(("codes", "scale", "bias"), coded, strict=True)
+    parameters = [rw.parameter(f"{base}_{part}", tensor) for part, tensor in parts]
     for node in lookups:
         with rw.before(node):
-            new = rw.emit(ROWWISE_EMBEDDING.op, codes_node, affine_node, node.args[1], like=node)
+            new = rw.emit(ROWWISE_EMBEDDING.op, *parameters, node.args[1], like=node)
         rw.replace(node, new)
 
 

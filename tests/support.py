@@ -54,12 +54,14 @@ def capture_small(module: nn.Module, *inputs: Tensor) -> Program:
 
 
 def capture_ragged(module: nn.Module, **inputs: Tensor) -> Program:
-    """A module whose inputs have a dynamic first dimension *each*, such as ids and lengths.
+    """A module whose inputs have different dynamic first dimensions, such as ids and lengths.
 
-    Unlike `capture`, it doesn't check that rows are independent.
+    Inputs of one size share a dimension. Unlike `capture`, it doesn't check that rows are
+    independent.
     """
     names = tuple(inputs)
-    dynamic = tuple({0: torch.export.Dim(f"size_{name}", min=0)} for name in names)
+    sizes = {len(value): torch.export.Dim(f"size_{len(value)}", min=0) for value in inputs.values()}
+    dynamic = tuple({0: sizes[len(value)]} for value in inputs.values())
     with torch.no_grad():
         exported = torch.export.export(
             _Tupled(module.eval()), tuple(inputs.values()), dynamic_shapes=(dynamic,), strict=False
@@ -97,7 +99,7 @@ class Ran:
 
     def said(self, kind: Kind, pass_name: str) -> list[str]:
         """The messages of one kind that one pass left."""
-        return [remark.message for remark in self.report.of(kind, pass_name)]
+        return [remark.message for remark in self.report.said(kind, pass_name)]
 
     def missed(self, pass_name: str) -> list[str]:
         """Why the pass left things alone."""

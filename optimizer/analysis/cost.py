@@ -84,6 +84,11 @@ def _flops(node: fx.Node, elements: float, batch: int) -> float:
     return elements
 
 
+def elements_of(node: fx.Node, batch: int) -> float:
+    """How many numbers the node's value holds at one batch size."""
+    return float(sum(_numel(value, batch) for value in _tensors(node.meta.get("val"))))
+
+
 def total(program: Program, batch: int) -> Cost:
     """The whole program's cost at one batch size."""
     costs = [cost_of(node, batch) for node in program.graph.nodes]

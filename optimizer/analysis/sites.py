@@ -9,23 +9,46 @@ import torch
 from torch import Tensor, fx
 
 from ..context import Rows
-from ..ir.pattern import is_op, parameter_name
+from ..ir.pattern import argument, is_op, parameter_name, shape_of
 from ..ir.program import Program
 
 _aten = torch.ops.aten
 
 
+def has_plain_weight(node: Any) -> bool:
+    """Whether ``node`` is a linear whose weight ``[N, K]`` is a parameter."""
+    if not is_op(node, _aten.linear.default) or parameter_name(node.args[1]) is None:
+        return False
+    return len(shape_of(node.args[1])) == 2
+
+
+def is_plain_linear(node: Any) -> bool:
+    """Whether ``node`` is a linear whose weight ``[N, K]`` and bias, if any, are parameters."""
+    if not has_plain_weight(node):
+        return False
+    bias = argument(node, 2, "bias")
+    return bias is None or parameter_name(bias) is not None
+
+
 def linear_sites(program: Program) -> list[fx.Node]:
     """Linears whose weight is a parameter that still has its own format, in graph order."""
-    return [
-        node
-        for node in program.graph.nodes
-        if is_op(node, _aten.linear.default) and parameter_name(node.args[1]) is not None
-    ]
+    return [node for node in program.graph.nodes if has_plain_weight(node)]
 
 
 def table_sites(program: Program) -> dict[str, list[fx.Node]]:
     """Per table, the lookups that read it; a table read by anything else is left out."""
+    lookups, others = _readers(program)
+    return {name: nodes for name, nodes in lookups.items() if name not in others}
+
+
+def mixed_tables(program: Program) -> list[str]:
+    """Tables that lookups read and something else reads too."""
+    lookups, others = _readers(program)
+    return [name for name in lookups if name in others]
+
+
+def _readers(program: Program) -> tuple[dict[str, list[fx.Node]], set[str]]:
+    """Per parameter, the lookups that read it; and the parameters that something else reads."""
     lookups: dict[str, list[fx.Node]] = {}
     others: set[str] = set()
     for node in program.graph.find_nodes(op="get_attr"):
@@ -36,7 +59,7 @@ def table_sites(program: Program) -> dict[str, list[fx.Node]]:
                 lookups.setdefault(name, []).append(user)
             else:
                 others.add(name)
-    return {name: nodes for name, nodes in lookups.items() if name not in others}
+    return lookups, others
 
 
 def inputs_of(

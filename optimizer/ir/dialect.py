@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import torchapi
+
 _LIBRARY = torch.library.Library("rankc", "DEF")
 
 
@@ -21,7 +23,7 @@ class DialectOp:
     """A dialect op: ``op`` goes into graphs, ``reference`` says what it means."""
 
     name: str
-    op: torch._ops.OpOverload
+    op: torchapi.OpOverload
     reference: Callable[..., Any]
 
 

@@ -7,6 +7,8 @@ from enum import StrEnum
 import torch
 from torch import fx
 
+from . import torchapi
+
 _aten = torch.ops.aten
 
 
@@ -54,11 +56,11 @@ def violation(node: fx.Node, form: Form) -> str | None:
         return None
     if node.target in NOISE:
         return f"{node.target} is noise that canonicalize removes"
-    if isinstance(node.target, torch._ops.OpOverload) and _writes(node.target):
+    if isinstance(node.target, torchapi.OpOverload) and _writes(node.target):
         return f"{node.target} writes into its input"
     return None
 
 
-def _writes(target: torch._ops.OpOverload) -> bool:
+def _writes(target: torchapi.OpOverload) -> bool:
     arguments = target._schema.arguments
     return any(a.alias_info is not None and a.alias_info.is_write for a in arguments)

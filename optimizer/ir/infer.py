@@ -47,7 +47,7 @@ _SPLITS = frozenset(
 )
 _LOOKUPS: dict[Any, tuple[int, int]] = {
     _aten.embedding.default: (0, 1),
-    torch.ops.rankc.rowwise_embedding.default: (0, 2),
+    torch.ops.rankc.rowwise_embedding.default: (0, 3),
     _aten.embedding_bag.padding_idx: (0, 1),
     _aten.embedding_bag.default: (0, 1),
 }
@@ -153,9 +153,10 @@ def _split_lookups(
     sizes = [1 if whole else value.shape[axis] for value in split.meta["val"]]
     for piece in split.users:
         index = piece.args[1]
-        known = isinstance(index, int) and all(isinstance(size, int) for size in sizes)
-        start = sum(sizes[:index]) if known else 0
-        columns = range(start, start + sizes[index]) if known else ()  # type: ignore[index]
+        columns: Iterable[int] = ()
+        if isinstance(index, int) and all(isinstance(size, int) for size in sizes):
+            start = sum(sizes[:index])
+            columns = range(start, start + sizes[index])
         yield from _lookups(piece, part.narrow(axis, columns, aligned=not whole), seen)
 
 
@@ -283,9 +284,7 @@ def _ends_in_probability(node: fx.Node) -> bool:
     while True:
         if is_op(node, *_ENDINGS):
             return True
-        if is_op(
-            node, *_TRANSPARENT, _aten.slice.Tensor, _aten.select.int, _aten.clamp.default
-        ):
+        if is_op(node, *_TRANSPARENT, _aten.slice.Tensor, _aten.select.int, _aten.clamp.default):
             first = node.args[0]
         elif is_op(node, _aten.cat.default, _aten.stack.default):
             parts = node.args[0]

@@ -41,12 +41,10 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> 
     return decoded
 
 
-def _rowwise_embedding(codes: Tensor, scale_bias: Tensor, ids: Tensor) -> Tensor:
+def _rowwise_embedding(codes: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> Tensor:
     """``codes[ids] * scale[ids] + bias[ids]``: a floating-point bias instead of a zero point."""
-    rows = torch.ops.aten.embedding.default(codes, ids)
-    affine = torch.ops.aten.embedding.default(scale_bias, ids)
-    scale, bias = affine.split([1, 1], dim=-1)
-    decoded: Tensor = rows.to(scale_bias.dtype) * scale + bias
+    lookup = torch.ops.aten.embedding.default
+    decoded: Tensor = lookup(codes, ids).to(scale.dtype) * lookup(scale, ids) + lookup(bias, ids)
     return decoded
 
 
@@ -61,8 +59,8 @@ DEQUANTIZE = define_op(
     "dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis) -> Tensor", _dequantize
 )
 
-#: codes ``[R, D]`` uint8, scale_bias ``[R, 2]`` float, ids ``[...]`` -> ``[..., D]`` float.
+#: codes ``[R, D]`` uint8, scale and bias ``[R, 1]`` float, ids ``[...]`` -> ``[..., D]`` float.
 #: Row-wise quantized table with a floating-point bias (2105.12676, and FBGEMM's fused rows).
 ROWWISE_EMBEDDING = define_op(
-    "rowwise_embedding(Tensor codes, Tensor scale_bias, Tensor ids) -> Tensor", _rowwise_embedding
+    "rowwise_embedding(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor", _rowwise_embedding
 )

@@ -263,14 +263,16 @@ _HASHES = torchapi.WeakIdKeyDictionary()
 
 def content_hash(tensor: Tensor) -> bytes:
     """A hash of shape, dtype and bytes; remembered until the tensor is written to."""
+    # Tensors made under torch.inference_mode don't count their versions, and can't be written to.
+    written = 0 if tensor.is_inference() else tensor._version
     version, known = _HASHES.get(tensor, (-1, b""))
-    if version == tensor._version:
+    if version == written:
         return bytes(known)
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     digest.update(data.numpy().data)
-    _HASHES[tensor] = (tensor._version, digest.digest())
+    _HASHES[tensor] = (written, digest.digest())
     return digest.digest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ..errors import VerifyError
 from . import torchapi
-from .facts import merged, set_facts, site_of
+from .facts import facts_of, merged, set_facts, site_of
 from .printer import excerpt
 from .program import Program
 from .verify import same_value
@@ -106,12 +106,17 @@ class Rewriter:
 
     def set_parameter(self, name: str, tensor: Tensor) -> None:
         """Assigns a new tensor to an existing parameter and refreshes what depends on it."""
-        _assign(self.program.module, name, tensor.detach())
-        value = torchapi.fake_of(tensor, self._mode)
+        self.set_parameters({name: tensor})
+
+    def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Assigns several at once: for sizes that must change together, as when pruning."""
+        values = {name: torchapi.fake_of(t, self._mode) for name, t in tensors.items()}
+        for name, tensor in tensors.items():
+            _assign(self.program.module, name, tensor.detach())
         changed: list[fx.Node] = []
         for node in self.program.graph.find_nodes(op="get_attr"):
-            if node.target == name:
-                node.meta["val"] = value
+            if node.target in values:
+                node.meta["val"] = values[str(node.target)]
                 changed += list(node.users)
         self.refresh(changed)
 
@@ -127,7 +132,7 @@ class Rewriter:
     def set_argument(self, node: fx.Node, index: int, value: Any) -> None:
         """Replaces one positional argument and re-infers what follows."""
         node.update_arg(index, value)
-        self._stamp(node, node)
+        set_facts(node, replace(facts_of(node), made_by=self.made_by))
         self.refresh([node])
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -182,7 +187,7 @@ def sweep(program: Program) -> int:
 
 
 def _is_impure(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, torchapi.OpOverload):
         return False
     return node.target.name().split(".")[0] in _IMPURE
 

@@ -142,7 +142,7 @@ class Signature:
         """The tasks that are served, and therefore judged."""
         return tuple(task for task in self.tasks if not task.auxiliary)
 
-    def with_feature(self, name: str, **changes: Any) -> Signature:
+    def with_feature(self, name: str, /, **changes: Any) -> Signature:
         """A copy with some fields of one feature changed, such as ``side=Side.USER``."""
         self.feature(name)
         return replace(
@@ -150,7 +150,7 @@ class Signature:
             features=tuple(replace(f, **changes) if f.name == name else f for f in self.features),
         )
 
-    def with_task(self, name: str, **changes: Any) -> Signature:
+    def with_task(self, name: str, /, **changes: Any) -> Signature:
         """A copy with some fields of one task changed, such as ``kind=TaskKind.REGRESSION``."""
         if name not in {task.name for task in self.tasks}:
             raise KeyError(f"no task is called {name!r}; there are {[t.name for t in self.tasks]}")

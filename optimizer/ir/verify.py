@@ -97,7 +97,7 @@ def _key(node: fx.Node) -> str:
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Whether two fake values agree in shape and dtype; symbols are trusted where they differ."""
+    """Whether two fake values agree in shape and dtype; two different symbols are trusted."""
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
         return len(left) == len(right) and all(
             same_value(a, b) for a, b in zip(left, right, strict=True)
@@ -111,9 +111,8 @@ def _same(left: Tensor, right: Tensor) -> bool:
     if left.dtype != right.dtype or left.dim() != right.dim():
         return False
     return all(
-        a == b
+        a == b if isinstance(a, int) and isinstance(b, int) else type(a) is type(b)
         for a, b in zip(left.shape, right.shape, strict=True)
-        if isinstance(a, int) and isinstance(b, int)
     )
 
 

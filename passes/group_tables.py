@@ -1,0 +1,174 @@
+"""group-tables: lookups of equal width as one lookup in one stacked table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from ..optimizer.context import PassContext
+from ..optimizer.ir import Program, Rewriter, site_of
+from ..optimizer.ir.ops import ROWWISE_EMBEDDING
+from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.report import readable_bytes
+
+_aten = torch.ops.aten
+_LOOKUPS = (_aten.embedding.default, ROWWISE_EMBEDDING.op)
+
+
+@dataclass(frozen=True)
+class GroupTables(Pass):
+    """Replaces lookups of one width by one lookup in a table of all their rows.
+
+    Method: table-batched embedding (Neo, 2104.05158): ids are shifted by where their table starts.
+
+    Exact because: every id finds the same row. An id beyond its own table would find a neighbour's
+    row instead of failing; artifacts check ids before scoring.
+    Requires: CANONICAL.
+    Misses when: a table alone is larger than ``max_bytes`` (stacking copies it), it is read by
+    other lookups too, or nothing else has its width.
+    """
+
+    name: ClassVar[str] = "group-tables"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    min_group: int = 2
+    max_bytes: int = 256 * 2**20
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Groups by kind, width and the ids' dtype, in graph order."""
+        rw = ctx.rewriter(program)
+        groups: dict[Any, list[fx.Node]] = {}
+        for node in program.graph.nodes:
+            if is_op(node, *_LOOKUPS) and self._may_group(node, ctx):
+                key = (node.target, shape_of(node)[-1], dtype_of(node), dtype_of(node.args[-1]))
+                groups.setdefault(key, []).append(node)
+        for lookups in groups.values():
+            ready = _independent(lookups)
+            chosen = [node for node in ready if rw.site(node)]
+            if len(chosen) < self.min_group:
+                if len(chosen) == 1 and len(lookups) == 1:
+                    ctx.missed("no other table has its width and format", *chosen)
+                continue
+            sites = [site_of(node) for node in chosen]
+            _group(rw, chosen)
+            ctx.applied(f"grouped {len(sites)} tables into one lookup", *sites)
+
+    def _may_group(self, node: fx.Node, ctx: PassContext) -> bool:
+        tables = node.args[:-1]
+        if any(parameter_name(table) is None for table in tables):
+            return False
+        if not 1 <= len(shape_of(node.args[-1])) <= 2 or not _has_width(node.args[-1]):
+            return False
+        size = sum(table.meta["val"].nbytes for table in tables)  # type: ignore[union-attr]
+        if size > self.max_bytes:
+            ctx.missed(f"its {readable_bytes(size)} would be copied", node)
+            return False
+        return True
+
+
+def _has_width(ids: Any) -> bool:
+    """Whether the ids are ``[B]``, or ``[B, L]`` with a fixed L."""
+    shape = shape_of(ids)
+    return len(shape) == 1 or isinstance(shape[1], int)
+
+
+def _independent(lookups: list[fx.Node]) -> list[fx.Node]:
+    """The lookups whose ids can all be had before the first of them, over the same rows."""
+    first = lookups[0]
+    rows = shape_of(first.args[-1])[0]
+    order = {node: index for index, node in enumerate(first.graph.nodes)}
+    ready = []
+    for node in lookups:
+        ids = node.args[-1]
+        assert isinstance(ids, fx.Node)
+        if shape_of(ids)[0] == rows and _before(ids, first, order):
+            ready.append(node)
+    return ready
+
+
+def _before(ids: fx.Node, first: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether ``ids`` is computed before ``first``, or is a view of what is."""
+    while is_op(ids, _aten.select.int) and isinstance(ids.args[0], fx.Node):
+        ids = ids.args[0]
+    return order[ids] < order[first]
+
+
+def _group(rw: Rewriter, lookups: list[fx.Node]) -> None:
+    """Emits the one lookup before the first and hands every other its part."""
+    first = lookups[0]
+    owners = {node.args[0]: node for node in lookups}  # a table that is read twice, once
+    start_of, total = {}, 0
+    for table in owners:
+        start_of[table] = total
+        total += int(shape_of(table)[0])
+    starts = [start_of[node.args[0]] for node in lookups]
+    tables = [_stack(rw, list(owners.values()), index) for index in range(len(first.args) - 1)]
+    with rw.before(first):
+        ids = _join_ids(rw, lookups)
+        widths = [_columns(node.args[-1]) for node in lookups]
+        shifts = torch.tensor(starts).repeat_interleave(torch.tensor(widths))
+        shift = rw.parameter("table_starts", shifts.to(dtype_of(first.args[-1])))
+        shifted = rw.emit(_aten.add.Tensor, ids, shift, like=lookups)
+        grouped = rw.emit(first.target, *tables, shifted, like=lookups)
+        parts = [
+            _part(rw, node, grouped, sum(widths[:index]), width)
+            for index, (node, width) in enumerate(zip(lookups, widths, strict=True))
+        ]
+    for node, part in zip(lookups, parts, strict=True):
+        rw.replace(node, part)
+
+
+def _stack(rw: Rewriter, lookups: Sequence[fx.Node], index: int) -> fx.Node:
+    """One parameter of the rows of every lookup's ``index``-th argument."""
+    names = [str(node.args[index].target) for node in lookups]  # type: ignore[union-attr]
+    stacked: Tensor = torch.cat([rw.program.tensor(name) for name in names])
+    return rw.parameter(f"grouped_{names[0].replace('.', '_')}", stacked)
+
+
+def _columns(ids: Any) -> int:
+    shape = shape_of(ids)
+    return 1 if len(shape) == 1 else int(shape[1])
+
+
+def _join_ids(rw: Rewriter, lookups: Sequence[fx.Node]) -> fx.Node:
+    """All ids as ``[B, columns]``: the input they are columns of, or their concatenation."""
+    pieces = [node.args[-1] for node in lookups]
+    whole = _all_columns(pieces)
+    if whole is not None:
+        return whole
+    columns = [
+        piece
+        if len(shape_of(piece)) == 2
+        else rw.emit(_aten.unsqueeze.default, _early(rw, piece), 1, like=lookups)
+        for piece in pieces
+    ]
+    return rw.emit(_aten.cat.default, columns, 1, like=lookups)
+
+
+def _early(rw: Rewriter, piece: Any) -> fx.Node:
+    """The ids themselves, or a copy of the select that comes too late in the graph."""
+    assert isinstance(piece, fx.Node)
+    if is_op(piece, _aten.select.int):
+        return rw.emit(_aten.select.int, *piece.args, like=piece)
+    return piece
+
+
+def _all_columns(pieces: Sequence[Any]) -> fx.Node | None:
+    """The ``[B, F]`` tensor of which the pieces are columns 0 to F-1, in order."""
+    if not all(is_op(piece, _aten.select.int) and piece.args[1] == 1 for piece in pieces):
+        return None
+    source = pieces[0].args[0]
+    if any(piece.args[0] is not source for piece in pieces) or len(shape_of(source)) != 2:
+        return None
+    in_order = [piece.args[2] for piece in pieces] == list(range(len(pieces)))
+    return source if in_order and shape_of(source)[1] == len(pieces) else None
+
+
+def _part(rw: Rewriter, node: fx.Node, grouped: fx.Node, start: int, width: int) -> fx.Node:
+    if len(shape_of(node.args[-1])) == 1:
+        return rw.emit(_aten.select.int, grouped, 1, start, like=node)
+    return rw.emit(_aten.slice.Tensor, grouped, 1, start, start + width, like=node)

@@ -1,0 +1,489 @@
+"""Capture: what models may take and return, and a clear message for what can't be captured."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from rankc.frontends.export import capture
+from rankc.frontends.trace import trace
+from rankc.optimizer.errors import CaptureError, DataError, SignatureError
+from rankc.optimizer.ir import Program, facts_of, verify
+from torch import Tensor, nn
+
+torch.manual_seed(0)
+X = torch.randn(5, 4)
+Forward = Callable[..., Any]
+
+
+class Scorer(nn.Module):
+    """One linear, and a forward that the test gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+
+def model(forward: Forward) -> nn.Module:
+    return type("Ranker", (Scorer,), {"forward": forward})().eval()
+
+
+class Pair(NamedTuple):
+    user: Tensor
+    item: Tensor
+
+
+@dataclass
+class Request:
+    user: Tensor
+    items: list[Tensor]
+    day: int = 2
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in flat(v)]
+    if isinstance(value, Request):
+        return [value.user, *value.items]
+    return [t for v in value for t in flat(v)] if isinstance(value, (tuple, list)) else []
+
+
+def check_same(program: Program, module: nn.Module, args: tuple[Any, ...], **kwargs: Any) -> None:
+    """The program returns the same type with the same scores."""
+    verify(program)
+    with torch.no_grad():
+        want = module(*args, **kwargs)
+    got = program(*args, **kwargs)
+    assert type(got) is type(want)
+    pairs = list(zip(flat(want), flat(got), strict=True))
+    assert pairs
+    for expected, found in pairs:
+        # One library computes both; blocking by batch size may move the last bits.
+        assert torch.allclose(found, expected, rtol=0.0, atol=1e-6)
+
+
+def by_dict(self: Any, features: dict[str, Any]) -> Any:
+    return {"click": self.linear(features["user"]) + features["item"]["price"], "n": 3}
+
+
+def by_integer(self: Any, features: dict[int, Tensor]) -> Any:
+    return {0: self.linear(features[0]), 1: self.linear(features[7])}
+
+
+def by_pair(self: Any, pair: Pair) -> Any:
+    return Pair(self.linear(pair.user), self.linear(pair.item).sigmoid())
+
+
+def by_request(self: Any, request: Request) -> Any:
+    scores = [self.linear(item + request.user) * request.day for item in request.items]
+    return Request(self.linear(request.user), scores)
+
+
+def by_tuple(self: Any, pair: tuple[Tensor, list[Tensor]]) -> Any:
+    return (self.linear(pair[0]), [self.linear(pair[1][0]), None])
+
+
+PRICE = X[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs", "names"),
+    [
+        (lambda self, x: self.linear(x), (X,), ("x",)),
+        (by_dict, ({"user": X, "item": {"price": PRICE}},), ("user", "item_price")),
+        (by_integer, ({0: X, 7: X + 1},), ("features_0", "features_7")),
+        (by_pair, (Pair(X, X + 1),), ("user", "item")),
+        (by_request, (Request(X, [X + 1, X + 2]),), ("user", "items_0", "items_1")),
+        (by_tuple, ((X, [X + 1]),), ("pair_0", "pair_1_0")),
+    ],
+)
+def test_nested_inputs_and_outputs(
+    forward: Forward, inputs: tuple[Any, ...], names: tuple[str, ...]
+) -> None:
+    module = model(forward)
+    program = capture(module, inputs)
+    assert program.signature.names == names
+    check_same(program, module, inputs)
+
+
+def test_inputs_by_position_by_name_and_with_defaults() -> None:
+    module = model(lambda self, x, y, scale=2.0: self.linear(x) * scale + y)
+    for inputs in ((X, PRICE), {"x": X, "y": PRICE}, {"y": PRICE, "x": X}):
+        program = capture(module, inputs)
+        assert set(program.signature.names) == {"x", "y"}
+        check_same(program, module, (X,), y=PRICE)
+    fixed = capture(module, (X, PRICE, 3.0))
+    check_same(fixed, module, (X, PRICE, 3.0))
+    with pytest.raises(SignatureError, match=r"inputs\['scale'\] was 3.0 when"):
+        fixed(X, PRICE, 4.0)
+
+
+def test_numpy_examples() -> None:
+    module = model(lambda self, x: self.linear(x))
+    assert capture(module, X.numpy()).signature.names == ("x",)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 23])
+def test_any_example_gives_any_batch(rows: int) -> None:
+    module = model(lambda self, x: self.linear(x).squeeze(1))
+    program = capture(module, X[:1].repeat(rows, 1))
+    for size in (1, 3, 64):
+        check_same(program, module, (torch.randn(size, 4),))
+
+
+@pytest.mark.parametrize(
+    "name", ["class", "self", "1st", "user id", "linear", "score", "é", "from"]
+)
+def test_odd_names_of_features(name: str) -> None:
+    module = model(lambda self, features: self.linear(features[name]) + features["other"])
+    inputs = ({name: X, "other": PRICE},)
+    program = capture(module, inputs)
+    assert all(feature.name.isidentifier() for feature in program.signature)
+    assert not set(program.signature.outputs) & set(program.signature.names)
+    check_same(program, module, inputs)
+
+
+class Trained(nn.Module):
+    """Dropout, batch norm and a module that was frozen by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.frozen = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.drop(self.frozen(self.norm(x))))
+
+
+def test_a_model_in_training_is_captured_in_eval_and_put_back() -> None:
+    module = Trained().train()
+    module.frozen.eval()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    program = capture(module, X)
+    assert [m.training for m in module.modules()] == [True, True, False, True, True]
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    check_same(program, module.eval(), (X,))
+
+
+def test_modes_are_put_back_after_a_failure() -> None:
+    module = Trained().train()
+    with pytest.raises(CaptureError):
+        capture(module, torch.randn(5, 3))
+    assert all(m.training for m in module.modules())
+
+
+def test_lazy_parameters_are_created() -> None:
+    module = nn.Sequential(nn.LazyLinear(3), nn.ReLU(), nn.LazyLinear(1)).eval()
+    program = capture(module, X)
+    assert program.tensor("0.weight").shape == (3, 4)
+    check_same(program, module, (X,))
+
+
+class Counter(Scorer):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+
+def count(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    return self.linear(x)
+
+
+def count_and_use(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    return self.linear(x) + self.calls
+
+
+def count_in_python(self: Any, x: Tensor) -> Tensor:
+    self.seen = getattr(self, "seen", 0) + 1
+    return self.linear(x) * self.seen
+
+
+def test_state_nobody_reads_is_left_alone() -> None:
+    module = type("Counting", (Counter,), {"forward": count})().eval()
+    program = capture(module, X)
+    assert module.calls.item() == 0
+    program(X)
+    assert module.calls.item() == 0
+    assert "copy_" not in str(program.graph)
+
+
+@pytest.mark.parametrize("forward", [count_and_use, count_in_python])
+def test_state_that_is_read_is_told(forward: Forward) -> None:
+    module = type("Counting", (Counter,), {"forward": forward})().eval()
+    with pytest.raises(CaptureError, match="on randomness, or on state; make it depend"):
+        capture(module, X)
+    assert module.calls.item() == 0
+
+
+# --- what can't be captured, with the line and the remedy -----------------------------------------
+
+
+def branch(self: Any, x: Tensor) -> Tensor:
+    if x.sum() > 0:  # HERE
+        return self.linear(x)
+    return self.linear(-x)
+
+
+def branch_in_a_helper(self: Any, x: Tensor) -> Tensor:
+    return self.linear(_clip(x))
+
+
+def _clip(x: Tensor) -> Tensor:
+    return x if x.max() < 3 else x / x.max()  # HERE
+
+
+def use_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.linear(torch.from_numpy(x.detach().numpy() * 2))  # HERE
+
+
+def use_item(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) * int(x[0, 0].item())  # HERE
+
+
+def use_item_of_all(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) * x.max().item()
+
+
+def use_tolist(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) * float(sum(x[:, 0].tolist()))
+
+
+def loop_over_rows(self: Any, x: Tensor) -> Tensor:
+    return torch.stack([self.linear(x[row]) for row in range(len(x))])
+
+
+def fix_the_batch(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x).view(5)  # HERE
+
+
+def center(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x - x.mean(0))
+
+
+def standardize(self: Any, x: Tensor) -> Tensor:
+    return self.linear((x - x.mean(0)) / x.std(0))
+
+
+def rank_rows(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x).softmax(0)
+
+
+def add_noise(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) + torch.rand_like(x[:, :1])
+
+
+def python_noise(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) + random.random()
+
+
+def overflow(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x).log()
+
+
+MIXES = "Something in forward depends on the other rows"
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs", "message"),
+    [
+        (branch, X, "control flow that depends on a tensor's values.*torch.where"),
+        (branch_in_a_helper, X, "control flow that depends on a tensor's values.*torch.where"),
+        (use_numpy, X, "numpy inside forward. What to change: use the torch function"),
+        (use_item, X, "What to change"),
+        (use_item_of_all, X, MIXES),
+        (use_tolist, X, "can't be captured|" + MIXES),
+        (loop_over_rows, X, "an operation that fixes the batch size.*x.shape"),
+        (fix_the_batch, X, "fixes the batch size: it runs on the example's 5 rows, but not on 23"),
+        (center, X, MIXES),
+        (center, X[:1], MIXES),
+        (center, torch.ones(4, 4), MIXES),
+        (standardize, X, MIXES),
+        (rank_rows, X, MIXES),
+        (add_noise, X, "on randomness"),
+        (python_noise, X, "on randomness"),
+        (lambda self, x: self.linear(x).mean(), X, "'score' is a single number, such as a loss"),
+        (lambda self, x: self.linear(x).mean(0), X, "'score' has 1 rows for 23 rows of input"),
+        (lambda self, x: None, X, "returns no tensor. Return the scores from forward"),
+        (lambda self, x: "high", X, "returns no tensor"),
+        (lambda self, x: 1.0, X, "returns no tensor"),
+        (lambda self, x: object(), X, "returns something that holds more than tensors: score is a"),
+        (lambda self, *x: self.linear(x[0]), X, r"takes \*x; its inputs have no names"),
+        (lambda self, **x: self.linear(x["a"]), X, r"takes \*\*x; its inputs have no names"),
+        (lambda self, x, /: self.linear(x), X, "takes x by position only; its inputs"),
+        (lambda self, x: self.linear(x), X[:, :3], "doesn't run on the example .*mat1"),
+        (lambda self, x, y: self.linear(x), X, "doesn't run .* missing 1 required positional"),
+        (lambda self, x: self.linear(x["user"]), {"item": X}, "doesn't run .* KeyError: 'user'"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_captured_is_told(forward: Forward, inputs: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=f"(?s){message}") as caught:
+        capture(model(forward), inputs)
+    source, start = inspect.getsourcelines(_clip if forward is branch_in_a_helper else forward)
+    marked = [index for index, line in enumerate(source) if "# HERE" in line]
+    if marked:
+        assert f"at {__file__}:{start + marked[0]} `" in str(caught.value)
+    assert "/torch/" not in str(caught.value).split("(", 1)[0]
+
+
+def test_torch_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError):
+        capture(model(branch), X)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            (X, torch.tensor(2.0)),
+            "input 'y' of the example is a single number. Give it as a Python",
+        ),
+        ((torch.tensor(2.0), X), "input 'x' of the example is a single number"),
+        ((X, X[:3]), r"different numbers of rows: \{'x': 5, 'y': 3\}.*belongs in a buffer"),
+        ((X[:0], X[:0]), "the example has no rows"),
+        ((X, X, X), r"takes 2 arguments \['x', 'y'\], got 3"),
+        ((1.0, 2.0), "the example holds no tensors"),
+        (({X}, X), "is a set, which is neither a tensor nor"),
+    ],
+)
+def test_bad_examples_are_told(inputs: Any, message: str) -> None:
+    with pytest.raises(SignatureError, match=message):
+        capture(model(lambda self, x, y: self.linear(x) + y), inputs)
+
+
+def test_scores_out_of_range_are_told() -> None:
+    with pytest.raises(DataError, match="output 'score' is NaN or Inf in row"):
+        capture(model(overflow), X)
+
+
+def test_broken_weights_are_named() -> None:
+    module = model(lambda self, x: self.linear(x))
+    with torch.no_grad():
+        module.linear.weight[0, 2] = torch.nan
+    with pytest.raises(DataError, match=r"weight 'linear.weight' has 1 NaN or Inf values"):
+        capture(module, X)
+
+
+def test_large_weights_are_not_broken() -> None:
+    module = model(lambda self, x: self.linear(x * 0) + 1)
+    with torch.no_grad():
+        module.linear.weight.fill_(3e38)
+    capture(module, torch.zeros(3, 4))
+
+
+def test_weights_elsewhere_are_named() -> None:
+    with pytest.raises(CaptureError, match=r"weight 'weight' is on meta.*model.cpu\(\) first"):
+        capture(nn.Linear(4, 1, device="meta"), X)
+    with torch.inference_mode():
+        made = nn.Linear(4, 1)
+    with pytest.raises(CaptureError, match=r"weight 'weight' was made under torch.inference_mode"):
+        capture(made, X)
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(CaptureError, match=r"a model is a torch.nn.Module, got function"):
+        capture(lambda x: x, X)  # type: ignore[arg-type]
+    with pytest.raises(CaptureError, match=r"Ranker needs an example to be captured: give inputs="):
+        capture(model(lambda self, x: self.linear(x)))
+
+
+# --- signature and outputs ------------------------------------------------------------------------
+
+
+def heads(self: Any, x: Tensor) -> Any:
+    return {"click": self.linear(x), "buy": self.linear(-x)}
+
+
+def test_outputs_can_be_renamed_and_picked() -> None:
+    module = model(heads)
+    renamed = capture(module, X, outputs=("a", "b"))
+    assert renamed.signature.outputs == ("a", "b")
+    assert [task.name for task in renamed.signature.tasks] == ["a", "b"]
+    check_same(renamed, module, (X,))
+    picked = capture(module, X, outputs=("buy",))
+    assert picked.signature.outputs == ("buy",)
+    verify(picked)
+    assert set(picked(X)) == {"buy"}
+    assert torch.allclose(picked(X)["buy"], module(X)["buy"], rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [(), ("a", "a"), ("a", "b", "c"), ("x", "b")])
+def test_outputs_that_name_nothing(outputs: tuple[str, ...]) -> None:
+    with pytest.raises(SignatureError, match="outputs="):
+        capture(model(heads), X, outputs=outputs)
+
+
+def test_a_signature_of_ones_own() -> None:
+    module = model(heads)
+    inferred = capture(module, X).signature
+    given = inferred.with_task("buy", auxiliary=True)
+    assert capture(module, X, signature=given).signature == given
+    with pytest.raises(SignatureError, match=r"features are \['y'\], the model's are \['x'\]"):
+        capture(module, X, signature=inferred.with_feature("x", name="y"))
+    with pytest.raises(
+        SignatureError, match=r"tasks \['buy'\] read outputs the model doesn't have"
+    ):
+        capture(module, X, signature=inferred.with_task("buy", output="sale"))
+
+
+def test_nodes_know_where_they_came_from() -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x) + 1
+
+    nodes = [n for n in capture(Tower().eval(), X).graph.nodes if n.op == "call_function"]
+    facts = {str(node.target): facts_of(node) for node in nodes}
+    assert facts["aten.linear.default"].site == "model.2"
+    assert facts["aten.relu.default"].site == "model.1"
+    assert facts["aten.add.Tensor"].site == ""
+    assert facts["aten.add.Tensor"].source.startswith(f"{__file__}:")
+
+
+# --- the second way -------------------------------------------------------------------------------
+
+
+class ExportShy(Scorer):
+    """Refuses torch.export, as models with extensions of their own do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() and type(x) is not Tensor and not self.traced(x):
+            raise NotImplementedError("not here")
+        return self.linear(x)
+
+    @staticmethod
+    def traced(x: Any) -> bool:
+        return isinstance(x, torch.fx.Proxy)
+
+
+def test_tracing_helps_where_export_refuses() -> None:
+    module = ExportShy().eval()
+    program = capture(module, X)
+    assert program.tensor("linear.weight").shape == (1, 4)
+    check_same(program, module, (X,))
+    (node,) = (node for node in program.graph.nodes if node.op == "call_function")
+    assert facts_of(node).site == "linear"
+
+
+def test_tracing_that_fails_too_tells_the_first_reason() -> None:
+    reason = CaptureError("the first reason")
+    with pytest.raises(CaptureError, match="the first reason"):
+        trace(model(branch), {"x": X}, reason)

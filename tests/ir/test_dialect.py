@@ -1,0 +1,101 @@
+"""The dialect's operators: each is what its reference says, and what ONNX says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rankc.optimizer.ir.dialect import define_op, dialect
+from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING
+from torch import Tensor
+
+X = torch.tensor([[-3.0, -0.26, 0.0, 0.26], [0.5, 1.5, 2.5, 900.0]])
+SCALE = torch.tensor(0.5)
+ROWS = torch.tensor([0.5, 2.0])
+FP8 = (torch.float8_e4m3fn,)
+
+
+def zero(dtype: torch.dtype, channels: int | None = None) -> Tensor:
+    return torch.zeros([] if channels is None else [channels], dtype=dtype)
+
+
+SAMPLES: dict[str, list[tuple[Any, ...]]] = {
+    "quantize": [
+        (X, SCALE, zero(torch.int8), 0, torch.int8),
+        (X, SCALE, zero(torch.uint8) + 128, 0, torch.uint8),
+        (X, ROWS, zero(torch.int8, 2), 0, torch.int8),
+        (X.T.contiguous(), ROWS, zero(torch.int8, 2), 1, torch.int8),
+        (X, SCALE, zero(torch.float8_e4m3fn), 0, torch.float8_e4m3fn),
+    ],
+    "dequantize": [
+        (torch.tensor([[0, 255], [117, 3]], dtype=torch.uint8), SCALE, zero(torch.uint8) + 117, 0),
+        (torch.tensor([[-128, 127], [1, 0]], dtype=torch.int8), ROWS, zero(torch.int8, 2), 1),
+        (X.to(torch.float8_e4m3fn), SCALE, zero(torch.float8_e4m3fn), 0),
+    ],
+    "rowwise_embedding": [
+        (
+            torch.arange(12, dtype=torch.uint8).reshape(4, 3),
+            torch.tensor([[0.1], [0.0], [1.0], [0.5]]),
+            torch.tensor([[-1.0], [2.0], [0.0], [0.5]]),
+            torch.tensor([[0, 3], [1, 1]]),
+        )
+    ],
+}
+CASES = [(name, sample) for name, samples in SAMPLES.items() for sample in samples]
+
+
+def test_every_op_has_a_sample() -> None:
+    assert set(SAMPLES) == set(dialect())
+
+
+@pytest.mark.parametrize(("name", "sample"), CASES)
+def test_the_op_is_its_reference(name: str, sample: tuple[Any, ...]) -> None:
+    op = dialect()[name]
+    assert op.name == name
+    assert torch.equal(op.op(*sample).float(), op.reference(*sample).float())
+    # A composite op has no autograd or meta kernel of its own, so only its schema can be wrong.
+    # (opcheck compares by multiplying, which torch can't do in FP8.)
+    if not any(isinstance(value, Tensor) and value.dtype in FP8 for value in sample):
+        torch.library.opcheck(op.op, sample, test_utils="test_schema")
+
+
+@pytest.mark.parametrize(("name", "sample"), CASES)
+def test_shapes_without_data_are_those_with(name: str, sample: tuple[Any, ...]) -> None:
+    op = dialect()[name].op
+    meta = [value.to("meta") if isinstance(value, Tensor) else value for value in sample]
+    made, real = op(*meta), op(*sample)
+    assert (made.shape, made.dtype) == (real.shape, real.dtype)
+
+
+def test_quantize_rounds_half_to_even_and_saturates() -> None:
+    codes = QUANTIZE.op(X, torch.tensor(1.0), zero(torch.int8), 0, torch.int8)
+    assert codes.tolist() == [[-3, 0, 0, 0], [0, 2, 2, 127]]
+    shifted = QUANTIZE.op(X, torch.tensor(1.0), zero(torch.uint8) + 1, 0, torch.uint8)
+    assert shifted.tolist() == [[0, 1, 1, 1], [1, 3, 3, 255]]
+    fp8 = QUANTIZE.op(X, SCALE, zero(torch.float8_e4m3fn), 0, torch.float8_e4m3fn)
+    assert fp8.float().max() == 448.0
+
+
+def test_a_grid_point_survives_the_round_trip() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    values = DEQUANTIZE.op(codes, torch.tensor(0.125), zero(torch.uint8) + 117, 0)
+    assert values[117] == 0
+    again = QUANTIZE.op(values, torch.tensor(0.125), zero(torch.uint8) + 117, 0, torch.uint8)
+    assert torch.equal(again, codes)
+
+
+def test_lookups_are_differentiable_in_their_scales() -> None:
+    codes, scale, bias, ids = SAMPLES["rowwise_embedding"][0]
+    scale, bias = scale.clone().requires_grad_(), bias.clone().requires_grad_()
+    ROWWISE_EMBEDDING.op(codes, scale, bias, ids).sum().backward()
+    # Row 1 is looked up twice: its codes 3, 4, 5 in the scale's gradient, its width in the bias's.
+    assert scale.grad is not None
+    assert bias.grad is not None
+    assert scale.grad.flatten().tolist() == [3.0, 24.0, 0.0, 30.0]
+    assert bias.grad.flatten().tolist() == [3.0, 6.0, 0.0, 3.0]
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(ValueError, match="an op called 'quantize' already"):
+        define_op("quantize(Tensor x) -> Tensor", lambda x: x)

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from rankc.optimizer.ir import Precision, Program, facts_of, site_of
+from rankc.optimizer.report import Outcome
+from rankc.optimizer.target import DeviceSpec, Target
+from rankc.optimizer.verdict import Status, Verdict
+from support import (
+    BIT_EQUAL,
+    EAGER_INT8,
+    Ran,
+    assert_same_graph,
+    canonical,
+    made_up,
+    permissive_judge,
+    quantized_linears,
+    run_passes,
+    verdict,
+)
+from torch import Tensor, nn
+
+X = torch.randn(5, 8)
+Judge = Callable[[Program], Verdict]
+
+
+class Net(nn.Module):
+    """Three linears, alike but for their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x))))).sum(1)
+
+
+def place(
+    module: nn.Module | Program,
+    judge: Judge | None,
+    *inputs: Tensor,
+    target: Target = EAGER_INT8,
+    options: str = "",
+) -> Ran:
+    program = module if isinstance(module, Program) else canonical(module, *inputs)
+    calibration = [made_up(program, 64, seed=7), made_up(program, 64, seed=8)]
+    return run_passes(
+        program, f"place-precision{options}", target=target, judge=judge, calibration=calibration
+    )
+
+
+def placed(program: Program) -> dict[str, Precision]:
+    """The formats placed, by site."""
+    return {
+        site_of(node): precision
+        for node in program.graph.nodes
+        if (precision := facts_of(node).precision) is not None
+    }
+
+
+def always_pass(program: Program) -> Verdict:
+    return verdict(Status.PASS, 0.0)
+
+
+def judge_of(rule: Callable[[set[str]], Verdict]) -> Judge:
+    """A judge that sees only which linears are quantized."""
+    return lambda program: rule({site_of(node) for node in quantized_linears(program)})
+
+
+def test_writes_facts_and_touches_nothing_else() -> None:
+    program = canonical(Net(), X)
+    ran = place(program, permissive_judge(program))
+    assert set(placed(ran.program)) == {"a", "b", "c"}
+    assert_same_graph(ran.program, program, (X,), tolerance=BIT_EQUAL)
+    assert ran.applied("place-precision") == ["placed int8 on 3 of 3 linears"]
+    assert ran.chosen() == {"a": "int8", "b": "int8", "c": "int8"}
+
+
+def test_skips_a_target_without_formats() -> None:
+    ran = place(Net(), always_pass, X, target=Target.of("cpu-fp32"))
+    assert ran.outcomes == [Outcome.SKIPPED]
+    assert ran.missed("place-precision") == ["cpu-fp32 has no format below fp32 for linears"]
+
+
+@pytest.mark.parametrize("lacking", ["judge", "calibration"])
+def test_skips_without_data(lacking: str) -> None:
+    program = canonical(Net(), X)
+    ran = run_passes(
+        program,
+        "place-precision",
+        target=EAGER_INT8,
+        judge=None if lacking == "judge" else always_pass,
+        calibration=() if lacking == "calibration" else [made_up(program, 64, seed=7)],
+    )
+    assert ran.outcomes == [Outcome.SKIPPED]
+    assert ran.missed("place-precision") == ["there is no data to choose formats on"]
+
+
+@pytest.mark.parametrize(
+    ("activations", "low_format", "input_dtype"),
+    [("uint8", "int8", "uint8"), ("int8", "int8", "int8"), ("int8", "fp8", "float8_e4m3fn")],
+)
+def test_takes_the_targets_formats(activations: str, low_format: str, input_dtype: str) -> None:
+    device = dataclasses.replace(EAGER_INT8.device, peaks=(("fp32", 1e-3), (low_format, 1.0)))
+    target = dataclasses.replace(
+        EAGER_INT8, device=device, formats=(low_format,), int8_activations=activations
+    )
+    ran = place(Net(), always_pass, X, target=target)
+    for precision in placed(ran.program).values():
+        assert precision.format == low_format
+        assert precision.input_dtype == input_dtype
+        assert precision.input_scale > 0.0
+        assert activations == "uint8" or precision.input_zero_point == 0
+    behind_relu = placed(ran.program)["b"]
+    assert behind_relu.input_zero_point == 0, "a relu's output has no negative codes to waste"
+
+
+def test_misses_linears_under_the_targets_least_size() -> None:
+    target = dataclasses.replace(EAGER_INT8, min_linear=9)
+    ran = place(Net(), always_pass, X, target=target)
+    reason = "fewer than 9 inputs or outputs: nothing to gain"
+    assert ran.missed("place-precision") == [reason] * 3
+    assert ran.reasons() == {"a": reason, "b": reason, "c": reason}
+    assert placed(ran.program) == {}
+    assert ran.outcomes == [Outcome.UNCHANGED]
+
+
+def test_misses_linears_of_another_dtype() -> None:
+    program = canonical(Net().double(), X.double())
+    ran = place(program, always_pass)
+    assert ran.missed("place-precision") == ["its weight is float64, not float32"] * 3
+
+
+def test_a_weight_vector_is_no_site() -> None:
+    class Dot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vector = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.vector)
+
+    assert place(Dot(), always_pass, X).outcomes == [Outcome.UNCHANGED]
+
+
+def test_refuses_a_linear_that_calibration_never_feeds() -> None:
+    class Dead(nn.Module):
+        """The relu's output is zero for every row."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(torch.relu(-x.abs())).sum(1)
+
+    ran = place(Dead(), always_pass, X)
+    assert ran.reasons() == {"a": "calibration never feeds it"}
+    assert placed(ran.program) == {}
+
+
+def test_refuses_what_the_estimate_says_does_not_pay() -> None:
+    device = DeviceSpec("slow", "cpu", bandwidth=1.0, peaks=(("fp32", 1e-6), ("int8", 1e-6)))
+    ran = place(Net(), always_pass, X, target=dataclasses.replace(EAGER_INT8, device=device))
+    reason = "estimated no faster than fp32 once quantizing its input is counted"
+    assert set(ran.reasons().values()) == {reason}
+
+
+def test_a_device_without_numbers_refuses_all_and_fails_none() -> None:
+    target = dataclasses.replace(EAGER_INT8, device=DeviceSpec("unknown", "cpu"))
+    ran = place(Net(), always_pass, X, target=target)
+    assert ran.outcomes == [Outcome.UNCHANGED]
+    assert set(ran.chosen().values()) == {"fp32"}
+
+
+def test_quantizing_a_sequence_costs_all_its_positions() -> None:
+    """Bound by traffic, a linear of 40 inputs and 8 outputs doesn't pay: it quantizes 5 bytes an
+    input to save 3. A single row and a sequence must agree on that."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(40, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).sum(-1)
+
+    class Sequence(Wide):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).sum((-1, -2))
+
+    device = DeviceSpec("traffic", "cpu", bandwidth=1.0, peaks=(("fp32", 1e3), ("int8", 1e3)))
+    target = dataclasses.replace(EAGER_INT8, device=device)
+    for module, x in ((Wide(), torch.randn(5, 40)), (Sequence(), torch.randn(5, 30, 40))):
+        ran = place(module, always_pass, x, target=target)
+        assert "estimated no faster" in ran.reasons()["a"]
+
+
+def test_refuses_a_linear_whose_own_output_would_be_far_off() -> None:
+    ran = place(Net(), always_pass, X, options="{max_relative_error=0.0001}")
+    assert all(reason.startswith("its output would be off by") for reason in ran.reasons().values())
+    assert placed(ran.program) == {}
+
+
+def test_refuses_a_linear_that_fails_alone() -> None:
+    def rule(sites: set[str]) -> Verdict:
+        return verdict(Status.FAIL, 1.0, "ΔNE is over") if "b" in sites else always_pass(None)  # type: ignore[arg-type]
+
+    ran = place(Net(), judge_of(rule), X)
+    assert set(placed(ran.program)) == {"a", "c"}
+    assert ran.reasons()["b"] == "alone: ΔNE is over"
+    assert ran.applied("place-precision") == ["placed int8 on 2 of 3 linears"]
+
+
+def test_the_most_damaging_goes_back_while_they_fail_together() -> None:
+    """Each passes alone; only two together do. ``b`` costs most for what it saves."""
+    damage = {"a": 1e-5, "b": 3e-4, "c": 2e-4}
+    asked: list[set[str]] = []
+
+    def rule(sites: set[str]) -> Verdict:
+        asked.append(sites)
+        worst = max(damage[site] for site in sites)
+        return verdict(Status.PASS if len(sites) <= 2 else Status.INCONCLUSIVE, worst)
+
+    ran = place(Net(), judge_of(rule), X)
+    assert asked == [{"a"}, {"b"}, {"c"}, {"a", "b", "c"}, {"a", "c"}]
+    assert set(placed(ran.program)) == {"a", "c"}
+    reason = "over budget together with the others, and the dearest of them"
+    assert ran.missed("place-precision") == [reason]
+    assert ran.reasons() == {
+        "a": "alone ΔNE +0.0010 to +0.0010 %",
+        "b": reason,
+        "c": "alone ΔNE +0.0200 to +0.0200 %",
+    }
+
+
+def test_too_few_rows_to_tell_of_one_alone_is_no_refusal() -> None:
+    def rule(sites: set[str]) -> Verdict:
+        return verdict(Status.PASS if len(sites) == 3 else Status.INCONCLUSIVE, 1e-5)
+
+    assert set(placed(place(Net(), judge_of(rule), X).program)) == {"a", "b", "c"}
+
+
+def test_places_nothing_when_no_set_passes_together() -> None:
+    passed: set[str] = set()
+
+    def once(sites: set[str]) -> Verdict:
+        """Each passes the first time it is asked about, and never again."""
+        first = len(sites) == 1 and not sites <= passed
+        passed.update(sites)
+        return verdict(Status.PASS if first else Status.FAIL, 1e-5)
+
+    ran = place(Net(), judge_of(once), X)
+    assert placed(ran.program) == {}
+    assert ran.outcomes == [Outcome.UNCHANGED]
+    assert len(ran.missed("place-precision")) == 3
+
+
+def test_a_lucky_gain_counts_as_damage() -> None:
+    """Moving NE by −1 % isn't harmless: that site goes back before one that moves it +0.02 %."""
+
+    def rule(sites: set[str]) -> Verdict:
+        status = Status.FAIL if {"a", "b"} <= sites else Status.PASS
+        return verdict(status, -1e-2 if sites == {"a"} else 2e-4)
+
+    ran = place(Net(), judge_of(rule), X)
+    assert set(placed(ran.program)) == {"b", "c"}
+
+
+def test_sites_that_share_a_weight_are_decided_apart() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (self.a(x) * self.a(torch.relu(y) * 9.0)).sum(1)
+
+    program = canonical(Tied(), X, X)
+    ran = place(program, always_pass)
+    precisions = [facts_of(node).precision for node in ran.program.graph.nodes]
+    scales = [precision.input_scale for precision in precisions if precision is not None]
+    assert len(scales) == 2
+    assert scales[1] > scales[0]
+
+
+def test_clips_an_outlier_when_that_hurts_less() -> None:
+    """One row of 2,048 has a value of 60; ranges are chosen on every fourth row, without it."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).sum(1)
+
+    program = canonical(One(), X)
+    rows = {"x": torch.randn(2048, 8)}
+    rows["x"][1, 0] = 60.0
+    ran = run_passes(
+        program, "place-precision", target=EAGER_INT8, judge=always_pass, calibration=[rows]
+    )
+    full = float(rows["x"].max() - rows["x"].min()) / 255
+    assert placed(ran.program)["a"].input_scale < full / 2

@@ -1,0 +1,202 @@
+"""The rules of docs/DESIGN that a machine can check: who imports whom, and what is called how."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rankc
+from rankc.passes import PASSES
+
+ROOT = Path(rankc.__file__).parent
+PACKAGES = ("optimizer", "passes", "frontends", "backends", "models")
+SOURCES = sorted(
+    path.relative_to(ROOT)
+    for path in (*ROOT.glob("*.py"), *(p for name in PACKAGES for p in (ROOT / name).rglob("*.py")))
+)
+STDLIB = sys.stdlib_module_names
+#: Torch's own internals that are named outside of torchapi.py, and why.
+PRIVATE: dict[str, set[str]] = {}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(), str(path))
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports, with ours as paths below the package: ``optimizer.ir.program``."""
+    package = ["rankc", *path.parts[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import x` may import a module; `from .m import name` imports m.
+            found |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name.removeprefix("rankc.") for name in imports(path) if name.startswith("rankc.")}
+
+
+def theirs(path: Path) -> set[str]:
+    tops = {name.split(".")[0] for name in imports(path)}
+    return {top for top in tops if top not in STDLIB and top != "rankc"}
+
+
+def within(folder: str) -> list[Path]:
+    return [path for path in SOURCES if path.as_posix().startswith(f"{folder}/")]
+
+
+def test_the_sources_are_found() -> None:
+    assert len(SOURCES) > 60
+    assert Path("optimizer/ir/program.py") in SOURCES
+    assert "optimizer.ir" in ours(Path("passes/canonicalize.py"))
+    assert ours(Path("optimizer/ir/program.py")) >= {"optimizer.errors", "optimizer.ir.torchapi"}
+
+
+@pytest.mark.parametrize("path", within("models"), ids=str)
+def test_models_import_nothing_of_ours(path: Path) -> None:
+    assert theirs(path) <= {"torch", "numpy", "pandas", "pyarrow"}
+    assert all(name.split(".")[0] == "models" for name in ours(path))
+
+
+@pytest.mark.parametrize("path", within("optimizer/ir"), ids=str)
+def test_the_ir_imports_torch_only(path: Path) -> None:
+    assert theirs(path) <= {"torch"}
+    outside = {name for name in ours(path) if not name.startswith("optimizer.ir")}
+    assert outside <= {"optimizer.errors"}
+
+
+@pytest.mark.parametrize("path", within("optimizer"), ids=str)
+def test_the_optimizer_reaches_down_through_the_registry_only(path: Path) -> None:
+    others = {name for name in ours(path) if name.split(".")[0] in PACKAGES[1:]}
+    assert others <= ({"models"} if path.name == "cli.py" else set())
+
+
+@pytest.mark.parametrize("folder", ["passes", "frontends", "backends"])
+def test_the_three_never_import_one_another(folder: str) -> None:
+    for path in within(folder):
+        tops = {name.split(".")[0] for name in ours(path)}
+        assert tops <= {"optimizer", folder}, path
+
+
+@pytest.mark.parametrize("path", within("passes"), ids=str)
+def test_passes_do_not_import_one_another(path: Path) -> None:
+    assert not {name for name in ours(path) if name.startswith("passes.")}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_inside_the_library_are_relative(path: Path) -> None:
+    absolute = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "") == "rankc")
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankc."))
+        or (isinstance(node, ast.Import) and any(a.name.startswith("rankc") for a in node.names))
+    ]
+    assert absolute == []
+
+
+def test_one_pass_a_file_called_like_it() -> None:
+    classes: dict[str, str] = {}
+    for path in within("passes"):
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and any(
+                isinstance(base, ast.Name) and base.id == "Pass" for base in node.bases
+            ):
+                assert path.stem not in classes, f"{path} holds two passes"
+                classes[path.stem] = node.name
+                assert not node.name.endswith("Pass")
+                assert ast.get_docstring(node)
+    expected = {name: f"{name.replace('-', '_')}:" for name in PASSES}
+    for name, place in PASSES.items():
+        module, _, attribute = place.partition(":")
+        assert f"{module}:" == expected[name]
+        assert classes[module] == attribute
+    assert set(classes) == {place.partition(":")[0] for place in PASSES.values()}
+
+
+def test_the_table_of_passes_is_sorted() -> None:
+    assert list(PASSES) == sorted(PASSES)
+
+
+def private_names(path: Path) -> set[str]:
+    """Torch's private names in a file: ``torch._ops.OpOverload``, or an import of ``torch._x``."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            parts = text.split(".")
+            if parts[0] == "torch" and "ops" not in parts and any(p[0] == "_" for p in parts):
+                found.add(text)
+    modules = {name for name in imports(path) if name.split(".")[0] == "torch"}
+    return found | {name for name in modules if "._" in name}
+
+
+def test_private_torch_names_are_in_one_file() -> None:
+    holders = {str(path): private_names(path) for path in SOURCES if private_names(path)}
+    assert holders.pop("optimizer/ir/torchapi.py")
+    assert holders == PRIVATE
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_are_short_and_called_by_what_they_hold(path: Path) -> None:
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= (400 if path.parts[0] == "passes" else 700)
+    assert path.stem not in ("utils", "util", "common", "helpers", "helper", "manager", "misc")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_no_open_keyword_arguments_and_no_environment(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and path.as_posix() not in (
+            "optimizer/cli.py",
+            # Where archives are cached is the one thing a data set asks the machine.
+            "models/archive.py",
+        ):
+            assert node.attr not in ("environ", "getenv"), f"{path}:{node.lineno}"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            assert not any(alias.name == "*" for alias in node.names)
+
+
+def test_importing_rankc_is_cheap() -> None:
+    code = (
+        "import sys, rankc, rankc.passes, rankc.backends, rankc.models\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'onnx', 'onnxruntime', 'pandas', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(rankc.__all__))
+def test_public_names_resolve_and_are_explained(name: str) -> None:
+    found: Any = getattr(rankc, name)
+    assert name in dir(rankc)
+    if name != "__version__":
+        assert found.__doc__
+        assert not found.__doc__.startswith(f"{name}(")
+
+
+def test_every_lazy_name_is_public() -> None:
+    assert set(rankc._PUBLIC) | {"__version__", "load"} == set(rankc.__all__)
+    with pytest.raises(AttributeError, match="module 'rankc' has no attribute 'nonsense'"):
+        _ = rankc.nonsense
+
+
+def test_every_package_is_shipped() -> None:
+    shipped = (
+        (ROOT / "setup.cfg").read_text().split("packages =", 1)[1].split("install_requires")[0]
+    )
+    for path in SOURCES:
+        if path.name == "__init__.py":
+            package = ".".join(["rankc", *path.parts[:-1]])
+            assert f"    {package}\n" in shipped, package
