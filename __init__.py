@@ -100,6 +100,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "models":
+        return importlib.import_module(f"{__name__}.models")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'rankc' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from onnxscript import opset21 as op
 from ..optimizer.errors import UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
 
 #: Tensors of at least this many bytes go into the data file, which runtimes map into memory.
@@ -61,18 +63,26 @@ def to_onnx(program: Program) -> ir.Model:
 
 
 def _explain(error: BaseException, program: Program) -> str:
-    """The exporter's refusal, in the user's names."""
-    text = str(error)
+    """The exporter's refusal, in the user's names; its own message says how to report it."""
+    reasons = [error]
+    while reasons[-1].__cause__ is not None:
+        reasons.append(reasons[-1].__cause__)
+    text = "\n".join(str(reason) for reason in reasons[1:] or reasons)
+    reason = str(reasons[-1]).split("\n", 1)[0][:300]
+    # The exporter decomposes on its own: it may say prims.bessel_j0 for aten.special_bessel_j0.
+    refused = re.search(r"OpOverload\(op='\w+\.(\w+)'", text)
     for node in program.graph.nodes:
-        if node.op == "call_function" and str(node.target) in text:
-            return f"ONNX has no form for {node.target}, used at {site_of(node)}: {text[:300]}"
-    return f"the program can't be written as ONNX: {type(error).__name__}: {text[:300]}"
+        if node.op != "call_function":
+            continue
+        inner = refused is not None and operator(node).split(".")[0].endswith(refused[1])
+        if inner or str(node.target) in text:
+            return f"ONNX has no form for {node.target}, used at {site_of(node)}: {reason}"
+    return f"the program can't be written as ONNX: {type(reasons[-1]).__name__}: {reason}"
 
 
 def _name(model: ir.Model, program: Program) -> None:
     """Inputs and outputs by their own names; the dynamic batch is called batch."""
     graph = model.graph
-    _tell_apart(graph)
     contract = {*program.signature.names, *program.signature.outputs}
     taken = contract | {value.name for value in _inner_values(graph)}
     for value in _inner_values(graph):
@@ -99,18 +109,6 @@ def _name(model: ir.Model, program: Program) -> None:
         value.shape = ir.Shape(dims)
     model.producer_name = "rankc"
     model.producer_version = None
-
-
-def _tell_apart(graph: ir.Graph) -> None:
-    """Gives each output a value of its own: two may be the same, or be an input or a weight."""
-    seen = {*graph.inputs, *graph.initializers.values()}
-    for index, value in enumerate(list(graph.outputs)):
-        if value in seen:
-            copied = ir.node("Identity", [value])
-            graph.append(copied)
-            copied.outputs[0].shape, copied.outputs[0].type = value.shape, value.type
-            graph.outputs[index] = copied.outputs[0]
-        seen.add(value)
 
 
 def _inner_values(graph: ir.Graph) -> list[ir.Value]:

@@ -323,7 +323,9 @@ def _record_origins(module: torch.fx.GraphModule) -> None:
         stack = node.meta.get("nn_module_stack") or {}
         paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)]
         path = next((p for p in reversed(paths) if not p.startswith("_empty")), "")
-        path = path.replace("L['self'].", "").removeprefix("model").removeprefix(".")
+        # Traced modules are one level deeper, in a wrapper of their own.
+        path = path.replace("L['self'].", "").removeprefix("wrapper.")
+        path = path.removeprefix("model").removeprefix(".")
         set_facts(node, Facts(origin=(path,) if path else (), source=_source(node)))
 
 

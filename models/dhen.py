@@ -246,7 +246,7 @@ class DHEN(nn.Module):
     def paper(cls, max_rows: int = 100_000) -> DHEN:
         """A DHEN on the shape of Criteo, its tables capped at `max_rows` rows.
 
-        The paper names no widths; these make about 12 million multiplications a row: three layers
+        The paper names no widths; these make about 10 million multiplications a row: three layers
         of all five interactions, 25 tokens of 64 columns.
         """
         return cls(DHENConfig(criteo.bounded_cardinalities(max_rows), criteo.DENSE_FEATURES))

@@ -149,7 +149,7 @@ class EarlyStage(nn.Module):
                 shared=(12,),
                 tasks=("click", "quality"),
                 auxiliary=("final_click", "final_quality"),
-                head=(6,),
+                head=(16,),
             )
         )
 

@@ -87,7 +87,9 @@ class MMoE(nn.Module):
     def small(cls) -> MMoE:
         """An MMoE that captures and compiles in seconds, for tests."""
         return cls(
-            MMoEConfig((50, 31, 12, 100), 4, embedding_dim=8, experts=3, expert=(16, 8), tower=(6,))
+            MMoEConfig(
+                (50, 31, 12, 100), 4, embedding_dim=8, experts=3, expert=(16, 8), tower=(16,)
+            )
         )
 
     @classmethod

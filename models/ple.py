@@ -135,7 +135,7 @@ class PLE(nn.Module):
                 tasks=("click", "like"),
                 shared_experts=1,
                 expert=(16, 8),
-                tower=(6,),
+                tower=(16,),
             )
         )
 

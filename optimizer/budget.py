@@ -30,8 +30,7 @@ class Budget:
             to the rows seen; ``N`` clean rows say that under ``3 / N`` of rows are over (95 %).
         max_rms_shift: Rms logit shift over the standard deviation of the original's logits. With
             ``two_sided`` it rejects copies that differ a lot and score well by luck. Sound 8-bit
-            formats sit at 0.015-0.05, a site that doesn't stand 8 bits at 0.2 and more
-            (research/quality.md).
+            formats sit at 0.015-0.05, a site that doesn't stand 8 bits at 0.2 and more.
         two_sided: Also fail a copy whose NE is *better* by more than ``ne``, surely (its upper
             bound below ``-ne``): nobody asked it to change. Turn off after finetuning.
         tasks: ``{task: Budget}``: replaces all limits of the task. Kept as a tuple of pairs.

@@ -299,10 +299,12 @@ def _targets(arguments: argparse.Namespace) -> int:
 
 def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
+    from .budget import Budget
     from .context import PassContext
     from .data import collect, split, synthesize
     from .numerics import divergence
     from .pipeline import Pipeline
+    from .scoring import Judge
     from .target import Target
 
     program = _capture(arguments.model)
@@ -318,7 +320,12 @@ def _bisect(arguments: argparse.Namespace) -> int:
         moved = divergence(reference, candidate.run(rows.features))
         return bool(moved.relative <= arguments.tolerance)
 
-    context = PassContext(target=Target.of(arguments.target), calibration=(rows.features,))
+    # Lossy passes must run to be caught, so what judges them here lets nearly everything pass.
+    lenient = Budget(ne=0.999, max_rms_shift=None, two_sided=False)
+    judge = None if parquet is None else Judge.of(program, rows, lenient)
+    context = PassContext(
+        target=Target.of(arguments.target), calibration=(rows.features,), judge=judge
+    )
     culprit = bisect(program, Pipeline.parse(arguments.pipeline), good, context)
     print(
         f"no pass moves a score by more than {arguments.tolerance:g}"

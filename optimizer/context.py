@@ -39,6 +39,7 @@ class PassContext:
         strict: A pass that fails or breaks its promise raises instead of being rolled back.
         batch_sizes: The batch sizes that will be served.
         seed: For whatever samples.
+        may_train: Whether passes that need finetuning may run; never without being asked for.
     """
 
     target: Target
@@ -51,6 +52,7 @@ class PassContext:
     strict: bool = False
     batch_sizes: tuple[int, ...] = (64, 512)
     seed: int = 0
+    may_train: bool = False
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 

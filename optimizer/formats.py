@@ -115,9 +115,9 @@ def choose_input(
 def _precision(
     samples: Tensor, share: float, number_format: str, int8_activations: str
 ) -> Precision:
-    low = min(float(samples.min()), 0.0) * share
-    high = max(float(samples.max()), 0.0) * share
-    peak = max(-low, high)
+    low, high = min(float(samples.min()), 0.0), max(float(samples.max()), 0.0)
+    peak = max(-low, high) * share
+    low, high = max(low, -peak), min(high, peak)
     if number_format == "fp8":
         step, dtype = peak / _FLOAT8_MAX, "float8_e4m3fn"
     elif int8_activations == "uint8":

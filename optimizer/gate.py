@@ -291,7 +291,7 @@ def _judge_cohorts(
     """Every cohort of every task, worst first, and how many tiny ones are not listed.
 
     A cohort fails when its loss is surely over κ times the limit, at an error rate that allows for
-    the number of cohorts (C2AL's cohorts as a gate: research/papers.md, section 7).
+    the number of cohorts (C2AL, 2510.02215, whose cohorts become a gate here).
     """
     tested: list[CohortResult] = []
     unknown: list[CohortResult] = []

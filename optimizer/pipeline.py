@@ -106,6 +106,9 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
             f"{pass_.spec()} requires a program that is {pass_.requires.value}; this one is "
             f"{program.form.value}. Put canonicalize before it."
         )
+    if pass_.exactness is Exactness.TRAINED and not ctx.may_train:
+        ctx.report.notes.append(f"{pass_.spec()} needs finetuning and was not asked for: not run")
+        return
     started = time.perf_counter()
     snapshot = program.clone()
     ctx.current = pass_

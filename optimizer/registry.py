@@ -103,7 +103,7 @@ def backend(name: str) -> Any:
         return getattr(importlib.import_module(f"rankc.backends.{module}"), attribute)()
     except ImportError as error:
         raise TargetError(
-            f"backend {name!r} needs {error.name}: pip install rankc[{name}]"
+            f"backend {name!r} needs {error.name}, which isn't installed: pip install {error.name}"
         ) from error
 
 

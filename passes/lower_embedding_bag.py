@@ -11,7 +11,7 @@ from torch import fx
 
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
-from ..optimizer.ir.pattern import is_op, shape_of
+from ..optimizer.ir.pattern import argument, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
@@ -81,7 +81,7 @@ def _padded_ids(bag: _Bag) -> fx.Node | None:
         bag.ids, _aten.view.default, _aten.reshape.default
     ):
         return None
-    source, length = bag.ids.args[0], bag.offsets.args[2]
+    source, length = bag.ids.args[0], argument(bag.offsets, 2, "step", 1)
     assert isinstance(source, fx.Node)
     shape, bags = shape_of(source), shape_of(bag.offsets)[0]
     if len(shape) != 2 or bag.include_last:

@@ -62,5 +62,6 @@ DEQUANTIZE = define_op(
 #: codes ``[R, D]`` uint8, scale and bias ``[R, 1]`` float, ids ``[...]`` -> ``[..., D]`` float.
 #: Row-wise quantized table with a floating-point bias (2105.12676, and FBGEMM's fused rows).
 ROWWISE_EMBEDDING = define_op(
-    "rowwise_embedding(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor", _rowwise_embedding
+    "rowwise_embedding(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor",
+    _rowwise_embedding,
 )

@@ -93,7 +93,7 @@ def test_promises(
     assert broken is None or broken in str(found)
 
 
-@pytest.mark.parametrize("name", sorted(models.ZOO))
+@pytest.mark.parametrize("name", ["dlrm", "dlrm-multihot", "dcnv2", "autoint"])
 def test_truth_is_the_model_in_double(name: str) -> None:
     torch.manual_seed(0)
     model = models.zoo()[name]().eval()

@@ -64,7 +64,6 @@ def folded(module: nn.Module, *inputs: Tensor) -> Ran:
     return run_passes(canonical(module, *inputs), "fold-affine")
 
 
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("body", "parts"),
     [
@@ -80,8 +79,8 @@ def folded(module: nn.Module, *inputs: Tensor) -> Ran:
     ],
     ids=["·3", "s·", "·scalar", "/4", "+2", "+t", "3·x", "r·x", "x+r"],
 )
-def test_folds(bias: bool, body: Callable[..., Tensor], parts: dict[str, float | str]) -> None:
-    before = Affine(body, bias)
+def test_folds(body: Callable[..., Tensor], parts: dict[str, float | str]) -> None:
+    before = Affine(body)
     values = {
         place: getattr(before, value).squeeze() if isinstance(value, str) else value
         for place, value in parts.items()
@@ -90,6 +89,15 @@ def test_folds(bias: bool, body: Callable[..., Tensor], parts: dict[str, float |
     assert_same_graph(ran.program, Expected(before, **values), (X,), tolerance=ONE_ROUNDING)
     assert ran.applied("fold-affine") == ["folded 1 constant multiplies and adds into linears"]
     assert ran.missed("fold-affine") == []
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+def test_makes_a_bias_where_none_was(side: str) -> None:
+    after = side == "after"
+    before = Affine(lambda m, x: m.linear(x) + m.t if after else m.linear(x + m.r), bias=False)
+    expected = Expected(before, **({"outside": before.t[0]} if after else {"inside": before.r}))
+    ran = folded(before, X)
+    assert_same_graph(ran.program, expected, (X,), tolerance=ONE_ROUNDING)
 
 
 def test_folds_chains_on_both_sides() -> None:

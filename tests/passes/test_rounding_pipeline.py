@@ -66,7 +66,7 @@ def _step(name: str, width: int) -> nn.Module:
     return made[name]()
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     widths=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     steps=st.lists(st.lists(st.sampled_from(STEPS), max_size=3), min_size=3, max_size=3),

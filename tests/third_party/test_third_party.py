@@ -20,7 +20,7 @@ model = rankc.models.zoo()["dcnv2"]().eval()
 pipeline = rankc.Pipeline.parse(sys.argv[1])
 artifact = rankc.optimize(model, "cpu-fp32", pipeline=pipeline, strict=True)
 report = artifact.report.to_json()
-print(json.dumps({"spec": pipeline.spec(), "passes": report["passes"], "remarks": report["remarks"]}))
+print(json.dumps({"spec": pipeline.spec(), **report}))
 """
 
 

@@ -1,0 +1,83 @@
+"""A model with a 2 GB table goes through `optimize` in less than 1.5 times its own size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_GIB = 2**30
+_NEEDED = 8 * _GIB
+
+_SCRIPT = """
+import json, resource
+import rankc, torch
+from torch import nn
+
+ROWS = 8_000_000
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.items = nn.Embedding(ROWS, 64)
+        self.users = nn.Embedding(1000, 64)
+        self.hidden = nn.Linear(128, 64)
+        self.last = nn.Linear(64, 1)
+
+    def forward(self, item, user):
+        joined = torch.cat([self.items(item), self.users(user)], -1)
+        return self.last(torch.relu(self.hidden(joined))).squeeze(-1)
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(s.split()[1]) for s in status if s.startswith("VmRSS"))
+
+torch.manual_seed(0)
+model = Large()
+nbytes = sum(p.nbytes for p in model.parameters())
+before = resident()
+generator = torch.Generator().manual_seed(0)
+data = []
+for _ in range(4):
+    item = torch.randint(0, ROWS, (1000,), generator=generator)
+    user = torch.randint(0, 1000, (1000,), generator=generator)
+    data.append(rankc.Batch((item, user), (torch.rand(1000, generator=generator) < 0.3).float()))
+artifact = rankc.optimize(model, "cpu-int8", data=data, budget=rankc.Budget(ne=1e-2))
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({
+    "model": nbytes,
+    "peak": peak - before + nbytes,
+    "artifact": artifact.nbytes,
+    "status": artifact.verdict.status.value,
+    "formats": {site.site: site.chosen for site in artifact.report.sites},
+}))
+"""
+
+
+def _free_memory() -> int:
+    """Bytes that can be had, 0 where that isn't known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+@pytest.mark.slow
+def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
+    free = _free_memory()
+    if free < _NEEDED:
+        pytest.skip(f"{free / _GIB:.1f} GiB of memory free, it takes {_NEEDED / _GIB:.0f}")
+    run = subprocess.run(
+        [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["model"] > 2e9
+    assert found["status"] == "pass"
+    assert found["formats"]["items"] == "int8"
+    assert found["artifact"] < 0.3 * found["model"]
+    assert found["peak"] < 1.5 * found["model"]
