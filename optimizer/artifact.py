@@ -240,6 +240,9 @@ class Artifact:
         """
         place = Path(folder)
         manifest = read_manifest(place)
+        outside = [name for name in manifest.files if Path(name).name != name]
+        if outside:
+            raise ArtifactError(f"{place} is foreign: its manifest names files outside: {outside}.")
         for name in (*manifest.files, REPORT_JSON, REPORT_TEXT):
             if not (place / name).is_file():
                 raise ArtifactError(f"{place} is incomplete: {name} is missing. Copy it again.")

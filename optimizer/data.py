@@ -52,6 +52,7 @@ class Rows:
         group: ``[N]`` int64, or None.
         cohorts: ``{name: [N]}``.
         synthetic: Whether they were made up from the signature.
+        first: Which row of the user's data comes first, so that messages can name rows.
     """
 
     features: Mapping[str, Tensor]
@@ -59,6 +60,7 @@ class Rows:
     group: np.ndarray[Any, Any] | None = None
     cohorts: Mapping[str, np.ndarray[Any, Any]] | None = None
     synthetic: bool = False
+    first: int = 0
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values()))) if self.features else 0
@@ -76,6 +78,7 @@ class Rows:
             cohorts=None
             if self.cohorts is None
             else {name: value[piece] for name, value in self.cohorts.items()},
+            first=self.first + start,
         )
 
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
@@ -311,7 +314,10 @@ def _labels(
         return {}
     names = [task.name for task in signature.served]
     if not isinstance(labels, Mapping):
-        values = torch.as_tensor(labels)
+        try:
+            values = torch.as_tensor(labels)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the labels aren't numbers: {error}.") from error
         if values.dim() == 2 and values.shape[1] == len(names) > 1:
             labels = {name: values[:, index] for index, name in enumerate(names)}
         elif len(names) == 1:

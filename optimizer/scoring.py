@@ -50,7 +50,7 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
         if bad.any():
             raise DataError(
                 f"output {task.name!r} is NaN or Inf in {int(bad.sum()):,} of {len(values):,} "
-                f"rows, first in row {int(bad.argmax())}."
+                f"rows, first in row {rows.first + int(bad.argmax())}."
             )
         if task.score is Score.PROBABILITY and task.kind is TaskKind.BINARY:
             values = logits_from_probabilities(values, f"output {task.name!r}")

@@ -83,7 +83,8 @@ def _bytes_read(node: fx.Node) -> int:
 
 def _fold(rw: Rewriter, node: fx.Node) -> str:
     value = _evaluate(rw.program, node, {})
-    parameter = rw.parameter(f"folded_{node.name}", value.contiguous().clone())
+    # Strides are kept: torch chooses its kernels by them, and the outputs must be bit-equal.
+    parameter = rw.parameter(f"folded_{node.name}", value.clone())
     rw.replace(node, parameter)
     return str(parameter.target)
 

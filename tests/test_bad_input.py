@@ -455,6 +455,10 @@ def garbled(folder: Path) -> None:
         (lambda f: (f / "manifest.json").write_bytes(b"\xff"), "is damaged or foreign"),
         (edited(lambda m: m.pop("signature")), "manifest.json is damaged or foreign"),
         (edited(lambda m: m.update(files=["model.onnx"])), "is damaged or foreign"),
+        (
+            edited(lambda m: m["files"].update({"../x": {"bytes": 0, "sha256": ""}})),
+            "names files outside",
+        ),
         (edited(lambda m: m.update(format=99)), "has format 99, this rankc reads 1"),
         (truncated("model.onnx.data"), "model.onnx.data has 100 bytes, the manifest says"),
         (truncated("model.onnx"), "model.onnx has 100 bytes, the manifest says"),

@@ -84,3 +84,10 @@ def test_a_program_judged_against_itself_passes(chain: Program) -> None:
     assert judge(chain).status is Status.PASS
     moved = {"score": judge.reference["score"] + 3.0}
     assert judge.on(moved).status is Status.FAIL
+
+
+def test_a_row_is_named_by_its_place_in_the_users_data() -> None:
+    rows = Rows({"x": torch.zeros(10, 2)}).part(4, 10)
+    broken = give(lambda x: torch.where(torch.arange(len(x)) == 2, math.nan, 0.0))
+    with pytest.raises(DataError, match="first in row 6"):
+        score(broken, rows, signature(Task("out", "out")))

@@ -67,6 +67,21 @@ def test_a_view_that_needed_the_removed_copy_still_runs() -> None:
     assert torch.equal(ran.program(X), program(X))
 
 
+def test_a_removed_copy_may_change_the_kernel_but_not_the_error() -> None:
+    """Over other strides torch adds up a linear in another order: equal values, other last bits."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(10, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.transpose(1, 2).contiguous()).sum((1, 2))
+
+    ran = run_passes(capture_small(Turned(), torch.randn(5, 10, 6)), "canonicalize")
+    assert operators(ran.program) == ["transpose", "linear", "sum"]
+
+
 def test_says_so_when_there_was_nothing_to_remove() -> None:
     class Clean(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

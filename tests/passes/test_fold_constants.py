@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from rankc.optimizer.ir.ops import DEQUANTIZE
 from rankc.optimizer.report import Outcome
@@ -70,6 +71,22 @@ def test_a_constant_output_is_a_parameter() -> None:
     ran = run_passes(capture_ragged(Constant(), x=X), "canonicalize,fold-constants")
     assert operators(ran.program) == []
     assert ran.program(X).shape == (4,)
+
+
+@pytest.mark.parametrize("width", [8, 33])
+def test_a_transposed_weight_folds_to_the_same_bits(width: int) -> None:
+    """It keeps its strides: over others, torch would multiply with another kernel."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(width, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x @ self.weight.t()).sum(1)
+
+    ran = run_passes(canonical(Turned(), torch.randn(5, width)), "fold-constants")
+    assert operators(ran.program) == ["matmul", "relu", "sum"]
 
 
 class Outer(nn.Module):
