@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit bench-structure clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -26,6 +26,10 @@ types: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest $(PYTEST)
 
+# Ours beside the peers in fp32 over the whole zoo; about half an hour on a quiet machine.
+bench-structure: $(VENV)/bench
+	$(BIN)/python benchmarks/structure.py $(BENCH)
+
 # torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +42,10 @@ $(VENV)/demo: $(VENV)/torch setup.cfg
 
 $(VENV)/test: $(VENV)/torch setup.cfg
 	$(PIP) install -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/torch setup.cfg
+	$(PIP) install -c constraints.txt -e '.[bench]'
 	touch $@
 
 clean:

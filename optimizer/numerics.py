@@ -15,6 +15,10 @@ from .passbase import Exactness
 #: Rounding error that is always allowed, relative to the largest output: 32 steps of fp32.
 ROUNDING_FLOOR = 32 * torch.finfo(torch.float32).eps
 
+#: How many times the original's own error is allowed. The largest error over a few hundred rows is
+#: a random draw for both programs: held to 1, a correct fold of BatchNorm failed in 5 of 10 seeds.
+ROUNDING_SLACK = 2.0
+
 #: Parameters above this many bytes aren't widened to fp64; what is read from them is.
 _WIDEN_LIMIT = 64 * 2**20
 
@@ -93,7 +97,7 @@ def broken_promise(
     if exactness is Exactness.ROUNDING:
         assert error is not None
         assert original_error is not None
-        allowed = max(original_error.relative, ROUNDING_FLOOR)
+        allowed = max(ROUNDING_SLACK * original_error.relative, ROUNDING_FLOOR)
         if not error.relative <= allowed:
             return (
                 f"it is declared rounding, but its error against fp64 is {error.relative:.3g} of "

@@ -25,7 +25,8 @@ class Exactness(StrEnum):
 
     #: Bit-equal outputs.
     EXACT = "exact"
-    #: Equal in exact arithmetic; error against an fp64 truth no larger than the original's own.
+    #: Equal in exact arithmetic; error against an fp64 truth of the original's own size
+    #: (`numerics.ROUNDING_SLACK`).
     ROUNDING = "rounding"
     #: Approximate: charged to the error budget, rolled back if over.
     LOSSY = "lossy"

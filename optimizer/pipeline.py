@@ -102,6 +102,12 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
     if not all(i.should_run(pass_, program) for i in ctx.instruments):
         return
     if not program.form.includes(pass_.requires):
+        if any(
+            record.outcome in (Outcome.ROLLED_BACK, Outcome.FAILED) for record in ctx.report.records
+        ):
+            # What would have made it so was undone: that is told, and no bug of this pipeline.
+            ctx.report.notes.append(f"{pass_.spec()} did not run: it needs a pass that was undone")
+            return
         raise PreconditionError(
             f"{pass_.spec()} requires a program that is {pass_.requires.value}; this one is "
             f"{program.form.value}. Put canonicalize before it."

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from rankc.frontends.export import capture
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import PassError, PipelineError, PreconditionError
 from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verify
 from rankc.optimizer.passbase import Exactness, Pass, Skip
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
-from rankc.optimizer.report import Kind, Outcome
+from rankc.optimizer.report import Kind, Outcome, Report
+from rankc.optimizer.target import Target
 from rankc.optimizer.verdict import Status
-from torch import fx
+from torch import fx, nn
 
 aten = torch.ops.aten
 Make = Callable[..., PassContext]
@@ -399,3 +401,23 @@ def test_the_context_remembers_analyses(program: Program, context: Make) -> None
     ]
     Harmless().run(program, ctx)
     assert ctx.get(count, program) == 2
+
+
+def test_what_needs_an_undone_pass_does_not_run() -> None:
+    @dataclass(frozen=True)
+    class Undone(Pass):
+        """Fails where canonicalize should have been."""
+
+        name: ClassVar[str] = "undone"
+        requires: ClassVar[Form] = Form.CAPTURED
+        produces: ClassVar[Form | None] = Form.CANONICAL
+
+        def run(self, program: Program, ctx: PassContext) -> None:
+            raise RuntimeError("no")
+
+    report = Report()
+    program = capture(nn.Linear(4, 1).eval(), (torch.randn(3, 4),))
+    context = PassContext(target=Target.of("cpu-fp32"), report=report)
+    Pipeline((Undone(), Pipeline.parse("eliminate").passes[0])).run(program, context)
+    assert [record.outcome for record in report.records] == [Outcome.FAILED]
+    assert report.notes == ["eliminate did not run: it needs a pass that was undone"]

@@ -1,0 +1,259 @@
+"""What the exact and rounding passes gain in fp32, beside the peers, on the whole zoo.
+
+``make bench-structure`` writes ``benchmarks/results/structure.md``. Ours is `rankc.optimize` for
+cpu-fp32; the peers are eager PyTorch, torch.compile (default, and with frozen weights), ONNX
+Runtime on what torch.onnx writes, and OpenVINO on the same file, all in fp32. Every peer and ours
+run in one process on one thread, interleaved; times are medians of process CPU time, which leaves
+out what other processes took. Outputs are compared with eager's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import rankc
+import torch
+from rankc.models import ZOO
+from rankc.optimizer.data import synthesize
+from rankc.optimizer.ir.torchapi import silenced
+from rankc.optimizer.registry import backend
+from rankc.optimizer.timing import side_by_side
+from torch import nn
+
+BATCHES = (1, 64, 512, 2048)
+PEERS = ("eager", "compile", "compile frozen", "onnxruntime", "openvino")
+#: Rows a table is capped at: enough to leave the caches, little enough to fit the machine.
+MAX_ROWS = 100_000
+
+Arrays = Mapping[str, np.ndarray]
+Scorer = Callable[[Arrays], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model at one batch size: milliseconds by candidate, and how far ours is from eager."""
+
+    model: str
+    batch: int
+    milliseconds: Mapping[str, float]
+    divergence: float
+
+    @property
+    def best_peer(self) -> str:
+        """The fastest peer's name."""
+        return min(
+            (p for p in self.milliseconds if p != "rankc"), key=self.milliseconds.__getitem__
+        )
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is than the fastest peer."""
+        return self.milliseconds[self.best_peer] / self.milliseconds["rankc"]
+
+
+def main() -> None:
+    """Measures and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="all", help="names of the zoo, comma-separated")
+    parser.add_argument("--size", choices=("paper", "small"), default="paper")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/structure.md"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = list(ZOO) if arguments.models == "all" else arguments.models.split(",")
+    batches = tuple(int(size) for size in arguments.batches.split(","))
+    results: list[Result] = []
+    for name in names:
+        model = build(name, arguments.size)
+        if model is None:
+            continue
+        results += measure(name, model, batches, tuple(arguments.peers.split(",")))
+        for result in results[-len(batches) :]:
+            print(row(result), flush=True)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(report(results, arguments.size))
+
+
+def build(name: str, size: str) -> nn.Module | None:
+    """The zoo's model at the size; None for variants that have no paper size of their own."""
+    module, _, factory = ZOO[name].partition(":")
+    owner, _, small = factory.partition(".")
+    torch.manual_seed(0)
+    found = getattr(importlib.import_module(module), owner)
+    if size == "small":
+        return getattr(found, small)().eval()
+    return found.paper(max_rows=MAX_ROWS).eval() if small == "small" else None
+
+
+def measure(
+    name: str, model: nn.Module, batches: Sequence[int], peers: Sequence[str]
+) -> list[Result]:
+    """Times ours and every peer at every batch size."""
+    artifact = rankc.optimize(model, target="cpu-fp32")
+    rows = synthesize(artifact.signature, max(batches), seed=1)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        scorers = make_scorers(model, artifact, Path(folder), peers)
+        for batch in batches:
+            features = {n: v[:batch].numpy() for n, v in rows.features.items()}
+            reference = scorers["eager"](features)
+            ours = scorers["rankc"](features)
+            calls = {n: partial(scorer, features) for n, scorer in scorers.items()}
+            timed = side_by_side(calls, rounds=11, clock=time.process_time)
+            results.append(
+                Result(
+                    name,
+                    batch,
+                    {n: 1e3 * timing.median for n, timing in timed.items()},
+                    max(relative(a, b) for a, b in zip(ours, reference, strict=True)),
+                )
+            )
+    torch.compiler.reset()
+    return results
+
+
+def make_scorers(
+    model: nn.Module, artifact: rankc.Artifact, folder: Path, peers: Sequence[str]
+) -> dict[str, Scorer]:
+    """Ours and the peers as functions of feature arrays."""
+    structure = artifact.manifest.inputs
+    ours = backend(artifact.manifest.backend).open(artifact.folder, 1)
+
+    def torch_scorer(module: Callable[..., object]) -> Scorer:
+        def score(features: Arrays) -> Sequence[np.ndarray]:
+            tensors = {n: torch.from_numpy(v) for n, v in features.items()}
+            with torch.inference_mode():
+                scores = module(**structure.unflatten(tensors))
+            return [v.numpy() for v in artifact.manifest.outputs.flatten(scores).values()]
+
+        return score
+
+    scorers: dict[str, Scorer] = {
+        "rankc": lambda features: list(ours(features).values()),
+        "eager": torch_scorer(model),
+    }
+    if "compile" in peers:
+        scorers["compile"] = torch_scorer(torch.compile(model, dynamic=False))
+    if "compile frozen" in peers:
+        frozen = torch.compile(model, dynamic=False, options={"freezing": True})
+        scorers["compile frozen"] = torch_scorer(frozen)
+    if {"onnxruntime", "openvino"} & set(peers):
+        path = export(model, artifact, folder)
+        scorers["onnxruntime"] = onnxruntime_scorer(path)
+        scorers["openvino"] = openvino_scorer(path)
+    return scorers
+
+
+def export(model: nn.Module, artifact: rankc.Artifact, folder: Path) -> Path:
+    """The model as torch.onnx writes it."""
+    features = synthesize(artifact.signature, 8).features
+    structure = artifact.manifest.inputs
+    batch = torch.export.Dim("batch")
+    dynamic = structure.unflatten({name: {0: batch} for name in features})
+    with silenced():
+        made = torch.onnx.export(
+            model,
+            kwargs=structure.unflatten(features),
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert made is not None
+    made.save(folder / "plain.onnx")
+    return folder / "plain.onnx"
+
+
+def onnxruntime_scorer(path: Path) -> Scorer:
+    """ONNX Runtime on one thread, all its optimizations on."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def score(features: Arrays) -> Sequence[np.ndarray]:
+        found: Sequence[np.ndarray] = session.run(
+            None, dict(zip(names, features.values(), strict=True))
+        )
+        return found
+
+    return score
+
+
+def openvino_scorer(path: Path) -> Scorer:
+    """OpenVINO on one thread, computing in fp32."""
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def score(features: Arrays) -> Sequence[np.ndarray]:
+        found = request.infer(list(features.values()), share_inputs=True)
+        return [found[output] for output in compiled.outputs]
+
+    return score
+
+
+def relative(left: np.ndarray, right: np.ndarray) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(left - right).max() / max(np.abs(right).max(), 1e-30))
+
+
+def row(result: Result) -> str:
+    """One line of the table."""
+    times = " | ".join(
+        f"{result.milliseconds[p]:.3f}" if p in result.milliseconds else "–"
+        for p in ("rankc", *PEERS)
+    )
+    return (
+        f"| {result.model} | {result.batch} | {times} | {result.best_peer} | "
+        f"{result.ratio:.2f}× | {result.divergence:.0e} |"
+    )
+
+
+def report(results: Sequence[Result], size: str) -> str:
+    """The page."""
+    libraries = ("torch", "onnxruntime", "openvino")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    lines = [
+        "# Structure: the zoo in fp32",
+        "",
+        f"{size} presets, tables capped at {MAX_ROWS:,} rows, one thread, interleaved, medians of "
+        f"process CPU time in milliseconds. {versions}, Python {platform.python_version()}.",
+        "",
+        f"| model | batch | rankc | {' | '.join(PEERS)} | best peer | rankc over it | difference |",
+        "| --- | ---: |" + " ---: |" * (len(PEERS) + 1) + " --- | ---: | ---: |",
+        *(row(result) for result in results),
+        "",
+        "## Geometric means over the models",
+        "",
+        "| batch | rankc over the best peer | smallest |",
+        "| ---: | ---: | ---: |",
+    ]
+    for batch in sorted({result.batch for result in results}):
+        ratios = [result.ratio for result in results if result.batch == batch]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        lines.append(f"| {batch} | {mean:.2f}× | {min(ratios):.2f}× |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
