@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure clean
+.PHONY: demo test lint types unit bench-structure capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -46,6 +46,19 @@ $(VENV)/test: $(VENV)/torch setup.cfg
 
 $(VENV)/bench: $(VENV)/torch setup.cfg
 	$(PIP) install -c constraints.txt -e '.[bench]'
+	touch $@
+
+# Captures every model of three third-party libraries; the table goes to docs/capture.md.
+capture-suite: .venv-capture/made
+	.venv-capture/bin/python benchmarks/capture_suite/run.py
+
+# --no-deps: the libraries ask for torch as they please, and the suite needs none of the rest.
+.venv-capture/made: constraints.txt setup.cfg benchmarks/capture_suite/requirements.txt
+	$(PYTHON) -m venv .venv-capture
+	.venv-capture/bin/pip --disable-pip-version-check --quiet install "$$(grep '^torch==' constraints.txt)"
+	.venv-capture/bin/pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[data]'
+	.venv-capture/bin/pip --disable-pip-version-check --quiet install --no-deps \
+		-c constraints.txt -r benchmarks/capture_suite/requirements.txt
 	touch $@
 
 clean:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .frontends.export import capture
     from .optimizer.artifact import Artifact
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
     from .optimizer.data import Batch, Parquet
-    from .optimizer.driver import optimize
+    from .optimizer.driver import capture, optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
         Feature,
@@ -63,7 +62,7 @@ _PUBLIC = {
     "TaskKind": "optimizer.ir",
     "Verdict": "optimizer.verdict",
     "bisect": "optimizer.bisect",
-    "capture": "frontends.export",
+    "capture": "optimizer.driver",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..optimizer.errors import CaptureError
+from ..optimizer.ir import facts_of
 
 _OWN = Path(__file__).parents[1]
 _PACKAGES = Path(torch.__file__).parents[1]
@@ -46,6 +48,12 @@ FIXED_BATCH = Ailment(
 
 AILMENTS = (
     Ailment(
+        r"Size-like symbols: u\d",
+        "control flow that depends on how many rows or ids a mask keeps",
+        "keep every row, compute on all of them, and choose with torch.where(mask, …) at the end; "
+        "rows selected by a mask (x[mask], masked_select, nonzero) have no fixed number",
+    ),
+    Ailment(
         r"GuardOnDataDependentSymNode|data-dependent|"
         r"symbolically traced variables cannot be used as inputs to control flow",
         "control flow that depends on a tensor's values",
@@ -68,7 +76,57 @@ AILMENTS = (
         "pass values and lengths, or values and offsets, as two tensors",
     ),
     Ailment(
-        r"pack_padded_sequence|_pack_padded",
+        r"aten\.nonzero|aten\.unique|masked_select|dynamic.output.shape|DynamicOutputShape",
+        "an operator whose result has as many rows as its input's values say",
+        "keep every row and zero those that don't count: x * mask, or torch.where",
+    ),
+    Ailment(
+        r"deepcopy|pickle|__torch_function__|vmap|functorch",
+        "a transformation of functions inside forward",
+        "write its result out in plain torch operators",
+    ),
+    Ailment(
+        r"torch\.load|open\(|No such file",
+        "reading a file inside forward",
+        "read it in __init__ and keep it as a buffer",
+    ),
+    Ailment(
+        r"Expected all tensors to be on the same device|Unhandled FakeTensor Device|cuda",
+        "tensors on several devices",
+        "make tensors in forward on the input's device: torch.zeros(…, device=x.device)",
+    ),
+    Ailment(
+        r"setattr|assign.*attribute|was assigned during export|mutat",
+        "a tensor kept on the model during forward",
+        "return it, or keep it only in training: `if self.training: self.loss = …`",
+    ),
+    Ailment(
+        r"backward|requires_grad|autograd\.grad|grad_fn",
+        "gradients inside forward",
+        "write the gradient out as a formula, or take it only in training",
+    ),
+    Ailment(
+        r"scipy|sklearn|pandas",
+        "another library's computation inside forward",
+        "precompute it in __init__ as a buffer, or write it in torch",
+    ),
+    Ailment(
+        r"torch\.jit|ScriptModule|ScriptFunction",
+        "a TorchScript module",
+        "capture the Python module it was scripted from",
+    ),
+    Ailment(
+        r"sparse|to_dense|SparseTensor",
+        "a sparse tensor",
+        "pass ids and values as two padded tensors, or look ids up with nn.EmbeddingBag",
+    ),
+    Ailment(
+        r"recursion|maximum depth",
+        "a forward that calls itself",
+        "write the recursion as a loop over a fixed number of layers",
+    ),
+    Ailment(
+        r"pack_padded_sequence|_pack_padded|_packed_sequence",
         "packed sequences",
         "run the recurrent layer on the padded sequence and mask its output",
     ),
@@ -90,6 +148,76 @@ def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
             f"What to change: {ailment.remedy}. ({first})"
         )
     return CaptureError(message)
+
+
+def randomness(graph: fx.Graph, output: str) -> str:
+    """The message for scores that change from call to call; empty if no operator is to blame."""
+    for node in graph.nodes:
+        if node.op != "call_function" or not is_random(node):
+            continue
+        if "dropout" in str(node.target):
+            remedy = (
+                "F.dropout(x, p) drops in eval mode too: pass training=self.training, or use "
+                "nn.Dropout"
+            )
+        else:
+            remedy = "draw random numbers only in training: `if self.training:`"
+        return (
+            f"output {output!r} depends on randomness, also in eval mode: {located(node)} draws "
+            f"random numbers. What to change: {remedy}."
+        )
+    return ""
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers."""
+    if str(node.target).startswith("aten.dropout"):
+        return len(node.args) > 2 and node.args[2] is True
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags and "attention" not in str(node.target)
+
+
+def mixed_rows(node: fx.Node, output: str) -> str:
+    """The message for a score that depends on the other rows: ``node`` is where they first mix."""
+    name = str(node.target)
+    if "batch_norm" in name:
+        why = "normalizes by the batch's own mean and variance"
+        remedy = (
+            "keep running statistics: nn.BatchNorm1d with track_running_stats=True, made in "
+            "__init__ and trained; F.batch_norm with training=self.training"
+        )
+    elif any(word in name for word in (".mean", ".sum", ".max", ".amax", ".min", ".var", ".std")):
+        why = "reduces over the rows"
+        remedy = "reduce over the features (dim=1), or keep a statistic of the training data"
+    elif "softmax" in name:
+        why = "normalizes over the rows"
+        remedy = "give the dimension of the features, or of the candidates within a row"
+    elif any(word in name for word in ("attention", "bmm", "matmul", ".mm")):
+        why = "multiplies rows with one another"
+        remedy = "make the batch the first dimension, as in MultiheadAttention(batch_first=True)"
+    elif any(word in name for word in (".sort", ".topk", ".cumsum", ".roll", ".flip")):
+        why = "orders the rows, or moves along them"
+        remedy = "give the dimension of the sequence or of the features"
+    else:
+        why = "gives the first rows another value when more rows follow"
+        remedy = "score each row from its own features alone"
+    return (
+        f"output {output!r} depends on the other rows of the batch: {located(node)} {why}. "
+        f"What to change: {remedy}."
+    )
+
+
+def located(node: fx.Node) -> str:
+    """An operator with its place in the user's code: ``aten.mean.dim (mean) at model.py:12``."""
+    facts = facts_of(node)
+    where = f" at {facts.source}" if facts.source else ""
+    module = f" in {facts.site!r}" if facts.site else ""
+    source = ""
+    file, _, number = facts.source.rpartition(":")
+    if number.isdigit():
+        line = linecache.getline(file, int(number)).strip()
+        source = f" `{line}`" if line else ""
+    return f"{node.target} ({node.name}){module}{where}{source}"
 
 
 def user_line(error: BaseException) -> str:

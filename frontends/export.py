@@ -1,12 +1,10 @@
-"""Capture by torch.export: from an ``nn.Module`` to a `Program`."""
+"""Capture: from an ``nn.Module`` to a `Program`."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import keyword
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,18 @@ from torch.nn.parameter import is_lazy
 
 from ..optimizer.data import call_of
 from ..optimizer.errors import CaptureError, DataError, SignatureError
-from ..optimizer.ir import Facts, Form, Program, Signature, set_facts
+from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import core_decompositions, silenced
-from .doctor import FIXED_BATCH, diagnose, is_library, user_line
+from .agreement import DiffersError, check_agreement
+from .contract import with_contract
+from .doctor import FIXED_BATCH, diagnose, user_line
+from .example import as_rows, example_of, example_tensors, forward_arguments, short_names
+from .origins import drop_effects, record_origins
+from .rowwise import keep_rows
 from .trace import trace
-
-_COPY = torch.ops.aten.copy_.default
-#: Example rows during capture; an odd number, so that it isn't mistaken for a width.
-_EXAMPLE_ROWS = 23
 
 
 def capture(
@@ -55,13 +54,13 @@ def capture(
             "Wrap a function in a module whose forward calls it."
         )
     arguments = forward_arguments(model)
-    given = call_of(arguments, _example(model, inputs))
+    given = call_of(arguments, example_of(model, inputs))
     structure = Structure.of(given, "input", _is_leaf)
-    structure, leaves = _short_names(structure, _tensors(structure.flatten(given)))
+    structure, leaves = short_names(structure, example_tensors(structure.flatten(given)))
     _check_parameters(model)
     with _as_found(model):
         program = _capture(model, arguments, structure, leaves)
-    return _with_contract(program, signature, outputs)
+    return with_contract(program, signature, outputs)
 
 
 @contextlib.contextmanager
@@ -84,27 +83,59 @@ def _capture(
     model: nn.Module, arguments: tuple[str, ...], structure: Structure, given: dict[str, Tensor]
 ) -> Program:
     wrapper = _Flat(model, structure)
-    leaves = _as_rows(given)
-    example = tuple(leaves.values())
-    expected = _run(wrapper, example, tuple(given.values()))
-    wrapper.outputs = _apart(wrapper.outputs, structure.names)
+    leaves = as_rows(given)
+    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()))
+    wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
+    failure: CaptureError | None = None
+    for route in Route:
+        try:
+            module = _flat_graph(wrapper, leaves, route)
+        except Exception as error:
+            failure = failure or diagnose(error, model)
+            continue
+        drop_effects(module)
+        keep_rows(module.graph)
+        module.recompile()
+        record_origins(module)
+        inferred = infer_signature(module.graph, outputs.names)
+        program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
+        module.meta["route"] = route.value
+        try:
+            check_agreement(program, leaves, expected, lambda rows: _score(wrapper, rows))
+        except DiffersError as error:
+            failure = failure or error
+            continue
+        return program
+    assert failure is not None
+    raise failure
+
+
+class Route(StrEnum):
+    """How a model becomes a graph, in the order they are tried."""
+
+    EXPORT = "export"
+    STRICT = "strict"
+    TRACE = "trace"
+
+
+def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> fx.GraphModule:
+    if route is Route.TRACE:
+        return trace(wrapper, leaves)
     batch = torch.export.Dim("batch", min=0)
-    dynamic = tuple({0: batch} for _ in example)
-    try:
-        with torch.no_grad(), silenced():
-            exported = torch.export.export(
-                wrapper, example, dynamic_shapes=(dynamic,), strict=False
-            ).run_decompositions(core_decompositions())
-        module = flatten_exported(exported, tuple(leaves), prefix="model.")
-    except Exception as error:
-        module = trace(wrapper, leaves, diagnose(error, model))
-    assert wrapper.outputs is not None
-    _drop_state_writes(module)
-    _record_origins(module)
-    inferred = infer_signature(module.graph, wrapper.outputs.names)
-    program = Program(module, inferred, structure, wrapper.outputs, arguments, Form.CAPTURED)
-    _check_parity(program, leaves, expected)
-    return program
+    with torch.no_grad(), silenced():
+        exported = torch.export.export(
+            wrapper,
+            tuple(leaves.values()),
+            dynamic_shapes=(tuple({0: batch} for _ in leaves),),
+            strict=route is Route.STRICT,
+        ).run_decompositions(core_decompositions())
+    return flatten_exported(exported, tuple(leaves), prefix="model.")
+
+
+def _score(wrapper: _Flat, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        result: tuple[Tensor, ...] = wrapper(*leaves.values())
+    return result
 
 
 class _Flat(nn.Module):
@@ -140,89 +171,6 @@ def _apart(outputs: Structure | None, features: tuple[str, ...]) -> Structure:
 
 def _is_leaf(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray, fx.Proxy))
-
-
-def forward_arguments(model: nn.Module) -> tuple[str, ...]:
-    """The names of what ``forward`` takes.
-
-    Raises:
-        CaptureError: It takes unnamed arguments.
-    """
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    unnamed = [p for p in parameters if p.kind not in named]
-    if unnamed:
-        raise CaptureError(
-            f"forward of {type(model).__name__} takes {_spelled(unnamed[0])}; its inputs have no "
-            "names. Wrap the model in a module whose forward names its arguments."
-        )
-    return tuple(p.name for p in parameters)
-
-
-def _spelled(parameter: inspect.Parameter) -> str:
-    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        return f"{parameter.name} by position only"
-    stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else "*"
-    return f"{stars}{parameter.name}"
-
-
-def _example(model: nn.Module, inputs: Any) -> Any:
-    if inputs is not None:
-        return inputs
-    make = getattr(model, "example_inputs", None)
-    if not callable(make):
-        raise CaptureError(
-            f"{type(model).__name__} needs an example to be captured: give inputs=(…) as the model "
-            "takes them, give data=, or add an example_inputs() method to the model."
-        )
-    return make()
-
-
-def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The example's tensors, which must have one row each per scored row."""
-    leaves = {name: torch.as_tensor(value) for name, value in found.items()}
-    if not leaves:
-        raise SignatureError("the example holds no tensors.")
-    for name, leaf in leaves.items():
-        if leaf.dim() == 0:
-            raise SignatureError(
-                f"input {name!r} of the example is a single number. Give it as a Python number, "
-                "which becomes a constant of the program, or as a tensor of one value per row."
-            )
-    sizes = {name: len(leaf) for name, leaf in leaves.items()}
-    if 0 in sizes.values():
-        raise SignatureError("the example has no rows.")
-    if len(set(sizes.values())) != 1:
-        raise SignatureError(
-            f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
-            "of every input is the row; what all rows share belongs in a buffer of the model."
-        )
-    return leaves
-
-
-def _as_rows(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The example's rows, repeated to a batch that can't be mistaken for another size."""
-    picked = torch.arange(_EXAMPLE_ROWS) % len(next(iter(leaves.values())))
-    return {name: leaf[picked].contiguous() for name, leaf in leaves.items()}
-
-
-def _short_names(
-    structure: Structure, leaves: dict[str, Tensor]
-) -> tuple[Structure, dict[str, Tensor]]:
-    """Drops the one argument's name from in front of the names of what it holds."""
-    names = list(leaves)
-    prefixes = {name.split("_", 1)[0] for name in names}
-    template = structure.to_json()
-    if len(template["keys"]) != 1 or len(names) < 2 or len(prefixes) != 1:
-        return structure, leaves
-    prefix = template["keys"][0] + "_"
-    short = {name: name.removeprefix(prefix) for name in names}
-    valid = all(
-        s.isidentifier() and not keyword.iskeyword(s) and s != "self" for s in short.values()
-    )
-    if not valid or len(set(short.values())) != len(names):
-        return structure, leaves
-    return structure.rename(short), {short[name]: leaf for name, leaf in leaves.items()}
 
 
 def _check_parameters(model: nn.Module) -> None:
@@ -283,7 +231,8 @@ def _run(
     for name, result in zip(wrapper.outputs.names if wrapper.outputs else (), results, strict=True):
         if result.dim() == 0:
             raise CaptureError(
-                f"output {name!r} is a single number, such as a loss. Return a score per row."
+                f"output {name!r} is a single number, such as a loss. Return a score per row, and "
+                "losses only in training."
             )
         if len(result) != len(example[0]):
             raise CaptureError(
@@ -306,143 +255,3 @@ def _runs(wrapper: _Flat, example: tuple[Tensor, ...]) -> bool:
     except Exception:
         return False
     return True
-
-
-def _drop_state_writes(module: fx.GraphModule) -> None:
-    """Removes writes into the model's buffers: a program keeps no state, and nobody reads them."""
-    for node in reversed(module.graph.find_nodes(op="call_function", target=_COPY)):
-        if not node.users:
-            module.graph.erase_node(node)
-    module.recompile()
-
-
-def _record_origins(module: torch.fx.GraphModule) -> None:
-    for node in module.graph.nodes:
-        if node.op != "call_function":
-            continue
-        stack = node.meta.get("nn_module_stack") or {}
-        paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)]
-        path = next((p for p in reversed(paths) if not p.startswith("_empty")), "")
-        # Traced modules are one level deeper, in a wrapper of their own.
-        path = path.replace("L['self'].", "").removeprefix("wrapper.")
-        path = path.removeprefix("model").removeprefix(".")
-        set_facts(node, Facts(origin=(path,) if path else (), source=_source(node)))
-
-
-def _source(node: torch.fx.Node) -> str:
-    """``file:line`` of the innermost frame that is the user's."""
-    found = ""
-    for line in (node.meta.get("stack_trace") or "").splitlines():
-        parts = line.strip().split('"')
-        if line.strip().startswith("File ") and len(parts) >= 3 and not is_library(parts[1]):
-            found = f"{parts[1]}:{parts[2].split('line ', 1)[-1].split(',', 1)[0]}"
-    return found
-
-
-def _check_parity(
-    program: Program, leaves: Mapping[str, Tensor], expected: tuple[Tensor, ...]
-) -> None:
-    """The captured program must score like the model, whole and row by row."""
-    for name, got, want in zip(
-        program.signature.outputs, program.run(leaves).values(), expected, strict=True
-    ):
-        _compare(name, got, want, "the example", "the model")
-    # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
-    varied = {name: _varied(leaf) for name, leaf in leaves.items()}
-    whole = program.run(varied)
-    for size in (1, 2):
-        try:
-            few = program.run({name: leaf[:size] for name, leaf in varied.items()})
-        except Exception as error:
-            raise CaptureError(
-                f"the captured program doesn't run at batch {size}: {error}. "
-                "Something in forward depends on the example's batch size."
-            ) from error
-        for name in program.signature.outputs:
-            _compare(name, few[name], whole[name][:size], f"batch {size}", "a larger batch")
-
-
-def _varied(leaf: Tensor) -> Tensor:
-    """The rows of a dense input, each a little smaller than the one before; ids as they are."""
-    if not leaf.is_floating_point():
-        return leaf
-    factors = 1 - torch.arange(len(leaf), dtype=leaf.dtype) / (4 * len(leaf))
-    return leaf * factors.reshape(-1, *(1 for _ in leaf.shape[1:]))
-
-
-def _compare(name: str, got: Tensor, want: Tensor, where: str, reference: str) -> None:
-    if got.shape != want.shape or not _close(got, want):
-        raise CaptureError(
-            f"the captured program scores differently from the model at {where}: output {name!r} "
-            f"is {got.flatten()[:3].tolist()}, {reference} gives {want.flatten()[:3].tolist()}. "
-            "Something in forward depends on the other rows, on the batch size, on randomness, or "
-            "on state; make it depend on its inputs alone."
-        )
-
-
-def _close(got: Tensor, want: Tensor) -> bool:
-    """Within 1e-4 of the largest score; NaN is close to NaN alone."""
-    wide, other = got.double(), want.double()
-    known = wide[wide.isfinite()]
-    scale = max(float(known.abs().max()), 1e-6) if known.numel() else 1e-6
-    return torch.allclose(wide, other, rtol=0.0, atol=1e-4 * scale, equal_nan=True)
-
-
-def _with_contract(
-    program: Program, signature: Signature | None, outputs: tuple[str, ...] | None
-) -> Program:
-    if signature is not None:
-        if signature.names != program.signature.names:
-            raise SignatureError(
-                f"the signature's features are {list(signature.names)}, the model's are "
-                f"{list(program.signature.names)}."
-            )
-        unknown = [t.name for t in signature.tasks if t.output not in program.signature.outputs]
-        if unknown:
-            raise SignatureError(
-                f"the signature's tasks {unknown} read outputs the model doesn't have; it has "
-                f"{list(program.signature.outputs)}."
-            )
-        program.signature = replace(signature, outputs=program.signature.outputs)
-    if outputs is None:
-        return program
-    have = program.signature.outputs
-    if (
-        not outputs
-        or len(set(outputs)) != len(outputs)
-        or set(outputs) & set(program.signature.names)
-    ):
-        raise SignatureError(
-            f"outputs={list(outputs)} must be names, each once, and none that a feature has."
-        )
-    if set(outputs) <= set(have):
-        return _keep_outputs(program, outputs)
-    if len(outputs) == len(have):
-        names = dict(zip(have, outputs, strict=True))
-        program.outputs = program.outputs.rename(names)
-        program.signature = replace(
-            program.signature,
-            outputs=tuple(outputs),
-            tasks=tuple(
-                replace(t, output=names[t.output], name=t.name.replace(t.output, names[t.output]))
-                for t in program.signature.tasks
-            ),
-        )
-        return program
-    raise SignatureError(
-        f"outputs={list(outputs)} neither names the model's {len(have)} outputs in order nor "
-        f"picks from {list(have)}."
-    )
-
-
-def _keep_outputs(program: Program, kept: tuple[str, ...]) -> Program:
-    from ..optimizer.ir import Rewriter, sweep
-
-    dropped = [name for name in program.signature.outputs if name not in kept]
-    if dropped:
-        Rewriter(program, "outputs").drop_outputs(dropped)
-        sweep(program)
-        program.outputs = Structure.of(
-            {name: name for name in program.signature.outputs}, "score", lambda v: v in kept
-        )
-    return program

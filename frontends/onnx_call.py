@@ -86,7 +86,7 @@ class Call:
         """An input as a tensor."""
         value = self.inputs[index]
         source = self.node.inputs[index]
-        if source in self.weights:
+        if source is not None and source in self.weights:
             return self.weights[source]
         if value is None:
             self.refuse(f"its input {index} is missing")

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from ..optimizer.errors import CaptureError
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.torchapi import core_decompositions, silenced
 
 
-def trace(
-    wrapper: nn.Module, leaves: Mapping[str, Tensor], failure: CaptureError
-) -> fx.GraphModule:
+def trace(wrapper: nn.Module, leaves: Mapping[str, Tensor]) -> fx.GraphModule:
     """The flat graph of ``wrapper``, by tracing its Python first and exporting the trace.
 
     Tracing runs ``forward`` with symbolic stand-ins, so a branch on a tensor's values fails here
@@ -23,24 +20,17 @@ def trace(
     Args:
         wrapper: A module of flat tensors in and out.
         leaves: Example inputs by name.
-        failure: Why torch.export refused, raised if tracing can't help.
-
-    Raises:
-        CaptureError: Neither way works; the message is that of ``failure``.
     """
     names = tuple(leaves)
     flat = _with_named_arguments(wrapper, names)
     batch = torch.export.Dim("batch", min=0)
     dynamic = {name: {0: batch} if leaf.dim() else {} for name, leaf in leaves.items()}
-    try:
-        traced = fx.symbolic_trace(flat)
-        with torch.no_grad(), silenced():
-            exported = torch.export.export(
-                traced, tuple(leaves.values()), dynamic_shapes=dynamic, strict=False
-            ).run_decompositions(core_decompositions())
-        return flatten_exported(exported, names, prefix="wrapper.model.")
-    except Exception as error:
-        raise failure from error
+    traced = fx.symbolic_trace(flat)
+    with torch.no_grad(), silenced():
+        exported = torch.export.export(
+            traced, tuple(leaves.values()), dynamic_shapes=dynamic, strict=False
+        ).run_decompositions(core_decompositions())
+    return flatten_exported(exported, names, prefix="wrapper.model.")
 
 
 def _with_named_arguments(wrapper: nn.Module, names: tuple[str, ...]) -> nn.Module:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .data import Parquet
+    from .doctor_report import Diagnosis
     from .ir.program import Program
 
 _OK, _ERROR, _OVER = 0, 1, 2
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     targets = commands.add_parser("targets", help="list the targets")
     targets.set_defaults(run=_targets)
     _bisect_parser(commands)
+    _doctor_parser(commands)
     return parser
 
 
@@ -96,7 +98,7 @@ def _optimize_parser(commands: Any) -> None:
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="pkg.module:factory, or a .pt2 file that rankc saved")
+    parser.add_argument("model", help="pkg.module:factory, or a .pt2 or .onnx file")
     parser.add_argument("--target", default="cpu-int8", help="a target (default cpu-int8)")
     parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
     parser.add_argument(
@@ -109,7 +111,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _inspect_parser(commands: Any) -> None:
     parser = commands.add_parser("inspect", help="show an artifact, or a model's signature")
-    parser.add_argument("what", help="an artifact folder, or pkg.module:factory")
+    parser.add_argument(
+        "what", help="an artifact folder, or a model: pkg.module:factory, .pt2 or .onnx"
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_inspect)
 
@@ -135,6 +139,26 @@ def _bisect_parser(commands: Any) -> None:
         help="a score may move by this share of the largest score (default 1e-4)",
     )
     parser.set_defaults(run=_bisect)
+
+
+def _doctor_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor", help="tell whether a model would work and what would be optimized"
+    )
+    parser.add_argument("model", help="pkg.module:factory, or a .pt2 or .onnx file")
+    parser.add_argument("--target", default="cpu-int8", help="a target (default cpu-int8)")
+    parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
+    parser.add_argument(
+        "--label", action="append", default=[], help="label column, or task=column; repeatable"
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show where an unexpected error came from",
+    )
+    parser.set_defaults(run=_doctor)
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
@@ -185,7 +209,8 @@ def _parquet(arguments: argparse.Namespace) -> Parquet | None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from .artifact import REPORT_TEXT, read_manifest
 
-    if ":" in arguments.what and not Path(arguments.what).exists():
+    place = Path(arguments.what)
+    if (":" in arguments.what and not place.exists()) or place.suffix in (".pt2", ".onnx"):
         return _inspect_model(arguments)
     folder = Path(arguments.what)
     manifest = read_manifest(folder)
@@ -335,14 +360,59 @@ def _bisect(arguments: argparse.Namespace) -> int:
     return _OK if culprit is None else _OVER
 
 
-def _capture(place: str) -> Program:
-    from .driver import load_program, resolve
-    from .registry import frontend
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .data import Parquet
+    from .doctor_report import examine
 
-    if ":" not in place:
-        return load_program(Path(place))
-    program: Program = frontend().capture(resolve(place))
-    return program
+    data = None
+    if arguments.data is not None:
+        data = Parquet(arguments.data, tuple(arguments.label))
+    found = examine(arguments.model, arguments.target, data)
+    if arguments.json:
+        print(json.dumps(found.to_json()))
+    else:
+        _print_diagnosis(found, arguments.verbose)
+    return _OK if found.ok else _ERROR
+
+
+def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
+    from rich.text import Text
+
+    from .report import readable_bytes
+
+    console = _console()
+    stages = _table(f"{found.model} for {found.target}", "", "stage", "what came of it", "seconds")
+    for stage in found.stages:
+        stages.add_row(
+            "ok" if stage.ok else "FAILED", stage.name, Text(stage.message), f"{stage.seconds:.2f}"
+        )
+    console.print(stages)
+    for kind in ("table", "linear"):
+        rows = [finding for finding in found.findings if finding.kind == kind]
+        if not rows:
+            continue
+        table = _table(f"{kind}s", "name", "shape", "bytes", "format", "why")
+        for row in rows:
+            shape, size = " × ".join(map(str, row.shape)), readable_bytes(row.nbytes)
+            table.add_row(Text(row.site), shape, size, row.format, row.reason)
+        console.print(table)
+    for title, said in (("would be done", found.applied), ("would be left alone", found.missed)):
+        if said:
+            console.print(f"{title}:")
+            for line in said:
+                console.print(f"  {line}", markup=False, highlight=False)
+    for stage in found.stages:
+        if stage.traceback and verbose:
+            console.print(stage.traceback, markup=False, highlight=False)
+        elif stage.traceback:
+            console.print(f"--verbose shows where the error of {stage.name} came from")
+    console.print("everything would work" if found.ok else "not everything would work")
+
+
+def _capture(place: str) -> Program:
+    from .driver import capture
+
+    return capture(place)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

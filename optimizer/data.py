@@ -279,7 +279,8 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
 
 
 def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
-    bad = (ids >= _limits(feature)) | (ids < 0)
+    limits = _limits(feature)
+    bad = ((ids >= limits) | (ids < 0)) & (limits > 0)
     if not bool(bad.any()):
         return
     rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
@@ -401,7 +402,11 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
         return torch.ones(sizes, dtype=torch.bool)
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
-        return (uniform * _limits(feature)).floor().to(dtype)
+        ids = (uniform * _limits(feature)).floor().to(dtype)
+        if not dtype.is_floating_point or all(feature.cardinalities):
+            return ids
+        dense = torch.randn(sizes, generator=generator).to(dtype)
+        return torch.where(_limits(feature) > 0, ids, dense)
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
     return torch.zeros(sizes, dtype=dtype)

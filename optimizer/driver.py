@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -77,7 +77,8 @@ def optimize(
     """Turns a trained ranking model into an artifact that is faster and provably ranks as well.
 
     Args:
-        model: An ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` file that rankc saved.
+        model: An ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` file of `Program.save` or
+            ``torch.export.save``, or an ``.onnx`` file.
         target: A target's name, or a `Target`.
         data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, a
             `Parquet`, or the path of a parquet file whose label columns are named like the tasks.
@@ -347,24 +348,64 @@ def _captured(
     outputs: Sequence[str] | None,
 ) -> tuple[Program, Any]:
     """The captured program, and the data with whatever batch was looked at still in it."""
-    if isinstance(model, Path) or (isinstance(model, str) and ":" not in model):
-        return load_program(Path(model)), data
+    kept = tuple(outputs) if outputs is not None else None
+    if _is_file(model):
+        return load_program(Path(model), signature, kept), data
     module = resolve(model) if isinstance(model, str) else model
     if not isinstance(module, nn.Module):
         raise CaptureError(
             f"a model is a torch.nn.Module, got {type(module).__name__}. "
             "Wrap a function in a module whose forward calls it."
         )
-    capture = frontend()
+    frontend_of_modules = frontend()
     if inputs is None and data is not None and not isinstance(data, (str, Path, Parquet)):
-        inputs, data = first_inputs(data, capture.forward_arguments(module))
-    kept = tuple(outputs) if outputs is not None else None
+        inputs, data = first_inputs(data, frontend_of_modules.forward_arguments(module))
     try:
-        program: Program = capture.capture(module, inputs, signature=signature, outputs=kept)
+        program: Program = frontend_of_modules.capture(
+            module, inputs, signature=signature, outputs=kept
+        )
     except (CaptureError, DataError):
         _blame_inputs(module, inputs)
         raise
     return program, data
+
+
+def capture(
+    model: nn.Module | str | Path,
+    inputs: Any = None,
+    *,
+    signature: Signature | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Program:
+    """Captures a model into a program with a dynamic batch.
+
+    Args:
+        model: A trained ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` or ``.onnx`` file.
+            A module is captured in eval mode; its mode is put back.
+        inputs: One example: a tuple of arguments, a dict, or a tensor. Not needed for a file, or
+            when the model has ``example_inputs()``.
+        signature: Overrides the inferred one; its names must be the inferred names.
+        outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
+
+    Raises:
+        CaptureError: What can't be captured, where in the user's code, and what to change.
+        SignatureError: The example doesn't fit the model.
+    """
+    kept = tuple(outputs) if outputs is not None else None
+    if _is_file(model):
+        return load_program(Path(model), signature, kept)
+    module = resolve(model) if isinstance(model, str) else model
+    program: Program = frontend().capture(module, inputs, signature=signature, outputs=kept)
+    return program
+
+
+def _is_file(model: Any) -> TypeGuard[str | Path]:
+    """Whether a model is a path: text with a colon names a factory, unless it is a file's."""
+    if isinstance(model, Path):
+        return True
+    return isinstance(model, str) and (
+        ":" not in model or (model.endswith((".pt2", ".onnx")) and Path(model).is_file())
+    )
 
 
 def _blame_inputs(model: nn.Module, inputs: Any) -> None:
@@ -418,20 +459,33 @@ def resolve(place: str) -> nn.Module:
     return model
 
 
-def load_program(path: Path) -> Program:
-    """The program in a file.
+def load_program(
+    path: Path,
+    signature: Signature | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> Program:
+    """The program in a ``.pt2`` or ``.onnx`` file.
+
+    Args:
+        path: The file.
+        signature: Overrides the inferred one; its names must be the inferred names.
+        outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
 
     Raises:
-        CaptureError: The file is missing or holds no program.
+        CaptureError: The file is missing, holds no program, or one that can't be captured.
     """
     if not path.is_file():
-        raise CaptureError(f"{path} is not a file; a model is a module, pkg.module:factory or .pt2")
-    if path.suffix != ".pt2":
-        raise CaptureError(f"{path} is no .pt2 file; save the program with Program.save.")
-    try:
-        return Program.load(path)
-    except Exception as error:
-        raise CaptureError(f"{path} is damaged, or not what Program.save wrote: {error}") from error
+        raise CaptureError(
+            f"{path} is not a file; a model is a module, pkg.module:factory, .pt2 or .onnx"
+        )
+    suffix = path.suffix.lower()
+    if suffix not in (".pt2", ".onnx"):
+        raise CaptureError(
+            f"{path} is no .pt2 file, nor .onnx; save the program with Program.save or "
+            "torch.export.save, or the model with torch.onnx.export."
+        )
+    program: Program = frontend(suffix).load(path, signature=signature, outputs=outputs)
+    return program
 
 
 def _rows(

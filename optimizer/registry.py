@@ -9,7 +9,7 @@ import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
-from .errors import PipelineError, TargetError
+from .errors import CaptureError, PipelineError, TargetError
 from .passbase import Pass, is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
@@ -107,9 +107,17 @@ def backend(name: str) -> Any:
         ) from error
 
 
-def frontend() -> Any:
-    """The module that captures models."""
-    return importlib.import_module("rankc.frontends.export")
+def frontend(suffix: str = "") -> Any:
+    """The module that captures models in memory, or that reads files called ``*suffix``.
+
+    Raises:
+        CaptureError: Nothing reads such files.
+    """
+    table: dict[str, str] = importlib.import_module("rankc.frontends").FRONTENDS
+    if suffix not in table:
+        known = ", ".join(name for name in table if name)
+        raise CaptureError(f"a {suffix} file can't be captured; these can: {known}.")
+    return importlib.import_module(f"rankc.frontends.{table[suffix]}")
 
 
 def named_pipelines() -> dict[str, str]:

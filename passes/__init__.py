@@ -8,9 +8,12 @@ PASSES: dict[str, str] = {
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
     "fold-constants": "fold_constants:FoldConstants",
+    "fuse-dot-interaction": "fuse_dot_interaction:FuseDotInteraction",
     "group-tables": "group_tables:GroupTables",
     "insert-quantize": "insert_quantize:InsertQuantize",
     "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
+    "merge-linears": "merge_linears:MergeLinears",
     "place-precision": "place_precision:PlacePrecision",
     "quantize-tables": "quantize_tables:QuantizeTables",
+    "reassociate-fm": "reassociate_fm:ReassociateFm",
 }

@@ -5,6 +5,9 @@ _CLEAN = "fixpoint(fold-constants,eliminate)"
 PIPELINES: dict[str, str] = {
     "exact": f"canonicalize,{_CLEAN}",
     "rounding": f"exact,lower-embedding-bag,fold-batchnorm,fold-affine,{_CLEAN}",
+    "structure": f"fuse-dot-interaction,reassociate-fm,merge-linears,{_CLEAN}",
     "grouping": f"group-tables,collapse-slices,{_CLEAN}",
-    "default": "rounding,quantize-tables,grouping,place-precision,insert-quantize,eliminate",
+    "default": (
+        "rounding,structure,quantize-tables,grouping,place-precision,insert-quantize,eliminate"
+    ),
 }

@@ -51,6 +51,8 @@ class Everything(nn.Module):
         self.norm = nn.BatchNorm1d(24)
         self.second = nn.Linear(24, 1)
         self.gate = nn.Parameter(torch.rand(8, generator=generator))
+        self.fields = nn.Linear(40, 24 * 16)
+        self.projection = nn.Parameter(torch.randn(24, 4, generator=generator))
         self.norm.running_mean.copy_(torch.randn(24, generator=generator))
         self.norm.running_var.copy_(torch.rand(24, generator=generator) + 0.5)
 
@@ -58,8 +60,10 @@ class Everything(nn.Module):
         gated = dense * (self.gate * 2.0).sigmoid()
         table = self.table(ids) + self.table(ids)
         features = torch.cat([gated, table.contiguous(), self.bag(history)], dim=1)
+        fields = self.fields(features).view(-1, 24, 16)
+        order = (fields @ fields.transpose(1, 2) @ self.projection).mean((1, 2))
         hidden = torch.relu(self.norm(self.first(features)))
-        return (self.second(hidden) * 0.5 + 0.25).squeeze(1)
+        return (self.second(hidden) * 0.5 + 0.25).squeeze(1) + order
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(4)

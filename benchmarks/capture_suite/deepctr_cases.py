@@ -89,8 +89,8 @@ CASES = [
     _generic(
         "xDeepFM", _PLAIN, "xDeepFM[whole]", cin_layer_size=(8, 6), cin_split_half=False, **_DNN
     ),
-    _generic("AFM", _PLAIN, "AFM[attention]", afm_dropout=0.2),
-    _generic("AFM", _PLAIN, "AFM[sum]", use_attention=False),
+    _other("AFM[attention]", lambda: models.AFM(_PLAIN, _SPARSE, afm_dropout=0.2)),
+    _other("AFM[sum]", lambda: models.AFM(_PLAIN, _SPARSE, use_attention=False)),
     _generic("DIFM", _PLAIN, "DIFM", **_DNN),
     _generic("IFM", _PLAIN, "IFM", **_DNN),
     _generic("AutoInt", _PLAIN, "AutoInt", **_DNN),
@@ -104,7 +104,7 @@ CASES = [
     ),
     _generic("NFM", _PLAIN, "NFM", bi_dropout=0.2, **_DNN),
     _generic("ONN", _PLAIN, "ONN", **_DNN),
-    _generic("CCPM", _PLAIN, "CCPM", dnn_hidden_units=(16,)),
+    _other("CCPM", lambda: models.CCPM(_PLAIN, _SPARSE, dnn_hidden_units=(16,))),
     _generic("AFN", _PLAIN, "AFN", ltl_hidden_size=12, afn_dnn_hidden_units=(16, 8)),
     _other("MLR", lambda: models.MLR(_PLAIN)),
     _other(

@@ -36,6 +36,9 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
     "AFM": partial(
         afm.AttentionalFactorizationMachineModel, FIELDS, 8, attn_size=6, dropouts=(0.2, 0.2)
     ),
+    "AFM[no dropout]": partial(
+        afm.AttentionalFactorizationMachineModel, FIELDS, 8, attn_size=6, dropouts=(0.0, 0.0)
+    ),
     "DeepFM": partial(dfm.DeepFactorizationMachineModel, FIELDS, 8, **_MLP),
     "xDeepFM[split]": partial(
         xdfm.ExtremeDeepFactorizationMachineModel, FIELDS, 8, cross_layer_sizes=(8, 8), **_MLP

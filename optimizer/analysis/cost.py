@@ -17,6 +17,7 @@ from ..target import Target
 
 _aten = torch.ops.aten
 _LOOKUPS = (_aten.embedding.default, torch.ops.rankc.rowwise_embedding.default)
+_INTERACTION = torch.ops.rankc.dot_interaction.default
 _PRODUCTS = (_aten.bmm.default, _aten.mm.default, _aten.matmul.default)
 _VIEWS = frozenset(
     {
@@ -81,6 +82,10 @@ def _flops(node: fx.Node, elements: float, batch: int) -> float:
         left = node.args[0]
         assert isinstance(left, fx.Node)
         return 2.0 * elements * _size(left.meta["val"].shape[-1], batch)
+    if node.target is _INTERACTION:
+        rows = node.args[0]
+        assert isinstance(rows, fx.Node)
+        return 2.0 * _numel(rows.meta["val"], batch) * float(rows.meta["val"].shape[1])
     return elements
 
 

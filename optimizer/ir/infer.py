@@ -52,7 +52,12 @@ _LOOKUPS: dict[Any, tuple[int, int]] = {
     _aten.embedding_bag.default: (0, 1),
 }
 _ENDINGS = frozenset({_aten.sigmoid.default, _aten.softmax.int, _aten._softmax.default})
+#: Ahead of a table these make any id valid.
+_BOUNDS = frozenset({_aten.remainder.Scalar, _aten.clamp.default})
 _MAX_TASK_COLUMNS = 64
+_MAX_CONSTANT = 4096
+#: Rows of a table that takes any id.
+_ANY = 0
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,19 @@ class Part:
         columns: Positions along ``axis``; None for all of it, empty where it isn't known.
         axis: The dimension of the input the columns are counted in.
         aligned: Whether the value still has the input's dimensions.
+        scale: What the ids were multiplied by.
+        reach: The most that was added to all of them.
+        shifts: What was added to each of ``columns``, or to each column of the input.
+        bounded: Whether something ahead of the table (a modulo, a clamp) makes any id valid.
     """
 
     columns: tuple[int, ...] | None = None
     axis: int = 1
     aligned: bool = True
+    scale: int = 1
+    reach: int = 0
+    shifts: tuple[int, ...] = ()
+    bounded: bool = False
 
     @property
     def is_all(self) -> bool:
@@ -77,10 +90,11 @@ class Part:
     def narrow(self, axis: int, columns: Iterable[int], *, aligned: bool) -> Part:
         """The part at some positions of one dimension of this part."""
         if not self.aligned or axis == 0 or (self.columns is not None and axis != self.axis):
-            return Part((), axis, aligned=False)
-        known = self.columns
-        picked = tuple(columns if known is None else (known[c] for c in columns))
-        return Part(picked, axis, aligned)
+            return replace(self, columns=(), axis=axis, aligned=False, shifts=())
+        known, places = self.columns, tuple(columns)
+        picked = places if known is None else tuple(known[c] for c in places)
+        shifts = tuple(self.shifts[c] for c in places) if self.shifts else ()
+        return replace(self, columns=picked, axis=axis, aligned=aligned, shifts=shifts)
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             name = parameter_name(table)
             if ids is node and name is not None:
                 rows = int(shape_of(table)[0])
-                yield Lookup(name, rows, part, _is_pooled(user))
+                yield from _read(Lookup(name, rows, part, _is_pooled(user)))
         elif user.op != "call_function" or user.args[0] is not node:
             continue
         elif is_op(user, _aten.select.int, _aten.slice.Tensor):
@@ -143,6 +157,77 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             yield from _lookups(user, replace(part, aligned=_is_aligned(user, part)), seen)
         elif is_op(user, *_SPLITS):
             yield from _split_lookups(node, user, part, seen)
+        elif is_op(user, *_BOUNDS):
+            yield from _lookups(user, replace(part, bounded=True), seen)
+        elif is_op(user, _aten.add.Tensor, _aten.mul.Tensor):
+            moved = _moved(node, user, part)
+            if moved is not None:
+                yield from _lookups(user, moved, seen)
+
+
+def _read(lookup: Lookup) -> Iterator[Lookup]:
+    """The lookup with the ids that are valid for it, column by column where columns are shifted."""
+    part = lookup.part
+    if part.bounded:
+        yield replace(lookup, rows=_ANY)
+        return
+    if not part.shifts:
+        yield replace(lookup, rows=_valid(part, lookup.rows))
+        return
+    columns = range(len(part.shifts)) if part.columns is None else part.columns
+    ends = [*sorted(set(part.shifts)), lookup.rows]
+    for column, shift in zip(columns, part.shifts, strict=False):
+        # A column's ids end where the next column's begin, if they lie one behind the other.
+        end = next((end for end in ends if end > shift), lookup.rows)
+        rows = _valid(part, end - shift)
+        yield replace(lookup, rows=rows, part=replace(part, columns=(column,), shifts=()))
+
+
+def _valid(part: Part, rows: int) -> int:
+    """How many ids, scaled and shifted as the part's are, stay below ``rows``."""
+    return max(1, (rows - 1 - part.reach) // part.scale + 1)
+
+
+def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
+    """The part after a constant was added to its ids, or they were multiplied by one."""
+    other = _constant(user.args[1])
+    if other is None or other.is_floating_point() or other.dtype is torch.bool:
+        return None
+    value: Tensor = user.meta["val"]
+    rank = value.dim()
+    sizes = (1,) * (rank - other.dim()) + tuple(other.shape)
+    wide = [d for d, size in enumerate(sizes) if size > 1]
+    flat = [int(v) for v in other.flatten()]
+    if is_op(user, _aten.mul.Tensor):
+        fits = not wide and not part.shifts and not part.reach and flat[0] > 0
+        return replace(part, scale=part.scale * flat[0]) if fits else None
+    if part.shifts or len(wide) > 1 or any(v < 0 for v in flat):
+        return None
+    if wide and wide[0] < node.meta["val"].dim() and shape_of(node) == shape_of(user):
+        fits = part.aligned and (part.columns is None or part.axis == wide[0])
+        return replace(part, axis=wide[0], shifts=tuple(flat)) if fits else None
+    return replace(part, reach=part.reach + max(flat))
+
+
+def _constant(value: Any) -> Tensor | None:
+    """The small integers a node always holds, or None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return torch.tensor(value)
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "get_attr":
+        found: Any = value.graph.owning_module
+        for name in str(value.target).split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, Tensor) and found.numel() <= _MAX_CONSTANT:
+            return found.detach()
+        return None
+    if value.op != "call_function" or not is_op(value, *_TRANSPARENT):
+        return None
+    first = _constant(value.args[0])
+    if first is None or len(value.all_input_nodes) > 1:
+        return None
+    return value.target(first, *value.args[1:], **value.kwargs)  # type: ignore[operator,no-any-return]
 
 
 def _split_lookups(
@@ -228,7 +313,8 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
     ):
         return FeatureKind.OFFSETS
     if found:
-        if any(lookup.pooled for lookup in found):
+        pooled = [look for look in found if look.pooled]
+        if any(look.part.columns is None or len(look.part.columns) != 1 for look in pooled):
             return FeatureKind.JAGGED if value.dim() == 1 else FeatureKind.ID_LIST
         whole = any(lookup.part.is_all for lookup in found)
         several = value.dim() >= 2 and value.shape[-1] != 1
@@ -239,10 +325,14 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
 
 
 def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:
-    """Rows of the smallest table each column, or the whole input, is looked up in."""
-    if not found:
+    """Rows of the smallest table each column, or the whole input, is looked up in.
+
+    A column that is looked up nowhere, beside others that are, has 0: dense values packed with
+    ids, or ids that a modulo makes fit.
+    """
+    sizes = {lookup.rows for lookup in found if lookup.rows != _ANY}
+    if not sizes:
         return ()
-    sizes = {lookup.rows for lookup in found}
     if all(lookup.part.is_all for lookup in found):
         return (min(sizes),)
     axes = {lookup.part.axis for lookup in found if not lookup.part.is_all}
@@ -250,12 +340,14 @@ def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:
     unknown = any(lookup.part.columns == () for lookup in found)
     if unknown or len(axes) > 1 or not isinstance(width, int):
         # Which ids go where isn't known: a limit can be given only if it is the same for all.
-        return (min(sizes),) if len(sizes) == 1 else ()
+        return (min(sizes),) if len(sizes) == 1 and not value.is_floating_point() else ()
     limits: dict[int, int] = {}
     for lookup in found:
+        if lookup.rows == _ANY:
+            continue
         for column in range(width) if lookup.part.columns is None else lookup.part.columns:
             limits[column] = min(limits.get(column, lookup.rows), lookup.rows)
-    return tuple(limits[c] for c in range(width)) if len(limits) == width else ()
+    return tuple(limits.get(column, 0) for column in range(width))
 
 
 def _size(size: int | torch.SymInt, index: int) -> int | str:

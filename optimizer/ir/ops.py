@@ -65,3 +65,17 @@ ROWWISE_EMBEDDING = define_op(
     "rowwise_embedding(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor",
     _rowwise_embedding,
 )
+
+
+def _dot_interaction(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``(x @ xᵀ)[:, rows, columns]``; ONNX Runtime gathers by two indices faster than by one."""
+    every_pair = torch.ops.aten.bmm.default(x, x.transpose(1, 2))
+    pairs: Tensor = torch.ops.aten.index.Tensor(every_pair, [None, rows, columns])
+    return pairs
+
+
+#: x ``[B, n, d]``, rows and columns ``[P]`` int64 -> ``[B, P]``: dot products of pairs of rows.
+#: DLRM's interaction (1906.00091), PNN's inner products.
+DOT_INTERACTION = define_op(
+    "dot_interaction(Tensor x, Tensor rows, Tensor columns) -> Tensor", _dot_interaction
+)

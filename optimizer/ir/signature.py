@@ -65,7 +65,8 @@ class Feature:
         side: Whom it describes.
         tables: Parameter names of the tables it is looked up in.
         cardinalities: Rows of the table each column is looked up in: one number for the whole
-            input, or one per column. Empty when it is no id, or where it isn't known.
+            input, or one per column, 0 for a column that is no id. Empty when none is an id, or
+            where it isn't known.
         axis: The dimension columns are counted in, where there is one cardinality per column.
     """
 

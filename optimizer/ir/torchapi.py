@@ -92,12 +92,21 @@ def quiet(mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
+_TALKATIVE = (
+    "torch.onnx",
+    "torch.export",
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+)
+
+
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Keeps torch's exporters from talking to the user about their own affairs."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         said = io.StringIO()
         with (
@@ -108,7 +117,8 @@ def silenced() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -121,9 +131,7 @@ def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 def flat_graph_module(graph: fx.Graph, attributes: Mapping[str, Any]) -> fx.GraphModule:
     """A graph module over ``graph`` with just these parameters and buffers, and flat arguments."""
     graph.set_codegen(fx.graph.CodeGen())
-    module = fx.GraphModule(dict(attributes), graph)
-    module.recompile()
-    return module
+    return fx.GraphModule(dict(attributes), graph)
 
 
 def shared_copy(module: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,159 @@
+"""Checks that a captured program scores like its model, and each row by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..optimizer.errors import CaptureError
+from ..optimizer.ir import FeatureKind, Program, Signature
+from .doctor import mixed_rows, randomness
+
+Leaves = Mapping[str, Tensor]
+Scores = tuple[Tensor, ...]
+#: Rows scored apart from the others; the last ones because a score may depend on the first row.
+_SLICES = (slice(0, 1), slice(0, 2), slice(-3, None))
+
+
+class DiffersError(CaptureError):
+    """The program scores differently from the model on the example itself."""
+
+
+def check_agreement(
+    program: Program, leaves: Leaves, expected: Scores, model: Callable[[Leaves], Scores]
+) -> None:
+    """The program must score like the model, all rows together and each alone.
+
+    Args:
+        program: What was captured.
+        leaves: The example's rows.
+        expected: What the model gives for them.
+        model: The model.
+
+    Raises:
+        CaptureError: It doesn't; which output, and the operator to blame where it is known.
+    """
+    for name, got, want in zip(
+        program.signature.outputs, program.run(leaves).values(), expected, strict=True
+    ):
+        if not _same(got, want):
+            again = model(leaves)
+            random = not all(_same(a, b) for a, b in zip(again, expected, strict=True))
+            if random and (told := randomness(program.graph, name)):
+                raise CaptureError(told)
+            raise DiffersError(_difference(name, got, want, "the example", "the model"))
+    # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
+    varied = _varied(leaves, program.signature)
+    whole = program.run(varied)
+    for rows in _SLICES:
+        few = {name: leaf[rows] for name, leaf in varied.items()}
+        size = len(next(iter(few.values())))
+        try:
+            scores = program.run(few)
+        except Exception as error:
+            raise CaptureError(
+                f"the captured program doesn't run at batch {size}: {error}. "
+                "Something in forward depends on the example's batch size."
+            ) from error
+        for name in program.signature.outputs:
+            got, want = scores[name], whole[name][rows]
+            if _same(got, want):
+                continue
+            if not _same(program.run(varied)[name], whole[name]):
+                told = randomness(program.graph, name)
+            else:
+                culprit = _mixing(program, varied, few, rows)
+                told = mixed_rows(culprit, name) if culprit is not None else ""
+            raise CaptureError(
+                told or _difference(name, got, want, f"batch {size}", "a larger batch")
+            )
+
+
+def _varied(leaves: Leaves, signature: Signature) -> dict[str, Tensor]:
+    """The example with every two rows different.
+
+    Dense values become a little smaller from row to row. Ids stay as they are unless all rows hold
+    the same: then they count up within their table.
+    """
+    varied = {}
+    for feature in signature:
+        leaf = leaves[feature.name]
+        rows = torch.arange(len(leaf)).reshape(-1, *(1 for _ in leaf.shape[1:]))
+        if leaf.is_floating_point():
+            leaf = leaf * (1 - rows.to(leaf.dtype) / (4 * len(leaf)))
+        elif (
+            len(feature.cardinalities) == 1
+            and feature.cardinalities[0] > 0
+            and feature.kind is not FeatureKind.OFFSETS
+            and bool((leaf == leaf[:1]).all())
+        ):
+            leaf = ((leaf + rows) % feature.cardinalities[0]).to(leaf.dtype)
+        varied[feature.name] = leaf
+    return varied
+
+
+def _mixing(program: Program, whole: Leaves, few: Leaves, rows: slice) -> fx.Node | None:
+    """The first node whose values for some rows change with the rows around them."""
+    together, alone = _values(program, whole), _values(program, few)
+    differ = (
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function" and not _agree(together[node], alone[node], rows)
+    )
+    return next(differ, None)
+
+
+def _values(program: Program, leaves: Leaves) -> dict[fx.Node, Any]:
+    recorder = _Recorder(program.module)
+    with torch.no_grad():
+        recorder.run(*(leaves[name] for name in program.signature.names))
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.values[n] = super().run_node(n)
+        return value
+
+
+def _agree(together: Any, alone: Any, rows: slice) -> bool:
+    if isinstance(together, (tuple, list)):
+        return all(_agree(a, b, rows) for a, b in zip(together, alone, strict=True))
+    if not isinstance(together, Tensor):
+        return isinstance(together, torch.SymInt | int) or bool(together == alone)
+    if together.dim() != alone.dim():
+        return False
+    for dim, size in enumerate(alone.shape):
+        start = together.shape[dim] - size if rows.stop is None else 0
+        if start < 0 or size > together.shape[dim]:
+            return False
+        together = together.narrow(dim, start, size)
+    return _same(together, alone)
+
+
+def _difference(name: str, got: Tensor, want: Tensor, where: str, reference: str) -> str:
+    return (
+        f"the captured program scores differently from the model at {where}: output {name!r} "
+        f"is {got.flatten()[:3].tolist()}, {reference} gives {want.flatten()[:3].tolist()}. "
+        "Something in forward depends on the other rows, on the batch size, on randomness, or "
+        "on state; make it depend on its inputs alone."
+    )
+
+
+def _same(got: Tensor, want: Tensor) -> bool:
+    """The same shape, and within 1e-4 of the largest score; NaN is close to NaN alone."""
+    if got.shape != want.shape:
+        return False
+    wide, other = got.double(), want.double()
+    known = wide[wide.isfinite()]
+    scale = max(float(known.abs().max()), 1e-6) if known.numel() else 1e-6
+    return torch.allclose(wide, other, rtol=0.0, atol=1e-4 * scale, equal_nan=True)

@@ -1,0 +1,74 @@
+"""What the user says about a captured program: a signature of their own, names of outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..optimizer.errors import SignatureError
+from ..optimizer.ir import Program, Signature
+from ..optimizer.ir.structure import Structure
+
+
+def with_contract(
+    program: Program, signature: Signature | None, outputs: tuple[str, ...] | None
+) -> Program:
+    """The program under a given signature, its outputs renamed or picked.
+
+    Raises:
+        SignatureError: It doesn't fit the program.
+    """
+    if signature is not None:
+        if signature.names != program.signature.names:
+            raise SignatureError(
+                f"the signature's features are {list(signature.names)}, the model's are "
+                f"{list(program.signature.names)}."
+            )
+        unknown = [t.name for t in signature.tasks if t.output not in program.signature.outputs]
+        if unknown:
+            raise SignatureError(
+                f"the signature's tasks {unknown} read outputs the model doesn't have; it has "
+                f"{list(program.signature.outputs)}."
+            )
+        program.signature = replace(signature, outputs=program.signature.outputs)
+    if outputs is None:
+        return program
+    have = program.signature.outputs
+    if (
+        not outputs
+        or len(set(outputs)) != len(outputs)
+        or set(outputs) & set(program.signature.names)
+    ):
+        raise SignatureError(
+            f"outputs={list(outputs)} must be names, each once, and none that a feature has."
+        )
+    if set(outputs) <= set(have):
+        return _keep_outputs(program, outputs)
+    if len(outputs) == len(have):
+        names = dict(zip(have, outputs, strict=True))
+        program.outputs = program.outputs.rename(names)
+        program.signature = replace(
+            program.signature,
+            outputs=tuple(outputs),
+            tasks=tuple(
+                replace(t, output=names[t.output], name=t.name.replace(t.output, names[t.output]))
+                for t in program.signature.tasks
+            ),
+        )
+        return program
+    raise SignatureError(
+        f"outputs={list(outputs)} neither names the model's {len(have)} outputs in order nor "
+        f"picks from {list(have)}."
+    )
+
+
+def _keep_outputs(program: Program, kept: tuple[str, ...]) -> Program:
+    from ..optimizer.ir import Rewriter, sweep
+
+    dropped = [name for name in program.signature.outputs if name not in kept]
+    if dropped:
+        Rewriter(program, "outputs").drop_outputs(dropped)
+        sweep(program)
+        program.outputs = Structure.of(
+            {name: name for name in program.signature.outputs}, "score", lambda v: v in kept
+        )
+    return program

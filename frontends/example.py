@@ -1,0 +1,105 @@
+"""The example a model is captured with: its arguments' names, its tensors, its rows."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..optimizer.errors import CaptureError, SignatureError
+from ..optimizer.ir.structure import Structure
+
+#: Example rows during capture; an odd number, so that it isn't mistaken for a width.
+_EXAMPLE_ROWS = 23
+
+
+def forward_arguments(model: nn.Module) -> tuple[str, ...]:
+    """The names of what ``forward`` takes.
+
+    Raises:
+        CaptureError: It takes unnamed arguments.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    unnamed = [p for p in parameters if p.kind not in named]
+    if unnamed:
+        raise CaptureError(
+            f"forward of {type(model).__name__} takes {_spelled(unnamed[0])}; its inputs have no "
+            "names. Wrap the model in a module whose forward names its arguments."
+        )
+    return tuple(p.name for p in parameters)
+
+
+def _spelled(parameter: inspect.Parameter) -> str:
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        return f"{parameter.name} by position only"
+    stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else "*"
+    return f"{stars}{parameter.name}"
+
+
+def example_of(model: nn.Module, inputs: Any) -> Any:
+    """The example given, or the one the model makes.
+
+    Raises:
+        CaptureError: There is neither.
+    """
+    if inputs is not None:
+        return inputs
+    make = getattr(model, "example_inputs", None)
+    if not callable(make):
+        raise CaptureError(
+            f"{type(model).__name__} needs an example to be captured: give inputs=(…) as the model "
+            "takes them, give data=, or add an example_inputs() method to the model."
+        )
+    return make()
+
+
+def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The example's tensors, which must have one row each per scored row."""
+    leaves = {name: torch.as_tensor(value) for name, value in found.items()}
+    if not leaves:
+        raise SignatureError("the example holds no tensors.")
+    for name, leaf in leaves.items():
+        if leaf.dim() == 0:
+            raise SignatureError(
+                f"input {name!r} of the example is a single number. Give it as a Python number, "
+                "which becomes a constant of the program, or as a tensor of one value per row."
+            )
+    sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    if 0 in sizes.values():
+        raise SignatureError("the example has no rows.")
+    if len(set(sizes.values())) != 1:
+        raise SignatureError(
+            f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
+            "of every input is the row; what all rows share belongs in a buffer of the model."
+        )
+    return leaves
+
+
+def as_rows(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The example's rows, repeated to a batch that can't be mistaken for another size."""
+    picked = torch.arange(_EXAMPLE_ROWS) % len(next(iter(leaves.values())))
+    return {name: leaf[picked].contiguous() for name, leaf in leaves.items()}
+
+
+def short_names(
+    structure: Structure, leaves: dict[str, Tensor]
+) -> tuple[Structure, dict[str, Tensor]]:
+    """Drops the one argument's name from in front of the names of what it holds."""
+    names = list(leaves)
+    prefixes = {name.split("_", 1)[0] for name in names}
+    template = structure.to_json()
+    if len(template["keys"]) != 1 or len(names) < 2 or len(prefixes) != 1:
+        return structure, leaves
+    prefix = template["keys"][0] + "_"
+    short = {name: name.removeprefix(prefix) for name in names}
+    valid = all(
+        s.isidentifier() and not keyword.iskeyword(s) and s != "self" for s in short.values()
+    )
+    if not valid or len(set(short.values())) != len(names):
+        return structure, leaves
+    return structure.rename(short), {short[name]: leaf for name, leaf in leaves.items()}

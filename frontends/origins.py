@@ -1,0 +1,50 @@
+"""Tidies a captured graph: no writes of state, and each node knows where it came from."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from ..optimizer.ir import Facts, set_facts
+from .doctor import is_library
+
+_EFFECTS = (
+    torch.ops.aten.copy_.default,
+    torch.ops.aten._assert_tensor_metadata.default,
+)
+
+
+def drop_effects(module: fx.GraphModule) -> None:
+    """Removes what only has an effect: writes into buffers, and checks of dtypes.
+
+    A program keeps no state, and nobody reads what it would write; its dtypes are its own.
+    """
+    for target in _EFFECTS:
+        for node in reversed(module.graph.find_nodes(op="call_function", target=target)):
+            if not node.users:
+                module.graph.erase_node(node)
+    module.recompile()
+
+
+def record_origins(module: fx.GraphModule) -> None:
+    """Writes each node's module path and the user's source line into its facts."""
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        stack = node.meta.get("nn_module_stack") or {}
+        paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)]
+        path = next((p for p in reversed(paths) if not p.startswith("_empty")), "")
+        # Traced modules are one level deeper, in a wrapper of their own.
+        path = path.replace("L['self'].", "").removeprefix("wrapper.")
+        path = path.removeprefix("model").removeprefix(".")
+        set_facts(node, Facts(origin=(path,) if path else (), source=_source(node)))
+
+
+def _source(node: fx.Node) -> str:
+    """``file:line`` of the innermost frame that is the user's."""
+    found = ""
+    for line in (node.meta.get("stack_trace") or "").splitlines():
+        parts = line.strip().split('"')
+        if line.strip().startswith("File ") and len(parts) >= 3 and not is_library(parts[1]):
+            found = f"{parts[1]}:{parts[2].split('line ', 1)[-1].split(',', 1)[0]}"
+    return found
