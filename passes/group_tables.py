@@ -141,20 +141,20 @@ def _join_ids(rw: Rewriter, lookups: Sequence[fx.Node]) -> fx.Node:
     whole = _all_columns(pieces)
     if whole is not None:
         return whole
+    early = [_early(rw, piece) for piece in pieces]
     columns = [
-        piece
-        if len(shape_of(piece)) == 2
-        else rw.emit(_aten.unsqueeze.default, _early(rw, piece), 1, like=lookups)
-        for piece in pieces
+        ids if len(shape_of(ids)) == 2 else rw.emit(_aten.unsqueeze.default, ids, 1, like=lookups)
+        for ids in early
     ]
     return rw.emit(_aten.cat.default, columns, 1, like=lookups)
 
 
 def _early(rw: Rewriter, piece: Any) -> fx.Node:
-    """The ids themselves, or a copy of the select that comes too late in the graph."""
+    """The ids themselves, or a copy of the selects that may come too late in the graph."""
     assert isinstance(piece, fx.Node)
     if is_op(piece, _aten.select.int):
-        return rw.emit(_aten.select.int, *piece.args, like=piece)
+        source = _early(rw, piece.args[0])
+        return rw.emit(_aten.select.int, source, *piece.args[1:], like=piece)
     return piece
 
 

@@ -41,6 +41,13 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
             torch.tensor([[0, 3], [1, 1]]),
         )
     ],
+    "dot_interaction": [
+        (
+            torch.arange(24.0).reshape(2, 4, 3),
+            torch.tensor([1, 2, 3]),
+            torch.tensor([0, 1, 0]),
+        )
+    ],
 }
 CASES = [(name, sample) for name, samples in SAMPLES.items() for sample in samples]
 

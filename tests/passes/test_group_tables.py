@@ -114,3 +114,19 @@ def test_scores_are_the_same_bit_for_bit(batch: int) -> None:
     ran = run_passes(program, "canonicalize,group-tables,collapse-slices")
     ids = torch.randint(0, 5, (batch, 3))
     assert torch.equal(program(ids), ran.program(ids))
+
+
+def test_groups_bags_that_are_slices_of_one_input() -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.EmbeddingBag(5, 4, mode="sum") for _ in range(3))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.cat([t(ids[:, i]) for i, t in enumerate(self.tables)], 1).sum(1)
+
+    ids = torch.randint(0, 5, (6, 3, 2))
+    program = capture_small(Bags(), ids)
+    ran = run_passes(program, "rounding,group-tables")
+    assert len(lookups(ran.program)) == 1
+    assert torch.equal(program(ids), ran.program(ids))
