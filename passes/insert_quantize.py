@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..optimizer.analysis.sites import linear_sites
+from ..optimizer.analysis.sites import inputs_of, linear_sites
 from ..optimizer.context import PassContext
 from ..optimizer.formats import insert_qdq
 from ..optimizer.ir import Program, facts_of
@@ -28,11 +28,13 @@ class InsertQuantize(Pass):
         """Inserts Q/DQ at every placed site."""
         rw = ctx.rewriter(program)
         done = []
-        for node in linear_sites(program):
+        sites = [node for node in linear_sites(program) if facts_of(node).precision is not None]
+        samples = inputs_of(program, sites, ctx.calibration)
+        for node in sites:
             precision = facts_of(node).precision
             if precision is None or not rw.site(node):
                 continue
-            insert_qdq(rw, node, precision)
+            insert_qdq(rw, node, precision, samples.get(node))
             done.append(node)
         if done:
             ctx.applied(f"inserted Q/DQ around {len(done)} linears", *done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -96,11 +96,11 @@ class PlacePrecision(Pass):
         if error > self.max_relative_error:
             reason = f"its output would be off by {error:.0%}"
             return _Trial(site, number_format, precision, error, None, saved, reason)
-        verdict = _judge_with(program, ctx, [(site, precision)])
+        verdict = _judge_with(program, ctx, [(site, precision, samples)])
         # Too few rows to tell is no refusal: what counts is the verdict on all sites together.
         failed = verdict.status is Status.FAIL
         refused = f"alone: {'; '.join(verdict.reasons)}" if failed else ""
-        return _Trial(site, number_format, precision, error, verdict, saved, refused)
+        return _Trial(site, number_format, precision, error, verdict, saved, refused, samples)
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class _Trial:
         verdict: End to end, on the choice rows.
         saved: Estimated seconds saved at the largest batch served.
         refused: Why it can't be taken, or empty.
+        samples: Real inputs of the linear.
     """
 
     site: fx.Node
@@ -124,6 +125,7 @@ class _Trial:
     verdict: Verdict | None
     saved: float
     refused: str
+    samples: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def damage(self) -> float:
@@ -142,7 +144,8 @@ def _fit_together(program: Program, ctx: PassContext, usable: list[_Trial]) -> l
     """As many of the cheapest trials as pass together."""
     placed = list(usable)
     while placed:
-        verdict = _judge_with(program, ctx, [(t.site, t.precision) for t in placed if t.precision])
+        formats = [(t.site, t.precision, t.samples) for t in placed if t.precision]
+        verdict = _judge_with(program, ctx, formats)
         if verdict.status is Status.PASS:
             return placed
         worst = max(placed, key=lambda t: t.price)
@@ -152,15 +155,17 @@ def _fit_together(program: Program, ctx: PassContext, usable: list[_Trial]) -> l
 
 
 def _judge_with(
-    program: Program, ctx: PassContext, formats: list[tuple[fx.Node, Precision]]
+    program: Program,
+    ctx: PassContext,
+    formats: list[tuple[fx.Node, Precision, Tensor | None]],
 ) -> Verdict:
     """The verdict on a copy of the program with these formats realised."""
     assert ctx.judge is not None
     trial = program.clone()
     nodes = {node.name: node for node in trial.graph.nodes}
     rw = Rewriter(trial, "trial")
-    for site, precision in formats:
-        insert_qdq(rw, nodes[site.name], precision)
+    for site, precision, samples in formats:
+        insert_qdq(rw, nodes[site.name], precision, samples)
     sweep(trial)
     return ctx.judge(trial)
 
