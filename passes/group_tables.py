@@ -30,8 +30,8 @@ class GroupTables(Pass):
     row instead of failing; artifacts check ids before scoring. It is declared rounding since a
     slice of the grouped rows has other strides, and torch chooses its kernels by them.
     Requires: CANONICAL.
-    Misses when: a table alone is larger than ``max_bytes`` (stacking copies it), it is read by
-    other lookups too, or nothing else has its width.
+    Misses when: a table alone is larger than ``max_bytes`` (stacking copies it), or nothing else
+    has its width and format.
     """
 
     name: ClassVar[str] = "group-tables"
