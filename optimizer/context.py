@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, fx
 
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Rows = Mapping[str, Tensor]
+
+
+class PlanJudge(Protocol):
+    """Judges programs on the rows that choose a plan, against the original."""
+
+    def __call__(self, program: Program) -> Verdict:
+        """The verdict, with labels where there are any."""
+
+    def damages(self, program: Program) -> Mapping[str, float]:
+        """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/placement.py`)."""
+
+    def allowances(self) -> Mapping[str, float]:
+        """The largest damages a plan can have and still be judged within the budget."""
 
 
 @dataclass
@@ -46,7 +59,7 @@ class PassContext:
     report: Report = field(default_factory=Report)
     rows: Rows | None = None
     calibration: Sequence[Rows] = ()
-    judge: Callable[[Program], Verdict] | None = None
+    judge: PlanJudge | None = None
     original: Program | None = None
     instruments: Sequence[Instrument] = ()
     strict: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +12,7 @@ from .ir.facts import Precision
 from .ir.ops import DEQUANTIZE, QUANTIZE
 from .ir.rewrite import Rewriter
 
+_aten = torch.ops.aten
 _FLOAT8_MAX = 448.0
 #: Steps below this are denormal: hardware rounds them to zero, and dividing by zero is no code.
 _SMALLEST_STEP = torch.finfo(torch.float32).tiny
@@ -19,6 +20,10 @@ _SMALLEST_STEP = torch.finfo(torch.float32).tiny
 _CLIP_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1)
 #: Rows a range is chosen on; 256 predict held-out error within a few percent (LoKA's Probe).
 _RANGE_ROWS = 512
+#: Columns differ enough to scale them or to keep some when the longest is this much the median.
+_UNEVEN = 4.0
+#: A dearer candidate must leave less than this share of the error of the cheaper ones.
+_CLEARLY_LESS = 0.7
 
 
 @dataclass(frozen=True)
@@ -82,42 +87,152 @@ def _usable(steps: Tensor) -> Tensor:
     return torch.where(steps >= _SMALLEST_STEP, steps, torch.ones_like(steps))
 
 
-def choose_input(
+def candidates(
     samples: Tensor, weight: Tensor, number_format: str, int8_activations: str
-) -> tuple[Precision, float]:
-    """The static input range that hurts the linear's output least, and the error it leaves.
+) -> list[tuple[Precision, float]]:
+    """The ways a linear can take a low format, plain one first, each with the error it leaves.
 
-    Ranges are shares of the smallest and the largest value, each its own where the format has a
-    zero point. Each pair is tried on real rows, weights quantized, and the one with the smallest
-    relative L2 error of the output is kept (the L2 range search of 2105.12676's toolchain, applied
-    to the output instead of the input).
+    - *plain*: one static range for the whole input.
+    - *scaled*: input columns multiplied so that their ranges are alike, the weights divided by the
+      same (SmoothQuant, 2211.10438, whose migration strength is searched): for columns of
+      different sizes.
+    - *kept*: the few columns of the longest tails stay fp32, in a small linear of their own
+      (2208.07339, with static columns): for raw counts and amounts beside embeddings.
 
     Args:
         samples: ``[rows, K]`` real inputs of the linear.
         weight: ``[N, K]``.
         number_format: ``"int8"`` or ``"fp8"``.
         int8_activations: ``"uint8"`` or ``"int8"``.
+
+    Returns:
+        A precision each with the relative L2 error of the linear's output on real rows. Only those
+        that leave clearly less than the cheaper ones before them.
     """
     rows = samples[torch.linspace(0, len(samples) - 1, min(len(samples), _RANGE_ROWS)).long()]
-    exact = rows @ weight.T
-    norm = exact.norm().clamp_min(1e-30)
-    best: tuple[float, Precision] | None = None
-    weight_dtype = torch.float8_e4m3fn if number_format == "fp8" else torch.int8
-    coded = quantize_weight(weight, weight_dtype)
+    search = _RangeSearch(samples, rows, weight, number_format, int8_activations)
+    found = [search.best()]
+    peaks = samples.abs().amax(0)
+    if float(peaks.max()) > _UNEVEN * float(peaks.median()):
+        scaled = [search.best(scale=scale) for scale in _column_scales(peaks, weight)]
+        found += _improving(found[0], [min(scaled, key=lambda f: f[1])])
+        order = torch.argsort(peaks, descending=True)
+        counts = sorted({max(1, len(peaks) // part) for part in (64, 16, 8)} & {*range(len(peaks))})
+        kept = [search.best(kept=tuple(sorted(order[:count].tolist()))) for count in counts]
+        found += _improving(found[0], kept)
+    return found
+
+
+def choose_input(
+    samples: Tensor, weight: Tensor, number_format: str, int8_activations: str
+) -> tuple[Precision, float]:
+    """The plain one of `candidates`: the static range that hurts the output least."""
+    rows = samples[torch.linspace(0, len(samples) - 1, min(len(samples), _RANGE_ROWS)).long()]
+    return _RangeSearch(samples, rows, weight, number_format, int8_activations).best()
+
+
+def _improving(
+    plain: tuple[Precision, float], others: list[tuple[Precision, float]]
+) -> list[tuple[Precision, float]]:
+    best, better = plain[1], []
+    for precision, error in others:
+        if error < _CLEARLY_LESS * best:
+            better.append((precision, error))
+            best = error
+    return better
+
+
+def _column_scales(peaks: Tensor, weight: Tensor) -> list[Tensor]:
+    """Multipliers ``[K]`` that even out the input's columns, by how much of it the weights bear."""
+    size, weights = _positive(peaks), _positive(weight.abs().amax(0))
+    scales = []
+    for strength in (0.5, 0.75, 1.0):
+        scale = weights ** (1.0 - strength) / size**strength
+        scale[peaks == 0] = 1.0
+        # Powers of two multiply without rounding.
+        scales.append(2.0 ** (scale / scale.median()).log2().round().clamp(-60, 60))
+    return scales
+
+
+def _positive(values: Tensor) -> Tensor:
+    return values.clamp_min(float(values.max()) * 1e-6).clamp_min(_SMALLEST_STEP)
+
+
+@dataclass(frozen=True)
+class _RangeSearch:
+    """Finds the range of one linear's input, after columns were scaled or taken out.
+
+    Ranges are shares of the smallest and the largest value, each its own where the format has a
+    zero point. Each is tried on real rows, weights quantized, and the one with the smallest
+    relative L2 error of the output is kept (the L2 range search of 2105.12676's toolchain, applied
+    to the output instead of the input): the upper end first, then the lower one.
+    """
+
+    samples: Tensor
+    rows: Tensor
+    weight: Tensor
+    number_format: str
+    int8_activations: str
+
+    def best(
+        self, scale: Tensor | None = None, kept: tuple[int, ...] = ()
+    ) -> tuple[Precision, float]:
+        """The precision with the least error, and that error."""
+        samples = self.samples if scale is None else self.samples * scale
+        samples = _without(samples, kept)
+        exact = self.rows @ self.weight.T
+        norm = exact.norm().clamp_min(1e-30)
+        extra: dict[str, Any] = {"kept": kept}
+        if scale is not None:
+            extra["column_scale"] = tuple(scale.tolist())
+        weight_dtype = torch.float8_e4m3fn if self.number_format == "fp8" else torch.int8
+        coded: Codes | None = None
+
+        def measured(low: float, high: float) -> tuple[Precision, float]:
+            nonlocal coded
+            plain = _precision(samples, low, high, self.number_format, self.int8_activations)
+            precision = replace(plain, **extra)
+            if coded is None:
+                coded = quantize_weight(_low_weight(self.weight, precision), weight_dtype)
+            output = _output(self.rows, self.weight, coded, precision)
+            return precision, float((output - exact).norm() / norm)
+
+        affine = self.number_format == "int8" and self.int8_activations == "uint8"
+        found = [(*measured(1.0 if affine else share, share), share) for share in _CLIP_SHARES]
+        precision, error, high = min(found, key=lambda f: f[1])
+        if affine and float(samples.min()) < 0.0 < float(samples.max()):
+            for share in _CLIP_SHARES[1:]:
+                other = measured(share, high)
+                if other[1] < error:
+                    precision, error = other
+        return precision, error
+
+
+def _without(samples: Tensor, kept: tuple[int, ...]) -> Tensor:
+    if not kept:
+        return samples
+    mask = torch.ones(samples.shape[1], dtype=torch.bool)
+    mask[list(kept)] = False
+    return samples[:, mask]
+
+
+def _low_weight(weight: Tensor, precision: Precision) -> Tensor:
+    """The weight that is quantized: columns scaled back, and those kept in fp32 zero."""
+    if precision.column_scale:
+        weight = weight / torch.tensor(precision.column_scale)
+    if precision.kept:
+        weight = weight.clone()
+        weight[:, list(precision.kept)] = 0.0
+    return weight
+
+
+def _output(rows: Tensor, weight: Tensor, coded: Codes, precision: Precision) -> Tensor:
+    """What the linear gives in that format, without its bias."""
+    scaled = rows * torch.tensor(precision.column_scale) if precision.column_scale else rows
     decoded = coded.codes.float() * coded.scale[:, None]
-    affine = number_format == "int8" and int8_activations == "uint8"
-    ends = (
-        itertools.product(_CLIP_SHARES, repeat=2)
-        if affine
-        else ((share, share) for share in _CLIP_SHARES)
-    )
-    for low, high in ends:
-        precision = _precision(samples, low, high, number_format, int8_activations)
-        error = float((_round_trip(rows, precision) @ decoded.T - exact).norm() / norm)
-        if best is None or error < best[0]:
-            best = (error, precision)
-    assert best is not None
-    return best[1], best[0]
+    low = _round_trip(scaled, precision) @ decoded.T
+    kept = list(precision.kept)
+    return low + rows[:, kept] @ weight[:, kept].T if kept else low
 
 
 def _precision(
@@ -147,12 +262,6 @@ def _round_trip(rows: Tensor, precision: Precision) -> Tensor:
     return DEQUANTIZE.reference(codes, scale, zero, -1)  # type: ignore[no-any-return]
 
 
-def _mean_error(rows: Tensor, weight: Tensor, coded: Codes, precision: Precision) -> Tensor:
-    """What quantizing adds to each output on average, ``[N]``: a bias can take it away again."""
-    decoded = coded.codes.float() * coded.scale[:, None]
-    return (_round_trip(rows, precision) @ decoded.T - rows @ weight.T).mean(0)
-
-
 def insert_qdq(
     rw: Rewriter, linear: fx.Node, precision: Precision, samples: Tensor | None = None
 ) -> None:
@@ -161,7 +270,7 @@ def insert_qdq(
     Args:
         rw: The editor.
         linear: Whose weight is a parameter.
-        precision: The format, with the input's range.
+        precision: The format, with the input's range, column scales and kept columns.
         samples: ``[rows, K]`` real inputs. With them, and a bias that is a parameter, the mean
             error of each output is taken out of the bias (bias correction, 1906.04721): rounding
             that shifts all scores one way costs more NE than its size says.
@@ -169,9 +278,10 @@ def insert_qdq(
     source, weight = linear.args[0], linear.args[1]
     assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
+    exact = rw.program.tensor(str(weight.target))
     input_dtype: torch.dtype = getattr(torch, precision.input_dtype)
     weight_dtype: torch.dtype = getattr(torch, precision.weight_dtype)
-    coded = quantize_weight(rw.program.tensor(str(weight.target)), weight_dtype)
+    coded = quantize_weight(_low_weight(exact, precision), weight_dtype)
     name = str(weight.target).replace(".", "_")
     scale = rw.parameter(f"{name}_input_scale", torch.tensor(precision.input_scale))
     zero_point = torch.tensor(precision.input_zero_point).to(input_dtype)
@@ -180,14 +290,35 @@ def insert_qdq(
     weight_scale = rw.parameter(f"{name}_scale", coded.scale)
     weight_zero = rw.parameter(f"{name}_zero", coded.zero_point)
     with rw.before(linear):
-        quantized = rw.emit(QUANTIZE.op, source, scale, zero, -1, input_dtype, like=linear)
+        low = source
+        if precision.column_scale:
+            columns = rw.parameter(f"{name}_columns", torch.tensor(precision.column_scale))
+            low = rw.emit(_aten.mul.Tensor, source, columns, like=linear)
+        quantized = rw.emit(QUANTIZE.op, low, scale, zero, -1, input_dtype, like=linear)
         restored = rw.emit(DEQUANTIZE.op, quantized, scale, zero, -1, like=linear)
         decoded = rw.emit(DEQUANTIZE.op, codes, weight_scale, weight_zero, 0, like=linear)
-    linear.args = (restored, decoded, *linear.args[2:])
     bias = linear.args[2] if len(linear.args) > 2 else None
-    if samples is None or not isinstance(bias, fx.Node) or bias.op != "get_attr":
-        return
-    weights = rw.program.tensor(str(weight.target))
-    shift = _mean_error(samples, weights, coded, precision)
-    corrected = rw.program.tensor(str(bias.target)) - shift
-    linear.args = (restored, decoded, rw.parameter(f"{name}_bias", corrected))
+    if samples is not None and isinstance(bias, fx.Node) and bias.op == "get_attr":
+        # What quantizing adds to each output on average, a bias can take away again.
+        shift = (_output(samples, exact, coded, precision) - samples @ exact.T).mean(0)
+        bias = rw.parameter(f"{name}_bias", rw.program.tensor(str(bias.target)) - shift)
+        linear.args = (restored, decoded, bias)
+    else:
+        linear.args = (restored, decoded, *linear.args[2:])
+    if precision.kept:
+        _add_kept(rw, linear, source, exact, precision.kept, name)
+
+
+def _add_kept(
+    rw: Rewriter, linear: fx.Node, source: fx.Node, exact: Tensor, kept: tuple[int, ...], name: str
+) -> None:
+    """Adds the columns that stay fp32 to what the low linear gives."""
+    columns = rw.parameter(f"{name}_kept", torch.tensor(kept))
+    weights = rw.parameter(f"{name}_kept_weight", exact[:, list(kept)].contiguous())
+    users = list(linear.users)
+    with rw.before(linear.next):
+        picked = rw.emit(_aten.index_select.default, source, -1, columns, like=linear)
+        high = rw.emit(_aten.linear.default, picked, weights, like=linear)
+        total = rw.emit(_aten.add.Tensor, linear, high, like=linear)
+    for user in users:
+        user.replace_input_with(linear, total)

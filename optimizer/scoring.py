@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ from torch import Tensor
 from .budget import Budget
 from .data import RUN_BATCH, Rows
 from .errors import DataError
-from .gate import judge
+from .gate import COHORT_FACTOR, MIN_COHORT_ROWS, judge
 from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
+from .placement import allowance
 from .quality import logits_from_probabilities
+from .taskrows import task_rows
 from .verdict import Verdict
 
 Scores = dict[str, np.ndarray[Any, Any]]
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
+#: Soft labels have no noise, so this many rows measure a damage to a few percent.
+_DAMAGE_ROWS = 4096
 
 
 def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH) -> Scores:
@@ -85,9 +90,70 @@ class Judge:
         """The verdict on a program, run in PyTorch."""
         return self.on(score(program.run, self.rows, program.signature))
 
+    def damages(self, program: Program) -> dict[str, float]:
+        """How much NE each task, and each cohort that is gated, loses on soft labels.
+
+        On up to 4,096 rows: without label noise these measure what a plan is chosen by.
+        """
+        rows = self.rows.part(0, _DAMAGE_ROWS)
+        after = score(program.run, rows, program.signature)
+        before = {name: self.reference[name][: len(rows)] for name in after}
+        found = {}
+        for task in task_rows(before, after, {}, self._regressions):
+            lost = task.loss - task.reference_loss
+            for name, members in self._watched(task.name, rows).items():
+                found[name] = max(float(lost[members].mean()), 0.0) / self._bases[name]
+        return found
+
+    def allowances(self) -> dict[str, float]:
+        """The damage of each task and gated cohort whose bound, with labels, is at the limit."""
+        confidence = self.confidence or self.budget.confidence
+        found = {}
+        for task in self.reference:
+            limit = self.budget.for_task(task).ne
+            if limit is None:
+                continue
+            for name, members in self._watched(task, self.rows).items():
+                allowed = limit if name == task else COHORT_FACTOR * limit
+                if task not in (self.rows.labels or {}):
+                    found[name] = allowed  # soft labels have no noise to leave room for
+                    continue
+                # A squared error's spread is that of a log loss of half a nat.
+                entropy = 0.5 if task in self._regressions else self._bases[name]
+                found[name] = allowance(allowed, int(members.sum()), entropy, confidence)
+        return found
+
+    @cached_property
+    def _regressions(self) -> frozenset[str]:
+        return frozenset(t.name for t in self.signature.served if t.kind is TaskKind.REGRESSION)
+
+    @cached_property
+    def _bases(self) -> dict[str, float]:
+        """What a rise of loss is relative to: the original's mean loss."""
+        labels = {k: v for k, v in (self.rows.labels or {}).items() if k in self.reference}
+        rows = task_rows(self.reference, self.reference, labels, self._regressions)
+        return {
+            name: max(float(task.base[members].mean()), 1e-12)
+            for task in rows
+            for name, members in self._watched(task.name, self.rows).items()
+        }
+
+    def _watched(self, task: str, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
+        """The rows of a task, and of each of its cohorts that is gated and large enough."""
+        watched = {task: np.ones(len(rows), dtype=bool)}
+        gated = self.budget.cohorts
+        for axis, values in (rows.cohorts or {}).items():
+            if gated is False or (gated is not True and axis not in gated):
+                continue
+            for value in np.unique(self.rows.cohorts[axis]):  # type: ignore[index]
+                members = values == value
+                whole = int((self.rows.cohorts[axis] == value).sum())  # type: ignore[index]
+                if whole >= MIN_COHORT_ROWS and members.any():
+                    watched[f"{task}@{axis}={value}"] = members
+        return watched
+
     def on(self, scores: Scores, confidence: float | None = None) -> Verdict:
         """The verdict on scores of the same rows, from whatever made them."""
-        regression = [t.name for t in self.signature.served if t.kind is TaskKind.REGRESSION]
         return judge(
             {name: self.reference[name] for name in scores},
             scores,
@@ -95,6 +161,6 @@ class Judge:
             self.budget,
             group=self.rows.group,
             cohorts=self.rows.cohorts,
-            regression=regression,
+            regression=self._regressions,
             confidence=confidence or self.confidence,
         )

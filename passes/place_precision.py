@@ -1,7 +1,8 @@
-"""place-precision: which linears take the target's low format, within the budget."""
+"""place-precision: which linears take the target's low format, and how, within the budget."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,25 +11,29 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.cost import Cost, cost_of, elements_of
 from ..optimizer.analysis.sites import inputs_of, linear_sites
-from ..optimizer.context import PassContext
-from ..optimizer.formats import choose_input, insert_qdq
+from ..optimizer.context import PassContext, PlanJudge
+from ..optimizer.formats import candidates, insert_qdq
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.placement import Choice, place
 from ..optimizer.report import SiteRecord
-from ..optimizer.verdict import Status, Verdict
+from ..optimizer.verdict import Status
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096
+#: Plans tried before all linears stay as they are, and what each next one may damage of the last.
+_PLANS, _NEXT_SHARE = 10, 0.6
 
 
 @dataclass(frozen=True)
 class PlacePrecision(Pass):
-    """Decides, per linear, whether it takes the target's low format; writes facts only.
+    """Decides, per linear, whether and how it takes the target's low format; writes facts only.
 
-    Every site is tried alone, with the range that hurts its output least on calibration rows, and
-    judged end to end on the choice rows. Sites are then taken in the order of damage per second
-    saved, all that stay within the budget together; while they don't, the worst goes back.
+    Every candidate of every site is tried alone: the error of the linear's own output on
+    calibration rows, and the damage to the scores on choice rows. The fastest set of candidates
+    whose damages fit the budget together is found exactly (`optimizer/placement.py`), realised and
+    judged; as long as the judgement disagrees with the prediction, a smaller damage is asked for.
 
     Exact because: it writes decisions, and `insert-quantize` realises them.
     Requires: CANONICAL.
@@ -48,21 +53,24 @@ class PlacePrecision(Pass):
             raise Skip("there is no data to choose formats on")
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Tries every site, then places the ones that fit together."""
+        """Tries every candidate, then places those that are fastest together."""
+        assert ctx.judge is not None
         rw = ctx.rewriter(program)
         sites = [site for site in linear_sites(program) if self._worth_trying(site, ctx)]
         samples = inputs_of(program, sites, ctx.calibration, _SAMPLE_ROWS)
-        trials = [self._try(program, site, samples.get(site), ctx) for site in sites]
-        usable = sorted((t for t in trials if not t.refused), key=lambda t: t.price)
-        placed = _fit_together(program, ctx, [t for t in usable if rw.site(t.site)])
-        for trial in trials:
-            chosen = trial in placed
-            set_precision(trial.site, trial.precision if chosen else None)
-            ctx.report.sites.append(_record(trial, chosen))
+        options = [self._options(program, site, samples.get(site), ctx) for site in sites]
+        open_to = [o for o in options if any(not t.refused for t in o.trials) and rw.site(o.site)]
+        placed = _fit_together(program, ctx.judge, open_to)
+        for option in options:
+            chosen = placed.get(option.site)
+            set_precision(option.site, chosen.precision if chosen else None)
+            ctx.report.sites.append(option.record(chosen))
+            if chosen is None and option in open_to:
+                ctx.missed(_TOGETHER, option.site)
         if placed:
             ctx.applied(
-                f"placed {ctx.target.formats[0]} on {len(placed)} of {len(trials)} linears",
-                *(trial.site for trial in placed),
+                f"placed {ctx.target.formats[0]} on {len(placed)} of {len(options)} linears",
+                *placed,
             )
 
     def _worth_trying(self, site: fx.Node, ctx: PassContext) -> bool:
@@ -80,94 +88,175 @@ class PlacePrecision(Pass):
         )
         return False
 
-    def _try(
+    def _options(
         self, program: Program, site: fx.Node, samples: Tensor | None, ctx: PassContext
-    ) -> _Trial:
+    ) -> _Options:
         number_format = ctx.target.formats[0]
-        saved = _seconds_saved(site, number_format, ctx)
+        high = _seconds(site, None, number_format, ctx)
         if samples is None or not bool((samples != 0).any()):
-            return _Trial(site, number_format, None, 0.0, None, saved, "calibration never feeds it")
+            return _Options(site, high, (), "calibration never feeds it")
         assert isinstance(site.args[1], fx.Node)
         weight = program.tensor(str(site.args[1].target))
-        precision, error = choose_input(samples, weight, number_format, ctx.target.int8_activations)
-        if saved <= 0:
+        found = candidates(samples, weight, number_format, ctx.target.int8_activations)
+        trials = []
+        for precision, error in found:
+            seconds = _seconds(site, precision, number_format, ctx)
+            trials.append(
+                self._try(program, _Trial(site, precision, error, seconds, samples), high, ctx)
+            )
+        return _Options(site, high, tuple(trials))
+
+    def _try(self, program: Program, trial: _Trial, high: float, ctx: PassContext) -> _Trial:
+        if trial.seconds >= high:
             reason = "estimated no faster than fp32 once quantizing its input is counted"
-            return _Trial(site, number_format, precision, error, None, saved, reason)
-        if error > self.max_relative_error:
-            reason = f"its output would be off by {error:.0%}"
-            return _Trial(site, number_format, precision, error, None, saved, reason)
-        verdict = _judge_with(program, ctx, [(site, precision, samples)])
-        # Too few rows to tell is no refusal: what counts is the verdict on all sites together.
-        failed = verdict.status is Status.FAIL
-        refused = f"alone: {'; '.join(verdict.reasons)}" if failed else ""
-        return _Trial(site, number_format, precision, error, verdict, saved, refused, samples)
+            return trial.refuse(reason)
+        if trial.error > self.max_relative_error:
+            return trial.refuse(f"its output would be off by {trial.error:.0%}")
+        assert ctx.judge is not None
+        alone = _realised(program, [trial])
+        trial = trial.with_damage(ctx.judge.damages(alone))
+        limits = ctx.judge.allowances()
+        over = [task for task, d in trial.damage.items() if d > limits.get(task, float("inf"))]
+        if over:
+            task = over[0]
+            return trial.refuse(
+                f"alone it costs {task!r} {100 * trial.damage[task]:.4f} % NE, and "
+                f"{100 * limits[task]:.4f} % is what the rows at hand can prove within the budget"
+            )
+        return trial
+
+
+_TOGETHER = "over budget together with the others, and the dearest of them"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """One site in the low format, alone.
+    """One candidate of one site.
 
     Attributes:
         site: The linear.
-        format: The format tried.
-        precision: With the chosen range; None when there were no rows.
+        precision: The candidate.
         error: Relative L2 error of the linear's own output.
-        verdict: End to end, on the choice rows.
-        saved: Estimated seconds saved at the largest batch served.
-        refused: Why it can't be taken, or empty.
+        seconds: Estimated at the largest batch served, quantizing its input counted.
         samples: Real inputs of the linear.
+        damage: ``{task: rise of NE}`` on soft labels, alone.
+        refused: Why it can't be taken, or empty.
     """
 
     site: fx.Node
-    format: str
-    precision: Precision | None
+    precision: Precision
     error: float
-    verdict: Verdict | None
-    saved: float
-    refused: str
-    samples: Tensor | None = field(default=None, compare=False, repr=False)
+    seconds: float
+    samples: Tensor = field(compare=False, repr=False)
+    damage: Mapping[str, float] = field(default_factory=dict)
+    refused: str = ""
 
-    @property
-    def damage(self) -> float:
-        """The largest upper bound of ΔNE; a lucky loss counts as its distance from zero."""
-        if self.verdict is None:
-            return float("inf")
-        return max(max(d.high, -d.low, 0.0) for d in self.verdict.delta_ne.values())
+    def refuse(self, reason: str) -> _Trial:
+        """The same, refused."""
+        return _Trial(
+            self.site, self.precision, self.error, self.seconds, self.samples, self.damage, reason
+        )
 
-    @property
-    def price(self) -> float:
-        """Damage per second saved."""
-        return self.damage / max(self.saved, 1e-12)
-
-
-def _fit_together(program: Program, ctx: PassContext, usable: list[_Trial]) -> list[_Trial]:
-    """As many of the cheapest trials as pass together."""
-    placed = list(usable)
-    while placed:
-        formats = [(t.site, t.precision, t.samples) for t in placed if t.precision]
-        verdict = _judge_with(program, ctx, formats)
-        if verdict.status is Status.PASS:
-            return placed
-        worst = max(placed, key=lambda t: t.price)
-        placed.remove(worst)
-        ctx.missed("over budget together with the others, and the dearest of them", worst.site)
-    return placed
+    def with_damage(self, damage: Mapping[str, float]) -> _Trial:
+        """The same, measured."""
+        return _Trial(
+            self.site, self.precision, self.error, self.seconds, self.samples, dict(damage)
+        )
 
 
-def _judge_with(
-    program: Program,
-    ctx: PassContext,
-    formats: list[tuple[fx.Node, Precision, Tensor | None]],
-) -> Verdict:
-    """The verdict on a copy of the program with these formats realised."""
-    assert ctx.judge is not None
-    trial = program.clone()
-    nodes = {node.name: node for node in trial.graph.nodes}
-    rw = Rewriter(trial, "trial")
-    for site, precision, samples in formats:
-        insert_qdq(rw, nodes[site.name], precision, samples)
-    sweep(trial)
-    return ctx.judge(trial)
+@dataclass(frozen=True)
+class _Options:
+    """The candidates of one site, beside staying as it is.
+
+    Attributes:
+        site: The linear.
+        high: Estimated seconds as it is.
+        trials: The candidates.
+        reason: Why there are none.
+    """
+
+    site: fx.Node
+    high: float
+    trials: tuple[_Trial, ...]
+    reason: str = ""
+
+    def choices(self) -> list[tuple[Choice, _Trial | None]]:
+        """What may be taken here."""
+        low = [(Choice(t.seconds, t.damage), t) for t in self.trials if not t.refused]
+        return [(Choice(self.high, {}), None), *low]
+
+    def record(self, chosen: _Trial | None) -> SiteRecord:
+        """For the report: every candidate, and why this one."""
+        shape = _weight_shape(self.site)
+        described = tuple(
+            {
+                "format": t.precision.recipe,
+                "relative_error": t.error,
+                "estimated_seconds": t.seconds,
+                "estimated_seconds_fp32": self.high,
+                "damage": dict(t.damage),
+                "refused": t.refused,
+            }
+            for t in self.trials
+        )
+        if chosen is not None:
+            worst = max(chosen.damage.values(), default=0.0)
+            reason = (
+                f"alone ΔNE {100 * worst:+.4f} % on soft labels, "
+                f"{self.high / max(chosen.seconds, 1e-12):.1f} times as fast by estimate"
+            )
+            return SiteRecord(
+                site_of(self.site), "linear", shape, chosen.precision.recipe, described, reason
+            )
+        refused = [t.refused for t in self.trials]
+        reason = self.reason or (refused[-1] if refused and all(refused) else _TOGETHER)
+        return SiteRecord(site_of(self.site), "linear", shape, "fp32", described, reason)
+
+
+def _fit_together(
+    program: Program, judge: PlanJudge, options: Sequence[_Options]
+) -> dict[fx.Node, _Trial]:
+    """The fastest candidates that pass together, by site."""
+    choices = [option.choices() for option in options]
+    limits, before = dict(judge.allowances()), None
+    for _ in range(_PLANS):
+        plan = place([[choice for choice, _ in site] for site in choices], limits)
+        if plan is None or plan == before:
+            break
+        before = plan
+        picked = [site[index] for site, index in zip(choices, plan, strict=True)]
+        trials = [trial for _, trial in picked if trial is not None]
+        if not trials:
+            break
+        together = _realised(program, trials)
+        if judge(together).status is Status.PASS:
+            return {trial.site: trial for trial in trials}
+        limits = _tighter(limits, trials, judge.damages(together))
+    return {}
+
+
+def _tighter(
+    limits: Mapping[str, float], trials: Sequence[_Trial], measured: Mapping[str, float]
+) -> dict[str, float]:
+    """Limits below what the last plan was predicted to damage, and by how much it did more."""
+    tighter = dict(limits)
+    for task in measured:
+        predicted = sum(max(trial.damage.get(task, 0.0), 0.0) for trial in trials)
+        more = max(measured[task] / predicted, 1.0) if predicted > 0.0 else 1.0
+        allowed = min(limits.get(task, float("inf")), predicted)
+        tighter[task] = allowed * _NEXT_SHARE / more
+    return tighter
+
+
+def _realised(program: Program, trials: Sequence[_Trial]) -> Program:
+    """A copy of the program with these candidates in it."""
+    copy = program.clone()
+    nodes = {node.name: node for node in copy.graph.nodes}
+    rw = Rewriter(copy, "trial")
+    for trial in trials:
+        insert_qdq(rw, nodes[trial.site.name], trial.precision, trial.samples)
+    sweep(copy)
+    return copy
 
 
 def _weight_shape(site: fx.Node) -> tuple[int, int]:
@@ -176,39 +265,23 @@ def _weight_shape(site: fx.Node) -> tuple[int, int]:
     return int(outputs), int(inputs)
 
 
-def _seconds_saved(site: fx.Node, number_format: str, ctx: PassContext) -> float:
-    """Roofline seconds saved at the largest batch, quantizing the input counted as traffic."""
+def _seconds(
+    site: fx.Node, precision: Precision | None, number_format: str, ctx: PassContext
+) -> float:
+    """Roofline seconds at the largest batch, with what the candidate does around the linear."""
     batch = max(ctx.batch_sizes)
     cost = cost_of(site, batch)
+    if precision is None:
+        return cost.seconds(ctx.target, "fp32")
     source = site.args[0]
     assert isinstance(source, fx.Node)
+    elements = elements_of(source, batch)
     # Each input is read as four bytes and written as one.
-    quantize = Cost(0.0, 5 * elements_of(source, batch)).seconds(ctx.target, "fp32")
-    fast = Cost(cost.flops, cost.nbytes / 4).seconds(ctx.target, number_format)
-    return cost.seconds(ctx.target, "fp32") - fast - quantize
-
-
-def _record(trial: _Trial, chosen: bool) -> SiteRecord:
-    candidate = {
-        "format": trial.format,
-        "relative_error": trial.error,
-        "estimated_seconds_saved": trial.saved,
-        "delta_ne": {
-            task: {"estimate": d.estimate, "low": d.low, "high": d.high}
-            for task, d in (trial.verdict.delta_ne.items() if trial.verdict else ())
-        },
-    }
-    if chosen:
-        assert trial.verdict is not None
-        worst = max(trial.verdict.delta_ne.values(), key=lambda d: d.high)
-        reason = f"alone ΔNE {100 * worst.low:+.4f} to {100 * worst.high:+.4f} %"
-    else:
-        reason = trial.refused or "over budget together with the others, and the dearest of them"
-    return SiteRecord(
-        site_of(trial.site),
-        "linear",
-        _weight_shape(trial.site),
-        trial.format if chosen else "fp32",
-        (candidate,),
-        reason,
-    )
+    around = 5 * elements + (8 * elements if precision.column_scale else 0.0)
+    seconds = Cost(0.0, around).seconds(ctx.target, "fp32")
+    if precision.kept:
+        outputs, inputs = _weight_shape(site)
+        share = len(precision.kept) / inputs
+        picked = 8 * share * elements + 12 * elements / inputs * outputs
+        seconds += Cost(cost.flops * share, picked).seconds(ctx.target, "fp32")
+    return seconds + Cost(cost.flops, cost.nbytes / 4).seconds(ctx.target, number_format)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -149,7 +149,7 @@ def run_passes(
         target=Target.of(target),
         rows=made_up(program, 64, seed=1) if rows is None else rows,
         original=program,
-        judge=judge,
+        judge=judge if judge is None or hasattr(judge, "damages") else RuleJudge(judge),
         calibration=calibration,
         strict=True,
         batch_sizes=batch_sizes,
@@ -161,6 +161,24 @@ def run_passes(
 def canonical(module: nn.Module, *inputs: Tensor) -> Program:
     """The captured module after ``canonicalize``."""
     return run_passes(capture_small(module, *inputs), "canonicalize").program
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """A judge that only has a rule: what its verdict says of NE counts as damage, either way."""
+
+    rule: Callable[[Program], Verdict]
+    allowed: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, program: Program) -> Verdict:
+        return self.rule(program)
+
+    def damages(self, program: Program) -> dict[str, float]:
+        found = self.rule(program).delta_ne
+        return {task: max(delta.high, -delta.low) for task, delta in found.items()}
+
+    def allowances(self) -> Mapping[str, float]:
+        return self.allowed
 
 
 def permissive_judge(original: Program, count: int = 512) -> Judge:

@@ -26,6 +26,9 @@ class Precision:
         input_zero_point: The input's code for 0.0; 0 for symmetric formats.
         input_dtype: The torch dtype's name of the input's codes.
         weight_dtype: The torch dtype's name of the weight's codes (symmetric, per output channel).
+        column_scale: What each input column is multiplied by before it is quantized, and its
+            weights divided by; empty for none.
+        kept: Input columns that stay fp32, in a linear of their own whose result is added.
     """
 
     format: str
@@ -33,6 +36,20 @@ class Precision:
     input_zero_point: int
     input_dtype: str
     weight_dtype: str
+    column_scale: tuple[float, ...] = ()
+    kept: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Read back from JSON, tuples are lists.
+        object.__setattr__(self, "column_scale", tuple(self.column_scale))
+        object.__setattr__(self, "kept", tuple(self.kept))
+
+    @property
+    def recipe(self) -> str:
+        """What a report calls it: ``int8``, ``int8 scaled`` or ``int8 but 4 columns``."""
+        scaled = " scaled" if self.column_scale else ""
+        kept = f" but {len(self.kept)} columns" if self.kept else ""
+        return f"{self.format}{scaled}{kept}"
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
