@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
 
@@ -20,8 +21,10 @@ from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import core_decompositions, silenced
 from .agreement import DiffersError, check_agreement
+from .allrows import all_rows
 from .contract import with_contract
 from .doctor import FIXED_BATCH, diagnose, user_line
+from .dropout import without_dropout
 from .example import as_rows, example_of, example_tensors, forward_arguments, short_names
 from .origins import drop_effects, record_origins
 from .rowwise import keep_rows
@@ -58,8 +61,10 @@ def capture(
     structure = Structure.of(given, "input", _is_leaf)
     structure, leaves = short_names(structure, example_tensors(structure.flatten(given)))
     _check_parameters(model)
-    with _as_found(model):
-        program = _capture(model, arguments, structure, leaves)
+    notes: list[str] = []
+    with _as_found(model), without_dropout(notes):
+        program = _capture(model, arguments, structure, leaves, notes)
+    program.module.meta["notes"] = tuple(notes)
     return with_contract(program, signature, outputs)
 
 
@@ -80,11 +85,15 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 
 def _capture(
-    model: nn.Module, arguments: tuple[str, ...], structure: Structure, given: dict[str, Tensor]
+    model: nn.Module,
+    arguments: tuple[str, ...],
+    structure: Structure,
+    given: dict[str, Tensor],
+    notes: list[str],
 ) -> Program:
     wrapper = _Flat(model, structure)
     leaves = as_rows(given)
-    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()))
+    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()), notes)
     wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
     failure: CaptureError | None = None
     for route in Route:
@@ -102,8 +111,14 @@ def _capture(
         module.meta["route"] = route.value
         try:
             check_agreement(program, leaves, expected, lambda rows: _score(wrapper, rows))
-        except DiffersError as error:
+        except CaptureError as error:
+            # Where rows were kept that the model drops, another route's message says more.
+            if not isinstance(error, DiffersError) and route is not Route.ALL_ROWS:
+                raise
             failure = failure or error
+            continue
+        except RuntimeError as error:  # a guard of torch.export's own that the example breaks
+            failure = failure or diagnose(error, model)
             continue
         return program
     assert failure is not None
@@ -114,6 +129,7 @@ class Route(StrEnum):
     """How a model becomes a graph, in the order they are tried."""
 
     EXPORT = "export"
+    ALL_ROWS = "all rows"
     STRICT = "strict"
     TRACE = "trace"
 
@@ -121,7 +137,10 @@ class Route(StrEnum):
 def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> fx.GraphModule:
     if route is Route.TRACE:
         return trace(wrapper, leaves)
-    batch = torch.export.Dim("batch", min=0)
+    # A model that drops rows asks whether any is left: that fewer work too is checked afterwards.
+    all_kept = route is Route.ALL_ROWS
+    batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
+    wrapper.around = all_rows if all_kept else contextlib.nullcontext
     with torch.no_grad(), silenced():
         exported = torch.export.export(
             wrapper,
@@ -129,6 +148,7 @@ def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> f
             dynamic_shapes=(tuple({0: batch} for _ in leaves),),
             strict=route is Route.STRICT,
         ).run_decompositions(core_decompositions())
+    wrapper.around = contextlib.nullcontext
     return flatten_exported(exported, tuple(leaves), prefix="model.")
 
 
@@ -146,13 +166,25 @@ class _Flat(nn.Module):
         self.model = model
         self.inputs = inputs
         self.outputs: Structure | None = None
+        self.numbers: frozenset[str] = frozenset()
+        self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         call = self.inputs.unflatten(dict(zip(self.inputs.names, leaves, strict=True)))
-        result = self.model(**call)
+        with self.around():
+            result = self.model(**call)
         found = Structure.of(result, "score", _is_leaf)
         self.outputs = self.outputs or found
-        return tuple(found.flatten(result).values())
+        scores = found.flatten(result)
+        return tuple(value for name, value in scores.items() if name not in self.numbers)
+
+    def leave_out(self, numbers: frozenset[str]) -> None:
+        """From now on these outputs, each a single number, are not returned."""
+        assert self.outputs is not None
+        self.numbers = numbers
+        kept = [name for name in self.outputs.names if name not in numbers]
+        nested = kept[0] if len(kept) == 1 else {name: name for name in kept}
+        self.outputs = Structure.of(nested, kept[0], lambda v: v in kept)
 
 
 def _apart(outputs: Structure | None, features: tuple[str, ...]) -> Structure:
@@ -197,7 +229,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _run(
-    wrapper: _Flat, example: tuple[Tensor, ...], given: tuple[Tensor, ...]
+    wrapper: _Flat, example: tuple[Tensor, ...], given: tuple[Tensor, ...], notes: list[str]
 ) -> tuple[Tensor, ...]:
     """The model's own outputs: also creates lazy parameters, and shows a model that doesn't run.
 
@@ -205,6 +237,7 @@ def _run(
         wrapper: The model.
         example: The example's rows, repeated.
         given: The example as the user gave it.
+        notes: What the user should know of the capture is added.
     """
     model = type(wrapper.model).__name__
     try:
@@ -228,12 +261,22 @@ def _run(
         ) from error
     if not results:
         raise CaptureError(f"{model} returns no tensor. Return the scores from forward.")
-    for name, result in zip(wrapper.outputs.names if wrapper.outputs else (), results, strict=True):
-        if result.dim() == 0:
-            raise CaptureError(
-                f"output {name!r} is a single number, such as a loss. Return a score per row, and "
-                "losses only in training."
-            )
+    assert wrapper.outputs is not None
+    names = wrapper.outputs.names
+    numbers = [name for name, result in zip(names, results, strict=True) if result.dim() == 0]
+    if len(numbers) == len(names):
+        raise CaptureError(
+            f"output {numbers[0]!r} is a single number, such as a loss. Return a score per row, "
+            "and losses only in training."
+        )
+    if numbers:
+        notes.append(
+            f"left out {', '.join(map(repr, numbers))}: a single number beside the scores, such as "
+            "a loss, is nothing to serve"
+        )
+        results = tuple(result for result in results if result.dim() > 0)
+        wrapper.leave_out(frozenset(numbers))
+    for name, result in zip(wrapper.outputs.names, results, strict=True):
         if len(result) != len(example[0]):
             raise CaptureError(
                 f"output {name!r} has {len(result)} rows for {len(example[0])} rows of input, such "

@@ -11,18 +11,23 @@ from .doctor import is_library
 _EFFECTS = (
     torch.ops.aten.copy_.default,
     torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
 )
 
 
 def drop_effects(module: fx.GraphModule) -> None:
-    """Removes what only has an effect: writes into buffers, and checks of dtypes.
+    """Removes what only has an effect: writes into buffers, and checks of dtypes and sizes.
 
-    A program keeps no state, and nobody reads what it would write; its dtypes are its own.
+    A program keeps no state, and nobody reads what it would write; its dtypes are its own, and
+    which sizes it takes is found by running it. What only the checks looked at goes with them.
     """
     for target in _EFFECTS:
         for node in reversed(module.graph.find_nodes(op="call_function", target=target)):
             if not node.users:
                 module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
     module.recompile()
 
 

@@ -155,7 +155,7 @@ class _Job:
         """Without data: exact and rounding passes only, checked on made-up rows."""
         rows = synthesize(self.program.signature, _CHECK_ROWS, self.seed)
         steps = self.pipeline.without(Exactness.LOSSY, Exactness.TRAINED)
-        report = Report(self._title())
+        report = self._report()
         lossy = [p.spec() for p in self.pipeline.passes if p not in steps.passes]
         if lossy:
             report.notes.append(
@@ -180,7 +180,7 @@ class _Job:
         given_up: list[str] = []
         smallest: float | None = None
         for attempt, share in enumerate(_SHARES):
-            report = Report(self._title())
+            report = self._report()
             steps = self.pipeline
             if share == 0.0:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
@@ -222,13 +222,16 @@ class _Job:
             return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
         return proof.on(scores, confidence)
 
-    def _title(self) -> str:
+    def _report(self) -> Report:
+        """A new report, with what the capture had to say."""
         tables = sum(bool(f.tables) for f in self.program.signature)
-        return (
+        report = Report(
             f"rankc {__version__}: {len(self.program.signature.features)} features "
             f"({tables} looked up in tables), {len(self.program.signature.tasks)} tasks, "
             f"for {self.target.name}"
         )
+        report.notes += self.program.module.meta.get("notes", ())
+        return report
 
     def _context(self, report: Report, rows: Rows) -> PassContext:
         return PassContext(

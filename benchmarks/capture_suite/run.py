@@ -62,6 +62,7 @@ def examine(case: Any) -> dict[str, Any]:
         program = capture(model, batches[BATCHES[-1]])
         result["seconds"] = time.perf_counter() - start
         result["route"] = program.module.meta.get("route", "")
+        result["notes"] = list(program.module.meta.get("notes", ()))
         result["nodes"] = len(program.graph.nodes)
         found = {size: tensors(program(*rows)) for size, rows in batches.items()}
         result["parity"] = worst(expected, found)
@@ -76,10 +77,11 @@ def examine(case: Any) -> dict[str, Any]:
 
 
 def score(model: Any, rows: tuple[Any, ...]) -> list[Any]:
-    """The model's own scores."""
+    """The model's own scores; dropout that is on in eval mode, which capture leaves out, is off."""
     import torch
+    from rankc.frontends.dropout import without_dropout
 
-    with torch.no_grad():
+    with torch.no_grad(), without_dropout([]):
         return tensors(model(*rows))
 
 
@@ -230,7 +232,9 @@ def document(results: list[dict[str, Any]]) -> str:
         cells = [
             r["library"],
             r["model"]
-            + ("".join(f" (the model itself fails at {n} row)" for n in r.get("fails", ()))),
+            + ("".join(f" (the model itself fails at {n} row)" for n in r.get("fails", ())))
+            + (" (dropout in eval left out)" if "drops in eval" in str(r.get("notes")) else "")
+            + (" (loss left out)" if "a loss" in str(r.get("notes")) else ""),
             r.get("route", "none" if r["eager"] else "doesn't run"),
             str(r.get("nodes", "")),
             f"{r['parity']:.0e}" if "parity" in r else "",

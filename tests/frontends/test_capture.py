@@ -513,9 +513,42 @@ class DropsAlways(Scorer):
         return self.linear(nn.functional.dropout(x, 0.5))
 
 
-def test_dropout_in_eval_is_told() -> None:
-    with pytest.raises(CaptureError, match=r"also in eval mode: .*dropout.*`return self.linear"):
-        capture(DropsAlways().eval(), X)
+def test_dropout_in_eval_is_left_out_and_told() -> None:
+    module = DropsAlways().eval()
+    program = capture(module, X)
+    assert torch.equal(program(X), module.linear(X))
+    (note,) = program.module.meta["notes"]
+    assert "F.dropout at" in note
+    assert "`return self.linear(nn.functional.dropout(x, 0.5))`" in note
+    assert "training=self.training" in note
+
+
+def test_drawn_numbers_in_eval_are_told() -> None:
+    module = model(lambda self, x: self.linear(x + torch.rand_like(x)))
+    with pytest.raises(CaptureError, match=r"also in eval mode: .*draw random numbers only in tr"):
+        capture(module, X)
+
+
+class WithLoss(Scorer):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        score = self.linear(x)
+        return {"ctr": score, "cvr": score * 2, "loss": score.square().mean()}
+
+
+class PairWithLoss(Scorer):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        score = self.linear(x)
+        return score, score.square().mean()
+
+
+def test_a_loss_beside_the_scores_is_left_out_and_told() -> None:
+    module = WithLoss().eval()
+    program = capture(module, X)
+    assert program.signature.outputs == ("ctr", "cvr")
+    assert set(program(X)) == {"ctr", "cvr"}
+    assert "left out 'loss': a single number" in program.module.meta["notes"][0]
+    pair = PairWithLoss().eval()
+    assert torch.equal(capture(pair, X)(X), pair(X)[0])
 
 
 # --- the second way -------------------------------------------------------------------------------
