@@ -19,10 +19,11 @@ from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import core_decompositions, silenced
+from ..optimizer.ir.torchapi import silenced
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
 from .contract import with_contract
+from .decompose import to_core
 from .doctor import FIXED_BATCH, diagnose, user_line
 from .dropout import without_dropout
 from .example import as_rows, example_of, example_tensors, forward_arguments, short_names
@@ -147,7 +148,8 @@ def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> f
             tuple(leaves.values()),
             dynamic_shapes=(tuple({0: batch} for _ in leaves),),
             strict=route is Route.STRICT,
-        ).run_decompositions(core_decompositions())
+        )
+        exported = to_core(exported)
     wrapper.around = contextlib.nullcontext
     return flatten_exported(exported, tuple(leaves), prefix="model.")
 

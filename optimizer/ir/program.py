@@ -140,9 +140,20 @@ class Program:
             _dynamic_dims(node.meta["val"]) for node in self.graph.find_nodes(op="placeholder")
         )
         with torch.no_grad(), fx.traceback.preserve_node_meta(), torchapi.silenced():
-            return torch.export.export(
-                _Callable(self.module), example, dynamic_shapes=(dynamic,), strict=False
-            )
+            try:
+                return torch.export.export(
+                    _Callable(self.module), example, dynamic_shapes=(dynamic,), strict=False
+                )
+            except torchapi.UserError:
+                # torch can't prove a guard, or one that the smallest batches break; which batches
+                # the program takes was found by running it when it was captured.
+                open_dims = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) for dims in dynamic)
+                found = torch.export.export(
+                    _Callable(self.module), example, dynamic_shapes=(open_dims,), strict=False
+                )
+                if _fixes_a_size(found, dynamic):
+                    raise
+                return found
 
     def save(self, path: str | Path) -> None:
         """Writes the program to one ``.pt2`` file."""
@@ -293,6 +304,19 @@ def _dynamic_dims(value: Any) -> dict[int, Any]:
         for index, size in enumerate(_sizes(value))
         if not isinstance(size, int)
     }
+
+
+def _fixes_a_size(
+    exported: torch.export.ExportedProgram, dynamic: tuple[dict[int, Any], ...]
+) -> bool:
+    """Whether a dimension that was dynamic has become a number."""
+    names = exported.graph_signature.user_inputs
+    values = [n.meta["val"] for n in exported.graph.find_nodes(op="placeholder") if n.name in names]
+    return any(
+        isinstance(value.shape[index], int)
+        for value, dims in zip(values, dynamic, strict=True)
+        for index in dims
+    )
 
 
 def _is_plain(size: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -31,6 +32,7 @@ __all__ = [
     "GuardOnDataDependentSymNode",
     "OpOverload",
     "ShapeEnv",
+    "UserError",
     "WeakIdKeyDictionary",
     "core_decompositions",
     "detect_fake_mode",
