@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.ir.torchapi import OpOverload, core_decompositions
+from ..optimizer.ir.torchapi import (
+    HigherOrderOperator,
+    OpOverload,
+    core_decompositions,
+    is_composite,
+)
 
 _aten = torch.ops.aten
 
@@ -46,9 +51,11 @@ def _writes(node: fx.Node) -> bool:
 def _is_composite(node: fx.Node, table: Any) -> bool:
     if node.op != "call_function":
         return node.op == "call_module"
+    if isinstance(node.target, HigherOrderOperator):
+        return True
     if not isinstance(node.target, OpOverload):
-        return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return node.target in table
+        return False
+    return node.target in table or is_composite(node.target)
 
 
 def _becomes(graph: fx.Graph, node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> None:

@@ -91,9 +91,10 @@ AILMENTS = (
         "read it in __init__ and keep it as a buffer",
     ),
     Ailment(
-        r"Expected all tensors to be on the same device|Unhandled FakeTensor Device|cuda",
+        r"on the same device|Unhandled FakeTensor Device|not on the expected device|cuda",
         "tensors on several devices",
-        "make tensors in forward on the input's device: torch.zeros(…, device=x.device)",
+        "make tensors in forward on the input's device: torch.zeros(…, device=x.device), and leave "
+        "out x.cuda() and x.to('cuda:0'), which name one",
     ),
     Ailment(
         r"setattr|assign.*attribute|was assigned during export|mutat",
@@ -131,6 +132,13 @@ AILMENTS = (
         "run the recurrent layer on the padded sequence and mask its output",
     ),
 )
+
+
+def remedy_for(error: BaseException) -> str:
+    """What to change, for an error of the model's own whose cause is known; else empty."""
+    text = f"{type(error).__name__}: {error}"
+    known = next((a for a in AILMENTS if re.search(a.sign, text, re.IGNORECASE)), None)
+    return f"{known.construct}. What to change: {known.remedy}" if known else ""
 
 
 def diagnose(error: BaseException, model: nn.Module) -> CaptureError:

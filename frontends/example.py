@@ -64,6 +64,21 @@ def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     if not leaves:
         raise SignatureError("the example holds no tensors.")
     for name, leaf in leaves.items():
+        if leaf.is_nested:
+            raise SignatureError(
+                f"input {name!r} of the example is a NestedTensor, which ONNX has no form for. "
+                "Pass its rows padded to one length, x.to_padded_tensor(0), and their lengths."
+            )
+        if leaf.layout is not torch.strided:
+            raise SignatureError(
+                f"input {name!r} of the example is {str(leaf.layout).removeprefix('torch.')}. Pass "
+                "ids and values as two padded tensors, or x.to_dense()."
+            )
+        if leaf.device.type != "cpu":
+            raise SignatureError(
+                f"input {name!r} of the example is on {leaf.device}; models are captured on the "
+                "CPU. Pass x.cpu()."
+            )
         if leaf.dim() == 0:
             raise SignatureError(
                 f"input {name!r} of the example is a single number. Give it as a Python number, "

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from ..optimizer.data import call_of
@@ -24,7 +26,7 @@ from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
 from .contract import with_contract
 from .decompose import to_core
-from .doctor import FIXED_BATCH, diagnose, user_line
+from .doctor import FIXED_BATCH, diagnose, remedy_for, user_line
 from .dropout import without_dropout
 from .example import as_rows, example_of, example_tensors, forward_arguments, short_names
 from .origins import drop_effects, record_origins
@@ -62,11 +64,28 @@ def capture(
     structure = Structure.of(given, "input", _is_leaf)
     structure, leaves = short_names(structure, example_tensors(structure.flatten(given)))
     _check_parameters(model)
-    notes: list[str] = []
+    notes = _of_training(model)
     with _as_found(model), without_dropout(notes):
         program = _capture(model, arguments, structure, leaves, notes)
     program.module.meta["notes"] = tuple(notes)
     return with_contract(program, signature, outputs)
+
+
+def _of_training(model: nn.Module) -> list[str]:
+    """Says that a model in training mode is captured as it scores in eval mode."""
+    modules = model.named_modules() if model.training else ()
+    changed = [
+        name or type(module).__name__
+        for name, module in modules
+        if module.training and isinstance(module, (_DropoutNd, _NormBase))
+    ]
+    if not changed:
+        return []
+    listed = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
+    return [
+        "the model is in training mode; captured in eval mode, in which dropout is off and "
+        f"batch norm uses what it saw in training ({listed})"
+    ]
 
 
 @contextlib.contextmanager
@@ -257,9 +276,9 @@ def _run(
                 f"example's {len(given[0])} rows, but not on {len(example[0])}. "
                 f"What to change: {FIXED_BATCH.remedy}. ({error})"
             ) from error
+        advice = remedy_for(error) or "Check inputs= against what its forward takes"
         raise CaptureError(
-            f"{model} doesn't run on the example{where}: {type(error).__name__}: {error}. "
-            "Check inputs= against what its forward takes."
+            f"{model} doesn't run on the example{where}: {type(error).__name__}: {error}. {advice}."
         ) from error
     if not results:
         raise CaptureError(f"{model} returns no tensor. Return the scores from forward.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .pattern import argument, is_op, parameter_name, shape_of
-from .signature import BATCH, Feature, FeatureKind, Score, Signature, Task, TaskKind
+from .signature import BATCH, Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
 
 _aten = torch.ops.aten
 
@@ -54,6 +55,19 @@ _LOOKUPS: dict[Any, tuple[int, int]] = {
 _ENDINGS = frozenset({_aten.sigmoid.default, _aten.softmax.int, _aten._softmax.default})
 #: Ahead of a table these make any id valid.
 _BOUNDS = frozenset({_aten.remainder.Scalar, _aten.clamp.default})
+#: Words of a feature's name that say whom it describes.
+_SIDES = {
+    Side.USER: frozenset({"user", "uid", "usr", "member", "viewer", "visitor", "customer"}),
+    Side.ITEM: frozenset(
+        {"item", "iid", "ad", "adid", "creative", "campaign", "advertiser", "candidate", "target"}
+        | {"product", "sku", "video", "movie", "doc", "document", "article", "listing", "seller"}
+    ),
+    Side.CONTEXT: frozenset(
+        {"context", "ctx", "hour", "weekday", "day", "daytime", "request", "session", "device"}
+        | {"placement", "browser", "platform", "query"}
+    ),
+}
+_HISTORY = frozenset({"hist", "history", "clicked", "viewed", "bought", "watched", "liked"})
 _MAX_TASK_COLUMNS = 64
 _MAX_CONSTANT = 4096
 #: Rows of a table that takes any id.
@@ -295,6 +309,7 @@ def _feature(node: fx.Node) -> Feature:
     dtype = str(value.dtype).removeprefix("torch.")
     return Feature(
         name=str(node.target),
+        side=side_of(str(node.target)),
         kind=_kind(node, value, found),
         dtype=dtype,
         shape=tuple(_size(size, index) for index, size in enumerate(value.shape)),
@@ -302,6 +317,20 @@ def _feature(node: fx.Node) -> Feature:
         cardinalities=_cardinalities(value, found),
         axis=next((lookup.part.axis for lookup in found if lookup.part.columns), 1),
     )
+
+
+def side_of(name: str) -> Side:
+    """Whom a feature describes, where its name makes it plain; unknown where two sides are named.
+
+    Names are read word by word: ``user_id``, ``histItemIds`` and ``ad.category`` say it, ``music``
+    and ``address`` don't. A history of items belongs to the user.
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+    words = [word.removesuffix("s") if len(word) > 2 else word for word in words]
+    found = {side for side, known in _SIDES.items() if known & set(words)}
+    if _HISTORY & set(words) and found <= {Side.ITEM, Side.USER}:
+        return Side.USER
+    return found.pop() if len(found) == 1 else Side.UNKNOWN
 
 
 def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -30,6 +30,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "GuardOnDataDependentSymNode",
+    "HigherOrderOperator",
     "OpOverload",
     "ShapeEnv",
     "UserError",
@@ -41,6 +42,7 @@ __all__ = [
     "fake_of",
     "flat_graph_module",
     "free_unbacked_symbols",
+    "is_composite",
     "is_fake",
     "quiet",
     "shared_copy",
@@ -212,6 +214,14 @@ _KEPT_WHOLE = (
     "aten::group_norm",
     "aten::dropout",
 )
+
+
+def is_composite(target: OpOverload) -> bool:
+    """Whether `core_decompositions` would take an operator apart that isn't in its table either."""
+    name = target.name().split(".")[0]
+    if name in _KEPT_WHOLE or name.startswith("rankc::"):
+        return False
+    return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
 def core_decompositions() -> Any:

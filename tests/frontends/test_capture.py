@@ -529,6 +529,46 @@ def test_drawn_numbers_in_eval_are_told() -> None:
         capture(module, X)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            torch.nested.nested_tensor([torch.rand(2, 4), torch.rand(3, 4)], layout=torch.jagged),
+            "a NestedTensor.*padded to one length",
+        ),
+        (torch.rand(2, 4).to_sparse(), "is sparse_coo.*to_dense"),
+        (torch.rand(2, 4, device="meta"), "is on meta; models are captured on the CPU"),
+    ],
+)
+def test_tensors_of_other_kinds_are_told(value: Tensor, message: str) -> None:
+    with pytest.raises(SignatureError, match=f"input 'x' of the example .*{message}"):
+        capture(model(lambda self, x: self.linear(x)), (value,))
+
+
+def test_a_device_named_in_forward_is_told() -> None:
+    module = model(lambda self, x: self.linear(x) + torch.ones(1, device="meta"))
+    with pytest.raises(CaptureError, match=r"several devices\. What to change: .*device=x.device"):
+        capture(module, X)
+
+
+def test_a_model_in_training_mode_is_captured_in_eval_and_told() -> None:
+    class Noisy(Scorer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.drop(self.norm(x)))
+
+    module = Noisy().train()
+    program = capture(module, X)
+    assert module.training
+    (note,) = program.module.meta["notes"]
+    assert "in training mode; captured in eval mode" in note
+    assert "(norm, drop)" in note
+    check_same(program, module.eval(), (X,))
+
+
 class WithLoss(Scorer):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         score = self.linear(x)

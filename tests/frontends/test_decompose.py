@@ -1,0 +1,77 @@
+"""Graphs that need no second trace get none, and mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from rankc.frontends import decompose
+from rankc.frontends.decompose import to_core
+from rankc.frontends.export import capture
+from rankc.optimizer.ir.torchapi import core_decompositions
+from torch import Tensor, nn
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class Model(nn.Module):
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.inner = forward
+        self.linear = nn.Linear(6, 3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(self.inner(x)))  # type: ignore[no-any-return]
+
+
+def exported(forward: Forward, x: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=0)
+    return torch.export.export(
+        Model(forward).eval(), (x,), dynamic_shapes=({0: batch},), strict=False
+    )
+
+
+_LOCAL: list[tuple[Forward, Tensor]] = [
+    (lambda x: x.to(torch.float32), torch.randint(0, 9, (5, 6))),
+    (lambda x: x.to(torch.float32) + 1, torch.rand(5, 6)),
+    (lambda x: x.squeeze(1), torch.rand(5, 1, 6)),
+    (lambda x: x.flatten(1), torch.rand(5, 2, 3)),
+    (lambda x: x.detach().relu(), torch.rand(5, 6)),
+]
+
+
+@pytest.mark.parametrize(("forward", "x"), _LOCAL)
+def test_single_operators_are_rewritten_in_place(
+    forward: Forward, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(program: torch.export.ExportedProgram) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(decompose, "_traced_again", refuse)
+    program = exported(forward, x)
+    want = program.module()(x)
+    core = to_core(program)
+    assert torch.equal(core.module()(x), want)
+    table = core_decompositions()
+    assert not any(node.target in table for node in core.graph.nodes)
+
+
+def writes(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, 0] = 1.0
+    return y
+
+
+@pytest.mark.parametrize("forward", [writes, lambda x: nn.functional.normalize(x)])
+def test_writes_and_other_composites_are_traced_again(forward: Forward) -> None:
+    x = torch.rand(5, 6)
+    model = Model(forward).eval()
+    program = capture(model, x)
+    assert torch.allclose(program(x), model(x))
+    assert torch.allclose(program(x[:2]), model(x[:2]))
+    assert not any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        for node in program.graph.nodes
+    )
