@@ -31,6 +31,9 @@ class Budget:
         max_rms_shift: Rms logit shift over the standard deviation of the original's logits. With
             ``two_sided`` it rejects copies that differ a lot and score well by luck. Sound 8-bit
             formats sit at 0.015-0.05, a site that doesn't stand 8 bits at 0.2 and more.
+        batch_shift: Rms shift of a row's logit, over the logits' standard deviation, when the other
+            rows of its batch change. Static formats only round differently from one batch size to
+            the next (under 0.001); None allows scales taken from the whole batch.
         two_sided: Also fail a copy whose NE is *better* by more than ``ne``, surely (its upper
             bound below ``-ne``): nobody asked it to change. Turn off after finetuning.
         tasks: ``{task: Budget}``: replaces all limits of the task. Kept as a tuple of pairs.
@@ -48,13 +51,14 @@ class Budget:
     recall_at: Mapping[int, float] | tuple[int, float] | tuple[tuple[int, float], ...] | None = None
     max_shift: float | None = None
     max_rms_shift: float | None = 0.1
+    batch_shift: float | None = 0.003
     two_sided: bool = True
     tasks: Mapping[str, Budget] | tuple[tuple[str, Budget], ...] = ()
     cohorts: bool | tuple[str, ...] = True
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in _LIMITS:
+        for name in (*_LIMITS, "batch_shift"):
             _check_limit(name, getattr(self, name))
         check_confidence(self.confidence)
         if not isinstance(self.two_sided, bool):
@@ -270,6 +274,7 @@ _READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "recall_at": _read_recall,
     "max_shift": _read_number,
     "max_rms_shift": _read_number,
+    "batch_shift": _read_number,
     "two_sided": _read_flag,
     "cohorts": _read_cohorts,
     "confidence": _read_number,

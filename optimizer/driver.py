@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from .artifact import Artifact, Manifest, file_facts
+from .batchmates import batch_shift, too_far
 from .budget import Budget
 from .context import PassContext
 from .data import (
@@ -217,10 +218,15 @@ class _Job:
         confidence = split_confidence(self.budget.confidence, attempt)
         try:
             scores = score(finish.run, proof.rows, self.program.signature)
+            mates = batch_shift(finish.run, proof.rows, self.program.signature)
         except DataError as error:
             reason = f"what was built can't be judged: {error}"
             return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
-        return proof.on(scores, confidence)
+        verdict = proof.on(scores, confidence)
+        told = too_far(mates, self.budget)
+        if not told:
+            return verdict
+        return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
 
     def _report(self) -> Report:
         """A new report, with what the capture had to say."""
