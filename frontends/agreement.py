@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import FeatureKind, Program, Signature
+from ..optimizer.ragged import ragged_of, row_count, take
 from .doctor import mixed_rows, randomness
 
 Leaves = Mapping[str, Tensor]
@@ -47,10 +48,11 @@ def check_agreement(
             raise DiffersError(_difference(name, got, want, "the example", "the model"))
     # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
     varied = _varied(leaves, program.signature)
+    ragged = ragged_of(program.signature)
     whole = program.run(varied)
     for rows in _SLICES:
-        few = {name: leaf[rows] for name, leaf in varied.items()}
-        size = len(next(iter(few.values())))
+        few = take(varied, ragged, rows)
+        size = row_count(few, ragged)
         try:
             scores = program.run(few)
         except Exception as error:
@@ -65,7 +67,8 @@ def check_agreement(
             if not _same(program.run(varied)[name], whole[name]):
                 told = randomness(program.graph, name)
             else:
-                culprit = _mixing(program, varied, few, rows)
+                # Values of ids have other sizes, which tell nothing of the rows.
+                culprit = None if ragged else _mixing(program, varied, few, rows)
                 told = mixed_rows(culprit, name) if culprit is not None else ""
             raise CaptureError(
                 told or _difference(name, got, want, f"batch {size}", "a larger batch")
@@ -81,13 +84,15 @@ def _varied(leaves: Leaves, signature: Signature) -> dict[str, Tensor]:
     varied = {}
     for feature in signature:
         leaf = leaves[feature.name]
+        if feature.kind in (FeatureKind.OFFSETS, FeatureKind.LENGTHS):
+            varied[feature.name] = leaf
+            continue
         rows = torch.arange(len(leaf)).reshape(-1, *(1 for _ in leaf.shape[1:]))
         if leaf.is_floating_point():
             leaf = leaf * (1 - rows.to(leaf.dtype) / (4 * len(leaf)))
         elif (
             len(feature.cardinalities) == 1
             and feature.cardinalities[0] > 0
-            and feature.kind is not FeatureKind.OFFSETS
             and bool((leaf == leaf[:1]).all())
         ):
             leaf = ((leaf + rows) % feature.cardinalities[0]).to(leaf.dtype)

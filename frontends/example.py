@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
+from ..optimizer.ragged import Ragged, find_ragged, row_count, take
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
@@ -84,21 +85,32 @@ def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"input {name!r} of the example is a single number. Give it as a Python number, "
                 "which becomes a constant of the program, or as a tensor of one value per row."
             )
-    sizes = {name: len(leaf) for name, leaf in leaves.items()}
-    if 0 in sizes.values():
-        raise SignatureError("the example has no rows.")
-    if len(set(sizes.values())) != 1:
-        raise SignatureError(
-            f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
-            "of every input is the row; what all rows share belongs in a buffer of the model."
-        )
     return leaves
 
 
-def as_rows(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def delimited(leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
+    """Which of the example's tensors say where the rows of others begin.
+
+    Raises:
+        SignatureError: No rows, or numbers of rows that no delimiter explains.
+    """
+    sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    ragged = find_ragged(leaves)
+    if row_count(leaves, ragged) == 0 or (not ragged and 0 in sizes.values()):
+        raise SignatureError("the example has no rows.")
+    if len(set(sizes.values())) != 1 and not ragged:
+        raise SignatureError(
+            f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
+            "of every input is the row; what all rows share belongs in a buffer of the model. Ids "
+            "whose number differs from row to row need offsets or lengths, a vector of integers, "
+            "among the inputs."
+        )
+    return ragged
+
+
+def as_rows(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> dict[str, Tensor]:
     """The example's rows, repeated to a batch that can't be mistaken for another size."""
-    picked = torch.arange(_EXAMPLE_ROWS) % len(next(iter(leaves.values())))
-    return {name: leaf[picked].contiguous() for name, leaf in leaves.items()}
+    return take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
 
 
 def short_names(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
@@ -22,13 +22,22 @@ from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import silenced
+from ..optimizer.ragged import Ragged, row_count
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
 from .contract import with_contract
 from .decompose import to_core
 from .doctor import FIXED_BATCH, diagnose, remedy_for, user_line
 from .dropout import without_dropout
-from .example import as_rows, example_of, example_tensors, forward_arguments, short_names
+from .example import (
+    as_rows,
+    delimited,
+    example_of,
+    example_tensors,
+    forward_arguments,
+    short_names,
+)
+from .jagged import first_dims, with_delimiters
 from .origins import drop_effects, record_origins
 from .rowwise import keep_rows
 from .trace import trace
@@ -112,13 +121,15 @@ def _capture(
     notes: list[str],
 ) -> Program:
     wrapper = _Flat(model, structure)
-    leaves = as_rows(given)
-    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()), notes)
+    ragged = delimited(given)
+    leaves = as_rows(given, ragged)
+    rows = row_count(leaves, ragged)
+    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()), notes, rows)
     wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
     failure: CaptureError | None = None
     for route in Route:
         try:
-            module = _flat_graph(wrapper, leaves, route)
+            module = _flat_graph(wrapper, leaves, route, ragged)
         except Exception as error:
             failure = failure or diagnose(error, model)
             continue
@@ -126,7 +137,7 @@ def _capture(
         keep_rows(module.graph)
         module.recompile()
         record_origins(module)
-        inferred = infer_signature(module.graph, outputs.names)
+        inferred = with_delimiters(infer_signature(module.graph, outputs.names), ragged)
         program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
         module.meta["route"] = route.value
         try:
@@ -154,7 +165,9 @@ class Route(StrEnum):
     TRACE = "trace"
 
 
-def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> fx.GraphModule:
+def _flat_graph(
+    wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route, ragged: Sequence[Ragged]
+) -> fx.GraphModule:
     if route is Route.TRACE:
         return trace(wrapper, leaves)
     # A model that drops rows asks whether any is left: that fewer work too is checked afterwards.
@@ -165,7 +178,7 @@ def _flat_graph(wrapper: _Flat, leaves: Mapping[str, Tensor], route: Route) -> f
         exported = torch.export.export(
             wrapper,
             tuple(leaves.values()),
-            dynamic_shapes=(tuple({0: batch} for _ in leaves),),
+            dynamic_shapes=(tuple({0: d} for d in first_dims(leaves, ragged, batch)),),
             strict=route is Route.STRICT,
         )
         exported = to_core(exported)
@@ -250,7 +263,11 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _run(
-    wrapper: _Flat, example: tuple[Tensor, ...], given: tuple[Tensor, ...], notes: list[str]
+    wrapper: _Flat,
+    example: tuple[Tensor, ...],
+    given: tuple[Tensor, ...],
+    notes: list[str],
+    rows: int,
 ) -> tuple[Tensor, ...]:
     """The model's own outputs: also creates lazy parameters, and shows a model that doesn't run.
 
@@ -259,6 +276,7 @@ def _run(
         example: The example's rows, repeated.
         given: The example as the user gave it.
         notes: What the user should know of the capture is added.
+        rows: How many rows the repeated example has.
     """
     model = type(wrapper.model).__name__
     try:
@@ -273,7 +291,7 @@ def _run(
         if _runs(wrapper, given):
             raise CaptureError(
                 f"{model} can't be captured{where}: {FIXED_BATCH.construct}: it runs on the "
-                f"example's {len(given[0])} rows, but not on {len(example[0])}. "
+                f"example's {len(given[0])} rows, but not on {rows}. "
                 f"What to change: {FIXED_BATCH.remedy}. ({error})"
             ) from error
         advice = remedy_for(error) or "Check inputs= against what its forward takes"
@@ -298,9 +316,9 @@ def _run(
         results = tuple(result for result in results if result.dim() > 0)
         wrapper.leave_out(frozenset(numbers))
     for name, result in zip(wrapper.outputs.names, results, strict=True):
-        if len(result) != len(example[0]):
+        if len(result) != rows:
             raise CaptureError(
-                f"output {name!r} has {len(result)} rows for {len(example[0])} rows of input, such "
+                f"output {name!r} has {len(result)} rows for {rows} rows of input, such "
                 "as a mean over the batch. Return a score per row."
             )
         if result.is_floating_point() and not bool(torch.isfinite(result).all()):

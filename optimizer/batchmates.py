@@ -16,6 +16,7 @@ import torch
 from .budget import Budget
 from .data import Rows
 from .ir.signature import Signature
+from .ragged import take
 from .scoring import Runner, score
 
 #: Rows that are scored in one batch, and among others; of which the first few also alone.
@@ -39,7 +40,8 @@ def batch_shift(run: Runner, rows: Rows, signature: Signature) -> dict[str, floa
     alone = score(run, few, signature, batch=1)
     # Every seventh row next to each other: other mates, in a batch of another size.
     order = np.argsort(np.arange(len(some)) % 7, kind="stable")
-    shuffled = Rows({name: value[torch.from_numpy(order)] for name, value in some.features.items()})
+    features = take(some.features, some.ragged, torch.from_numpy(order))
+    shuffled = Rows(features, ragged=some.ragged)
     among = score(run, shuffled, signature, batch=64)
     found = {}
     for task, logits in together.items():

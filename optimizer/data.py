@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
+from .ragged import Ragged, join, ragged_of, row_count, take
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
 CALIBRATION_ROWS = 4096
@@ -42,6 +43,9 @@ class Batch:
     cohorts: Mapping[str, Any] | None = None
 
 
+_DELIMITERS = (FeatureKind.OFFSETS, FeatureKind.LENGTHS)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows by feature name, as the program takes them.
@@ -53,6 +57,7 @@ class Rows:
         cohorts: ``{name: [N]}``.
         synthetic: Whether they were made up from the signature.
         first: Which row of the user's data comes first, so that messages can name rows.
+        ragged: What delimits the features whose rows hold different numbers of ids.
     """
 
     features: Mapping[str, Tensor]
@@ -61,16 +66,19 @@ class Rows:
     cohorts: Mapping[str, np.ndarray[Any, Any]] | None = None
     synthetic: bool = False
     first: int = 0
+    ragged: tuple[Ragged, ...] = ()
 
     def __len__(self) -> int:
-        return len(next(iter(self.features.values()))) if self.features else 0
+        return row_count(self.features, self.ragged)
 
     def part(self, start: int, stop: int) -> Rows:
         """Rows ``start`` to ``stop``."""
         piece = slice(start, stop)
         return replace(
             self,
-            features={name: value[piece] for name, value in self.features.items()},
+            features=take(self.features, self.ragged, piece)
+            if self.ragged
+            else {name: value[piece] for name, value in self.features.items()},
             labels=None
             if self.labels is None
             else {name: value[piece] for name, value in self.labels.items()},
@@ -84,7 +92,7 @@ class Rows:
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
         """The features in batches."""
         for start in range(0, len(self), size):
-            yield {name: value[start : start + size] for name, value in self.features.items()}
+            yield dict(self.part(start, start + size).features)
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,8 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
         SignatureError: Names, dtypes or shapes don't fit; ids are beyond their table.
         DataError: NaN or Inf in the inputs, labels outside [0, 1] or of unknown tasks, no rows.
     """
-    features: dict[str, list[Tensor]] = {name: [] for name in program.signature.names}
+    ragged = ragged_of(program.signature)
+    features: list[dict[str, Tensor]] = []
     labels: dict[str, list[Any]] = {}
     groups: list[Any] = []
     cohorts: dict[str, list[Any]] = {}
@@ -171,9 +180,8 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
         batch = as_batch(item, program.arguments)
         found = features_of(program, batch.inputs)
         check_features(program.signature, found, first_row=rows)
-        for name, value in found.items():
-            features[name].append(value)
-        count = len(next(iter(found.values())))
+        features.append(found)
+        count = row_count(found, ragged)
         for task, values in _labels(program.signature, batch.labels, count, rows).items():
             labels.setdefault(task, []).append(values)
         if batch.group is not None:
@@ -200,10 +208,11 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
     if group is not None and len(group) != rows:
         raise DataError(f"group is missing from some batches: {len(group):,} of {rows:,} rows.")
     return Rows(
-        {name: torch.cat(parts) for name, parts in features.items()},
+        join(features, ragged),
         together["labels"] or None,
         group,
         together["cohorts"] or None,
+        ragged=ragged,
     )
 
 
@@ -243,6 +252,30 @@ def check_features(
                 )
             batch = len(value)
         _check_values(feature, value, first_row)
+    for one in ragged_of(signature):
+        _check_delimiter(one, features, batch)
+
+
+def _check_delimiter(one: Ragged, features: Mapping[str, Tensor], batch: int | None) -> None:
+    """Raises unless a delimiter fits the rows and the values it delimits."""
+    rows = one.rows(features)
+    if rows < 0 or (batch is not None and rows != batch):
+        raise SignatureError(
+            f"feature {one.delimiter!r} delimits {rows} rows, the others have {batch}."
+        )
+    bounds = one.bounds(features)
+    if int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
+        row = int((bounds.diff() < 0).to(torch.int8).argmax())
+        raise SignatureError(
+            f"feature {one.delimiter!r} isn't rising from 0: row {row} would begin at "
+            f"{int(bounds[row])} and end at {int(bounds[row + 1])}."
+        )
+    for name in one.values:
+        if len(features[name]) != int(bounds[-1]):
+            raise SignatureError(
+                f"feature {name!r} has {len(features[name])} values, and {one.delimiter!r} "
+                f"delimits {int(bounds[-1])}."
+            )
 
 
 def _check_shape(feature: Feature, value: Tensor) -> None:
@@ -274,7 +307,7 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
                 f"feature {feature.name!r} has NaN or Inf in {len(rows):,} rows, first in row "
                 f"{first_row + int(rows[0])}. Fill missing values before scoring."
             )
-    if feature.cardinalities and feature.kind is not FeatureKind.OFFSETS:
+    if feature.cardinalities and feature.kind not in _DELIMITERS:
         _check_ids(feature, value.to(torch.int64), first_row)
 
 
@@ -389,8 +422,17 @@ def split(rows: Rows, calibration: Rows | None = None) -> Split:
 def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
     """Rows made up from the signature: normal dense values, ids uniform over their tables."""
     generator = torch.Generator().manual_seed(seed)
-    features = {f.name: _made_up(f, rows, generator) for f in signature}
-    return Rows(features, synthetic=True)
+    ragged = ragged_of(signature)
+    features = {}
+    for feature in signature:
+        # Two ids a row, so that every row has some and their number isn't the rows'.
+        count = 2 * rows if feature.delimiter else rows
+        features[feature.name] = _made_up(feature, count, generator)
+    for one in ragged:
+        dtype = features[one.delimiter].dtype
+        lengths = torch.full((rows,), 2, dtype=torch.int64)
+        features[one.delimiter] = one.delimiter_of(lengths, dtype)
+    return Rows(features, synthetic=True, ragged=ragged)
 
 
 def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:

@@ -18,6 +18,7 @@ from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
 from .placement import allowance
 from .quality import logits_from_probabilities
+from .ragged import row_count
 from .taskrows import task_rows
 from .verdict import Verdict
 
@@ -42,7 +43,7 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
     parts: dict[str, list[Any]] = {task.name: [] for task in signature.served}
     for features in rows.batches(batch):
         outputs = run(features)
-        count = len(next(iter(features.values())))
+        count = row_count(features, rows.ragged)
         for task in signature.served:
             value = outputs[task.output]
             array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)

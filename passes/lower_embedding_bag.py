@@ -27,7 +27,7 @@ class LowerEmbeddingBag(Pass):
 
     Exact because: the same rows are pooled; only the order of additions may differ.
     Requires: CANONICAL.
-    Misses when: maximum pooling over offsets, or rows of a bag are scaled by their frequency.
+    Misses when: rows of a bag are scaled by their frequency.
     """
 
     name: ClassVar[str] = "lower-embedding-bag"
@@ -152,8 +152,6 @@ class _OffsetBag(Rule):
         bag = _bag_of(node)
         if not isinstance(bag, _Bag) or _padded_ids(bag) is not None:
             return bag if isinstance(bag, Miss) else None
-        if bag.mode == _MAX:
-            return Miss("maximum pooling over offsets has no form without a loop", (bag.node,))
         return bag
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
@@ -176,11 +174,31 @@ class _OffsetBag(Rule):
             column = rw.emit(_aten.unsqueeze.default, weight, -1, like=like)
             rows = rw.emit(_aten.mul.Tensor, rows, column, like=like)
         width = shape_of(node)[1]
+        if bag.mode == _MAX:
+            return self._maximum(rw, bag, segments, count, rows)
         zeros = rw.emit(_aten.full.default, [count, width], 0.0, dtype=dtype, like=like)
         pooled = rw.emit(_aten.index_put.default, zeros, [segments], rows, True, like=like)
         if bag.mode == _SUM:
             return pooled
         return self._mean(rw, bag, segments, count, pooled, dtype)
+
+    def _maximum(
+        self, rw: Rewriter, bag: _Bag, segments: fx.Node, count: Any, rows: fx.Node
+    ) -> fx.Node:
+        """The largest value of each bag's rows; 0 for bags without any, as in torch."""
+        like, dtype = bag.node, rows.meta["val"].dtype
+        size, width = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like), shape_of(rows)[1]
+        low = float(torch.finfo(dtype).min)
+        if bag.padding is not None:
+            drop = rw.emit(_aten.eq.Scalar, bag.ids, bag.padding, like=like)
+            drop = rw.emit(_aten.unsqueeze.default, drop, -1, like=like)
+            rows = rw.emit(_aten.masked_fill.Scalar, rows, drop, low, like=like)
+        index = rw.emit(_aten.unsqueeze.default, segments, -1, like=like)
+        index = rw.emit(_aten.expand.default, index, [size, width], like=like)
+        lows = rw.emit(_aten.full.default, [count, width], low, dtype=dtype, like=like)
+        peak = rw.emit(_aten.scatter_reduce.two, lows, 0, index, rows, "amax", like=like)
+        empty = rw.emit(_aten.eq.Scalar, peak, low, like=like)
+        return rw.emit(_aten.masked_fill.Scalar, peak, empty, 0.0, like=like)
 
     def _mean(
         self,

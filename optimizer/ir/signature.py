@@ -24,6 +24,7 @@ class FeatureKind(StrEnum):
     ID_LIST = "id list"
     JAGGED = "jagged ids"
     OFFSETS = "offsets"
+    LENGTHS = "lengths"
     MASK = "mask"
     SEQUENCE = "sequence"
     UNUSED = "unused"
@@ -68,6 +69,8 @@ class Feature:
             input, or one per column, 0 for a column that is no id. Empty when none is an id, or
             where it isn't known.
         axis: The dimension columns are counted in, where there is one cardinality per column.
+        delimiter: The feature that says where this one's rows begin, or how long they are, where
+            rows hold different numbers of ids.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Feature:
     tables: tuple[str, ...] = ()
     cardinalities: tuple[int, ...] = ()
     axis: int = 1
+    delimiter: str = ""
 
     @property
     def is_integer(self) -> bool:
@@ -181,6 +185,7 @@ class Signature:
                     tables=tuple(f["tables"]),
                     cardinalities=tuple(f["cardinalities"]),
                     axis=f["axis"],
+                    delimiter=f.get("delimiter", ""),
                 )
                 for f in data["features"]
             ),

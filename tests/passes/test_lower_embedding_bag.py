@@ -98,9 +98,7 @@ def test_bags_of_a_single_id() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(
-    ("mode", "padding", "weighted"), [setting for setting in SETTINGS if setting[0] != "max"]
-)
+@pytest.mark.parametrize(("mode", "padding", "weighted"), SETTINGS)
 def test_bags_of_any_length(mode: str, padding: int | None, weighted: bool, last: bool) -> None:
     module = RaggedBag(mode, padding, weighted, last)
     example = torch.tensor([3, 0, 2, 1])
@@ -176,18 +174,6 @@ def _plain(program: object) -> list[str]:
     """Operators less those that only make sizes and zeros."""
     noise = ("sym_size", "full", "full_like", "zeros")
     return [name for name in operators(program) if name not in noise]  # type: ignore[arg-type]
-
-
-def test_misses_maximum_over_offsets() -> None:
-    module = RaggedBag("max", None, weighted=False, last=False)
-    ids, weights = draw(6)
-    rows = {"ids": ids, "weights": weights, "lengths": torch.tensor([3, 0, 2, 1])}
-    program = run_passes(capture_ragged(module, **rows), "canonicalize", rows=rows).program
-    ran = run_passes(program, "lower-embedding-bag", rows=rows)
-    assert ran.missed("lower-embedding-bag") == [
-        "maximum pooling over offsets has no form without a loop"
-    ]
-    assert ran.outcomes == [Outcome.UNCHANGED]
 
 
 def test_misses_rows_scaled_by_frequency() -> None:

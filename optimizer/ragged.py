@@ -1,0 +1,185 @@
+"""Inputs whose rows hold different numbers of ids: all values in one, and where each row begins.
+
+An ``EmbeddingBag`` takes ids ``[N]`` of all rows one after another, and offsets: where each row's
+ids begin (``[B]``), those and the end (``[B + 1]``), or how many there are (lengths ``[B]``). Rows
+of a batch are taken, and batches joined, through what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from .ir.signature import FeatureKind, Signature
+
+Features = Mapping[str, Tensor]
+
+
+class Delimits(StrEnum):
+    """What an input says of the rows of others."""
+
+    STARTS = "starts"
+    BOUNDS = "starts and the end"
+    LENGTHS = "lengths"
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One input that delimits the rows of others.
+
+    Attributes:
+        delimiter: Its name: integers ``[B]``, or ``[B + 1]`` for bounds.
+        delimits: What it holds.
+        values: The inputs it delimits, ``[N, …]`` each: ids, and weights of ids.
+    """
+
+    delimiter: str
+    delimits: Delimits
+    values: tuple[str, ...]
+
+    def rows(self, features: Features) -> int:
+        """How many rows there are."""
+        return len(features[self.delimiter]) - (self.delimits is Delimits.BOUNDS)
+
+    def bounds(self, features: Features) -> Tensor:
+        """Where each row begins, and the end, ``[B + 1]``."""
+        given = features[self.delimiter].to(torch.int64)
+        if self.delimits is Delimits.BOUNDS:
+            return given
+        if self.delimits is Delimits.LENGTHS:
+            return torch.cat([given.new_zeros(1), given.cumsum(0)])
+        end = len(features[self.values[0]])
+        return torch.cat([given, given.new_full((1,), end)])
+
+    def delimiter_of(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        """The delimiter of rows of these lengths."""
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        made = {
+            Delimits.LENGTHS: lengths,
+            Delimits.BOUNDS: bounds,
+            Delimits.STARTS: bounds[:-1],
+        }
+        return made[self.delimits].to(dtype)
+
+
+def ragged_of(signature: Signature) -> tuple[Ragged, ...]:
+    """The delimiters of a signature's features."""
+    values: dict[str, list[str]] = {}
+    for feature in signature:
+        if feature.delimiter:
+            values.setdefault(feature.delimiter, []).append(feature.name)
+    found = []
+    for name, delimited in values.items():
+        feature = signature.feature(name)
+        bounds = feature.shape[0] != "batch"
+        delimits = Delimits.BOUNDS if bounds else Delimits.STARTS
+        if feature.kind is FeatureKind.LENGTHS:
+            delimits = Delimits.LENGTHS
+        found.append(Ragged(name, delimits, tuple(delimited)))
+    return tuple(found)
+
+
+def row_count(features: Features, ragged: Sequence[Ragged]) -> int:
+    """How many rows the features have."""
+    if ragged:
+        return ragged[0].rows(features)
+    return len(next(iter(features.values()))) if features else 0
+
+
+def take(features: Features, ragged: Sequence[Ragged], rows: Tensor | slice) -> dict[str, Tensor]:
+    """Some rows of every feature.
+
+    Args:
+        features: By name.
+        ragged: Those that are delimited, and by what.
+        rows: Positions ``[n]``, or a slice without a step.
+    """
+    special = {name for one in ragged for name in (one.delimiter, *one.values)}
+    taken = {name: value[rows] for name, value in features.items() if name not in special}
+    for one in ragged:
+        bounds = one.bounds(features)
+        starts, ends = bounds[:-1][rows], bounds[1:][rows]
+        lengths = ends - starts
+        if isinstance(rows, slice):
+            places = slice(int(starts[0]), int(ends[-1])) if len(starts) else slice(0, 0)
+        else:
+            within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(
+                lengths.cumsum(0) - lengths, lengths
+            )
+            places = torch.repeat_interleave(starts, lengths) + within  # type: ignore[assignment]
+        taken[one.delimiter] = one.delimiter_of(lengths, features[one.delimiter].dtype)
+        taken |= {name: features[name][places] for name in one.values}
+    return {name: taken[name].contiguous() for name in features}
+
+
+def join(parts: Sequence[Features], ragged: Sequence[Ragged]) -> dict[str, Tensor]:
+    """Batches one after another."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    for one in ragged:
+        lengths = torch.cat([one.bounds(part).diff() for part in parts])
+        joined[one.delimiter] = one.delimiter_of(lengths, parts[0][one.delimiter].dtype)
+    return joined
+
+
+def find_ragged(leaves: Features) -> tuple[Ragged, ...]:
+    """The delimiters among an example's tensors, whose first sizes differ.
+
+    A delimiter is a vector of integers that fits: lengths that add up to the values' size, bounds
+    that begin at 0 and end there, starts that begin at 0, never fall, and stay within it. Where
+    several fit, the one nearest before or after the values is theirs, the exact ones first.
+    """
+    sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    if len(set(sizes.values())) == 1:
+        return ()
+    names = list(leaves)
+    vectors = [n for n in names if leaves[n].dim() == 1 and not leaves[n].is_floating_point()]
+    found: dict[tuple[str, Delimits], list[str]] = {}
+    for rows in _row_counts(sizes, vectors, leaves):
+        found.clear()
+        for name in names:
+            if sizes[name] == rows or any(name == key[0] for key in found):
+                continue
+            fitting = [
+                (rank, abs(names.index(other) - names.index(name)), other, delimits)
+                for other in vectors
+                if other != name
+                for rank, delimits in enumerate(
+                    (Delimits.BOUNDS, Delimits.LENGTHS, Delimits.STARTS)
+                )
+                if _fits(leaves[other], delimits, sizes[name], rows)
+            ]
+            if fitting:
+                *_, other, delimits = min(fitting)
+                found.setdefault((other, delimits), []).append(name)
+        delimited = {name for values in found.values() for name in values}
+        delimiters = {name for name, _ in found}
+        rest = [n for n in names if n not in delimited | delimiters and sizes[n] != rows]
+        if found and not rest and not delimited & delimiters:
+            return tuple(Ragged(name, d, tuple(values)) for (name, d), values in found.items())
+    return ()
+
+
+def _row_counts(sizes: Mapping[str, int], vectors: Sequence[str], leaves: Features) -> list[int]:
+    """How many rows an example may have: the commonest size of what is no vector first."""
+    dense = [size for name, size in sizes.items() if name not in vectors]
+    likely = sorted(set(dense), key=dense.count, reverse=True)
+    others = [sizes[name] for name in vectors]
+    ends = [size - 1 for size in others if size > 1]
+    # One less first: bounds that end where the values do fit by chance less often than starts.
+    return list(dict.fromkeys([*likely, *sorted(ends), *sorted(others)]))
+
+
+def _fits(delimiter: Tensor, delimits: Delimits, size: int, rows: int) -> bool:
+    if len(delimiter) != rows + (delimits is Delimits.BOUNDS) or len(delimiter) == 0:
+        return False
+    if delimits is Delimits.LENGTHS:
+        return bool((delimiter >= 0).all()) and int(delimiter.sum()) == size
+    rising = int(delimiter[0]) == 0 and bool((delimiter.diff() >= 0).all())
+    last = int(delimiter[-1])
+    return rising and (last == size if delimits is Delimits.BOUNDS else last <= size)
