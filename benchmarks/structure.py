@@ -109,7 +109,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         scorers = make_scorers(model, artifact, Path(folder), peers)
         for batch in batches:
-            features = {n: v[:batch].numpy() for n, v in rows.features.items()}
+            features = {n: v.numpy() for n, v in rows.part(0, batch).features.items()}
             reference = scorers["eager"](features)
             ours = scorers["rankc"](features)
             calls = {n: partial(scorer, features) for n, scorer in scorers.items()}

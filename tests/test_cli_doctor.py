@@ -117,3 +117,23 @@ def test_the_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str
 def test_an_unknown_target_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "doctor_ranker:model", "--target", "cpu-int9"]) == 1
     assert "did you mean cpu-int8" in capsys.readouterr().err
+
+
+def test_ids_with_offsets_are_checked_at_every_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bagged.py").write_text(
+        "import torch\n"
+        "from torch import nn\n\n\n"
+        "class Bagged(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.bag, self.score = nn.EmbeddingBag(50, 8), nn.Linear(8, 1)\n\n"
+        "    def forward(self, ids, offsets):\n"
+        "        return self.score(self.bag(ids, offsets))\n\n"
+        "    def example_inputs(self):\n"
+        "        return torch.arange(6), torch.tensor([0, 2, 2])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["doctor", "bagged:Bagged"]) == 0
+    assert "everything would work" in capsys.readouterr().out
