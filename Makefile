@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -29,6 +29,10 @@ unit: $(VENV)/test
 # Ours beside the peers in fp32 over the whole zoo; about half an hour on a quiet machine.
 bench-structure: $(VENV)/bench
 	$(BIN)/python benchmarks/structure.py $(BENCH)
+
+# Ours beside the peers on trained models, each judged by the same gate; some minutes.
+bench-precision: $(VENV)/bench
+	$(BIN)/python benchmarks/precision.py $(BENCH)
 
 # torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
 $(VENV)/torch: constraints.txt

@@ -194,12 +194,12 @@ def onnxruntime_scorer(path: Path) -> Scorer:
     return score
 
 
-def openvino_scorer(path: Path) -> Scorer:
-    """OpenVINO on one thread, computing in fp32."""
+def openvino_scorer(path: Path, precision: str = "f32") -> Scorer:
+    """OpenVINO on one thread, computing in the given precision."""
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(core.read_model(path), "CPU", settings)

@@ -115,13 +115,15 @@ class Judge:
             if limit is None:
                 continue
             for name, members in self._watched(task, self.rows).items():
-                allowed = limit if name == task else COHORT_FACTOR * limit
+                if name != task:
+                    found[name] = COHORT_FACTOR * limit  # fails only where it is surely exceeded
+                    continue
                 if task not in (self.rows.labels or {}):
-                    found[name] = allowed  # soft labels have no noise to leave room for
+                    found[name] = limit  # soft labels have no noise to leave room for
                     continue
                 # A squared error's spread is that of a log loss of half a nat.
                 entropy = 0.5 if task in self._regressions else self._bases[name]
-                found[name] = allowance(allowed, int(members.sum()), entropy, confidence)
+                found[name] = allowance(limit, int(members.sum()), entropy, confidence)
         return found
 
     @cached_property
