@@ -153,7 +153,7 @@ def report(results: Sequence[Result], seed: int) -> str:
     lines = [
         "# Precision: trained models under a budget of 0.02 %",
         "",
-        f"Seed {seed}; one thread, interleaved, medians of process CPU time. Verdicts on the same "
+        f"{time.strftime('%Y-%m-%d')}, seed {seed}; one thread, interleaved, medians of process CPU time. Verdicts on the same "
         f"proof rows. {versions}, Python {platform.python_version()}.",
         "",
         "| model | candidate | gate | ΔNE % [interval] | "
