@@ -154,7 +154,8 @@ def report(results: Sequence[Result], seed: int) -> str:
         "# Precision: trained models under a budget of 0.02 %",
         "",
         f"{time.strftime('%Y-%m-%d')}, seed {seed}; one thread, interleaved, medians of process "
-        f"CPU time. Verdicts on the same proof rows. {versions}, Python {platform.python_version()}.",
+        f"CPU time. Verdicts on the same proof rows. {versions}, "
+        f"Python {platform.python_version()}.",
         "",
         "| model | candidate | gate | ΔNE % [interval] | "
         + " | ".join(f"batch {b}, ms (× ONNX Runtime fp32)" for b in BATCHES)
