@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from ..optimizer.errors import UnsupportedError
 from ..optimizer.ir import Program, site_of
@@ -46,6 +46,36 @@ class Backend(ABC):
     """Turns programs into files, and runs them."""
 
     name: ClassVar[str]
+    #: Whether it can time parts of a program on this machine (`seconds_apart`).
+    times: ClassVar[bool] = False
+
+    def formats(self, target: Target) -> tuple[str, ...]:
+        """The target's formats for linears that the backend has a form for."""
+        return target.formats
+
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that build and run."""
+        return {}
+
+    def seconds_apart(
+        self,
+        program: Program,
+        target: Target,
+        features: Mapping[str, Tensor],
+        rows: Mapping[str, Sequence[int]],
+    ) -> dict[str, dict[int, float]]:
+        """CPU seconds a call of each output alone, one thread.
+
+        Args:
+            program: Whose output ``i`` depends on input ``i`` alone.
+            target: What it would be built for.
+            features: Rows of each input.
+            rows: How many of them to time, by input.
+
+        Returns:
+            ``{input: {rows: seconds}}``.
+        """
+        raise NotImplementedError(f"{self.name} times nothing")
 
     @abstractmethod
     def supports(self, node: fx.Node, target: Target) -> str | None:

@@ -7,19 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import opset21 as op
+from onnxscript import opset21
 
 from ..optimizer.errors import UnsupportedError
+from ..optimizer.formats import SMALLEST_STEP
 from ..optimizer.ir import Program, site_of
-from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING4, ROWWISE_LINEAR
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
 
 #: Tensors of at least this many bytes go into the data file, which runtimes map into memory.
 _EXTERNAL_BYTES = 1024
 _OPSET = 21
+# Its operators' types are those of tensors in a script, not of what an exporter hands over.
+op: Any = opset21
 
 
 def _quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: int) -> Any:
@@ -30,8 +35,58 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
 
 
-#: Dialect ops with an ONNX operator of their own; all others are decomposed by their reference.
-_TRANSLATIONS: dict[Any, Any] = {QUANTIZE.op: _quantize, DEQUANTIZE.op: _dequantize}
+def _rowwise_embedding4(codes: Any, scale: Any, bias: Any, ids: Any) -> Any:
+    """The reference; torch.onnx shifts an unsigned byte as a signed one."""
+    pairs = op.Gather(codes, ids, axis=0)
+    low = op.BitwiseAnd(pairs, op.Constant(value=_byte(15)))
+    high = op.BitShift(pairs, op.Constant(value=_byte(4)), direction="RIGHT")
+    last = op.Constant(value_ints=[-1])
+    halves = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)
+    # 0 copies a dimension, -1 takes what is left: [..., D / 2, 2] to [..., D].
+    shape = [0] * len(ids.shape) + [-1]
+    values = op.Cast(op.Reshape(halves, op.Constant(value_ints=shape)), to=ir.DataType.FLOAT)
+    step = op.Cast(op.Gather(scale, ids, axis=0), to=ir.DataType.FLOAT)
+    return op.Add(op.Mul(values, step), op.Cast(op.Gather(bias, ids, axis=0), to=ir.DataType.FLOAT))
+
+
+def _byte(value: int) -> Any:
+    return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
+
+
+def _rowwise_linear(
+    x: Any,
+    codes: Any,
+    scale: Any,
+    bias: Any = None,
+    column_scale: Any = None,
+    kept: Any = None,
+    kept_weight: Any = None,
+) -> Any:
+    """The reference in standard operators, the product in integers: the codes stay INT8."""
+    scaled = x if column_scale is None else op.Mul(x, column_scale)
+    last = op.Constant(value_ints=[-1])
+    low = op.ReduceMin(scaled, last, keepdims=1)
+    span = op.Sub(op.ReduceMax(scaled, last, keepdims=1), low)
+    step = op.Div(span, op.Constant(value_float=255.0))
+    divisor = op.Max(step, op.Constant(value_float=SMALLEST_STEP))
+    steps = op.Cast(op.Round(op.Div(op.Sub(scaled, low), divisor)), to=ir.DataType.UINT8)
+    weight = op.Transpose(codes, perm=[1, 0])
+    product = op.Mul(op.Cast(op.MatMulInteger(steps, weight), to=ir.DataType.FLOAT), step)
+    sums = op.ReduceSum(op.Cast(weight, to=ir.DataType.FLOAT), op.Constant(value_ints=[0]))
+    result = op.Mul(op.Add(product, op.Mul(low, sums)), scale)
+    if kept is not None:
+        picked = op.Gather(x, kept, axis=-1)
+        result = op.Add(result, op.MatMul(picked, op.Transpose(kept_weight, perm=[1, 0])))
+    return result if bias is None else op.Add(result, bias)
+
+
+#: Dialect ops with an ONNX form of their own; all others are decomposed by their reference.
+_TRANSLATIONS: dict[Any, Any] = {
+    QUANTIZE.op: _quantize,
+    DEQUANTIZE.op: _dequantize,
+    ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
+    ROWWISE_LINEAR.op: _rowwise_linear,
+}
 
 
 def to_onnx(program: Program) -> ir.Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from .target import Target
 
 if TYPE_CHECKING:
     from .instruments import Instrument
+    from .kernels import KernelTimes
     from .passbase import Pass
     from .verdict import Verdict
 
@@ -68,6 +70,13 @@ class PassContext:
     may_train: bool = False
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def kernels(self) -> KernelTimes:
+        """How long kernels take on the target."""
+        from .kernels import CACHE, KernelTimes
+
+        return KernelTimes(self.target, CACHE)
 
     def remark(self, kind: Kind, message: str, *nodes: fx.Node | str, **data: Any) -> None:
         """Says what a pass did (APPLIED), left alone and why (MISSED), or found (ANALYSIS).

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from .probe import Probe
     from .verdict import Verdict
 
 
@@ -137,6 +138,7 @@ class Report:
         verdict: The judgement on the proof rows.
         notes: Sentences about the whole: how it was verified, what wasn't measured.
         timings: Benchmark rows, if any were taken.
+        probe: What every format costs and gains at every site, if it was measured.
     """
 
     title: str = ""
@@ -146,6 +148,7 @@ class Report:
     verdict: Verdict | None = None
     notes: list[str] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
+    probe: Probe | None = None
 
     @property
     def passes(self) -> list[PassRecord]:
@@ -157,10 +160,8 @@ class Report:
         """Bytes of the tables in fp32, and in the formats they got."""
         tables = [(prod(s.shape), s) for s in self.sites if s.kind == "table"]
         before = sum(4 * count for count, _ in tables)
-        after = sum(
-            count + 8 * s.shape[0] if s.chosen == "int8" else 4 * count for count, s in tables
-        )
-        return before, after
+        after = sum(c["bytes"] for s in self.sites for c in s.candidates if _taken(s, c))
+        return before, int(after + sum(4 * count for count, s in tables if not s.candidates))
 
     def said(self, kind: Kind, pass_name: str | None = None) -> list[Remark]:
         """Remarks of one kind, of one pass or of all."""
@@ -261,6 +262,10 @@ class Report:
             shown = shown if len(shown) < 60 else shown[:57] + "…"
             table.add_row(kind, name, escape(message), escape(shown))
         return table
+
+
+def _taken(site: SiteRecord, candidate: dict[str, Any]) -> bool:
+    return site.kind == "table" and candidate["format"] == site.chosen
 
 
 def readable_bytes(count: float) -> str:

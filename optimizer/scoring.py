@@ -19,6 +19,7 @@ from .ir.signature import Score, Signature, TaskKind
 from .placement import allowance
 from .quality import logits_from_probabilities
 from .ragged import row_count
+from .replay import Replay
 from .taskrows import task_rows
 from .verdict import Verdict
 
@@ -97,7 +98,9 @@ class Judge:
         On up to 4,096 rows: without label noise these measure what a plan is chosen by.
         """
         rows = self.rows.part(0, _DAMAGE_ROWS)
-        after = score(program.run, rows, program.signature)
+        after = score(
+            lambda features: self._replay.run(program), rows, program.signature, _DAMAGE_ROWS
+        )
         before = {name: self.reference[name][: len(rows)] for name in after}
         found = {}
         for task in task_rows(before, after, {}, self._regressions):
@@ -125,6 +128,10 @@ class Judge:
                 entropy = 0.5 if task in self._regressions else self._bases[name]
                 found[name] = allowance(limit, int(members.sum()), entropy, confidence)
         return found
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.rows.part(0, _DAMAGE_ROWS).features)
 
     @cached_property
     def _regressions(self) -> frozenset[str]:

@@ -41,12 +41,16 @@ class Target:
     Attributes:
         name: What users call it, such as ``"h100-fp8"``.
         device: The device.
-        formats: Formats a linear may take below fp32, cheapest first.
+        formats: Formats a linear may take below fp32: ``"int8"`` and ``"fp8"`` (one static range
+            for the input), ``"int8-rows"`` (a range for each input row), ``"bf16"``, ``"fp16"``.
         table_formats: Formats a table may take below fp32.
         int8_activations: ``"uint8"`` (affine, what ONNX Runtime's CPU kernels take) or ``"int8"``
             (symmetric, what TensorRT takes).
         backends: Backends that can serve it, best first.
         min_linear: Linears with fewer inputs or outputs than this keep their format.
+        memory_weight: The share of the time that all bytes of tables and weights are worth: at
+            0.25, saving half of them is worth being an eighth slower.
+        measured: Whether this machine is such a device, so that kernels are timed on it.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Target:
     int8_activations: str = "int8"
     backends: tuple[str, ...] = ("onnxruntime",)
     min_linear: int = 16
+    measured: bool = False
+    memory_weight: float = 0.25
 
     @classmethod
     def of(cls, target: str | Target) -> Target:
@@ -128,9 +134,10 @@ TARGETS: dict[str, Target] = {
         Target(
             "cpu-int8",
             _CPU,
-            formats=("int8",),
-            table_formats=("int8",),
+            formats=("int8-rows", "int8"),
+            table_formats=("int8", "int4"),
             int8_activations="uint8",
+            measured=True,
         ),
         Target("a100-int8", _A100, formats=("int8",), table_formats=("int8",), backends=("onnx",)),
         Target("l40s-fp8", _L40S, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),

@@ -11,13 +11,13 @@ from torch import Tensor, fx
 
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
-from ..optimizer.ir.ops import ROWWISE_EMBEDDING
+from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
 from ..optimizer.report import readable_bytes
 
 _aten = torch.ops.aten
-_LOOKUPS = (_aten.embedding.default, ROWWISE_EMBEDDING.op)
+_LOOKUPS = (_aten.embedding.default, ROWWISE_EMBEDDING.op, ROWWISE_EMBEDDING4.op)
 
 
 @dataclass(frozen=True)

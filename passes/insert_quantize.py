@@ -7,14 +7,17 @@ from typing import ClassVar
 
 from ..optimizer.analysis.sites import inputs_of, linear_sites
 from ..optimizer.context import PassContext
-from ..optimizer.formats import insert_qdq
 from ..optimizer.ir import Program, facts_of
 from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.realise import realise
 
 
 @dataclass(frozen=True)
 class InsertQuantize(Pass):
-    """Replaces a placed linear's input by Q/DQ of it, and its weight by codes and a DQ.
+    """Replaces placed linears by linears in the placed format.
+
+    A static range becomes Q/DQ of the input with a DQ of the weight's codes; a range per row, and
+    the 16-bit formats, an operator of the dialect.
 
     Loses: the rounding of input and weight to the placed format; judged under the budget.
     Requires: CANONICAL.
@@ -25,7 +28,7 @@ class InsertQuantize(Pass):
     exactness: ClassVar[Exactness] = Exactness.LOSSY
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Inserts Q/DQ at every placed site."""
+        """Realises the format of every placed site."""
         rw = ctx.rewriter(program)
         done = []
         sites = [node for node in linear_sites(program) if facts_of(node).precision is not None]
@@ -34,7 +37,7 @@ class InsertQuantize(Pass):
             precision = facts_of(node).precision
             if precision is None or not rw.site(node):
                 continue
-            insert_qdq(rw, node, precision, samples.get(node))
+            realise(rw, node, precision, samples.get(node))
             done.append(node)
         if done:
-            ctx.applied(f"inserted Q/DQ around {len(done)} linears", *done)
+            ctx.applied(f"put {len(done)} linears into their formats", *done)

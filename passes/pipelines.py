@@ -8,6 +8,6 @@ PIPELINES: dict[str, str] = {
     "structure": f"fuse-dot-interaction,reassociate-fm,merge-linears,{_CLEAN}",
     "grouping": f"group-tables,collapse-slices,{_CLEAN}",
     "default": (
-        "rounding,structure,quantize-tables,grouping,place-precision,insert-quantize,eliminate"
+        "rounding,structure,place-precision,quantize-tables,grouping,insert-quantize,eliminate"
     ),
 }

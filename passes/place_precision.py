@@ -1,44 +1,47 @@
-"""place-precision: which linears take the target's low format, and how, within the budget."""
+"""place-precision: which tables and linears take which low format, within the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from ..optimizer.analysis.cost import Cost, cost_of, elements_of
-from ..optimizer.analysis.sites import inputs_of, linear_sites
-from ..optimizer.context import PassContext, PlanJudge
-from ..optimizer.formats import candidates, insert_qdq
+from ..optimizer.analysis.cost import elements_of
+from ..optimizer.analysis.sites import inputs_of, linear_sites, mixed_tables, table_sites
+from ..optimizer.candidates import candidates
+from ..optimizer.context import PassContext
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
+from ..optimizer.kernels import Kernel, Trial
 from ..optimizer.passbase import Exactness, Pass, Skip
-from ..optimizer.placement import Choice, place
+from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
+from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
 from ..optimizer.report import SiteRecord
 from ..optimizer.verdict import Status
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096
-#: Plans tried before all linears stay as they are, and what each next one may damage of the last.
+#: Plans tried before everything stays as it is, and what each next one may damage of the last.
 _PLANS, _NEXT_SHARE = 10, 0.6
 
 
 @dataclass(frozen=True)
 class PlacePrecision(Pass):
-    """Decides, per linear, whether and how it takes the target's low format; writes facts only.
+    """Decides, per table and linear, whether and how it takes a low format; writes facts only.
 
-    Every candidate of every site is tried alone: the error of the linear's own output on
-    calibration rows, and the damage to the scores on choice rows. The fastest set of candidates
-    whose damages fit the budget together is found exactly (`optimizer/placement.py`), realised and
-    judged; as long as the judgement disagrees with the prediction, a smaller damage is asked for.
+    Method: LoKA's Probe and Dispatch (2605.10886). Every candidate of every site is tried alone:
+    the error of its own output on calibration rows, its time on the target, and the damage to the
+    scores on choice rows. The set of candidates that costs least and whose damages fit the budget
+    together is found exactly (`optimizer/placement.py`), realised and judged; as long as the
+    judgement disagrees with the prediction, a smaller damage is asked for.
 
-    Exact because: it writes decisions, and `insert-quantize` realises them.
+    Exact because: it writes decisions; `quantize-tables` and `insert-quantize` realise them.
     Requires: CANONICAL.
-    Misses when: there is no data, the target has no low format, a linear isn't fp32 or is too small
-    to gain, the estimate says its format doesn't pay, or it alone is over the budget.
+    Misses when: there is no data, the target has no low format, a site isn't fp32 or is too small
+    to gain, its format doesn't pay, or it alone is over the budget.
     """
 
     name: ClassVar[str] = "place-precision"
@@ -47,35 +50,53 @@ class PlacePrecision(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips targets without a format, and runs without data."""
-        if not ctx.target.formats:
-            raise Skip(f"{ctx.target.name} has no format below fp32 for linears")
+        if not ctx.target.formats and not ctx.target.table_formats:
+            raise Skip(f"{ctx.target.name} has no format below fp32")
         if ctx.judge is None or not ctx.calibration:
             raise Skip("there is no data to choose formats on")
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Tries every candidate, then places those that are fastest together."""
-        assert ctx.judge is not None
+        """Tries every candidate, then places those that are best together."""
+        probe = self._probe(program, ctx)
+        plan = _fit_together(program, ctx, probe)
+        nodes = {node.name: node for node in program.graph.nodes}
+        placed: dict[str, list[str]] = {}
+        for site, chosen in zip(probe.sites, plan, strict=True):
+            for name in site.nodes:
+                set_precision(nodes[name], chosen.precision)
+            record = site.record(chosen, probe.measured)
+            ctx.report.sites.append(record)
+            if chosen.precision is not None:
+                placed.setdefault(site.kind, []).append(site.name)
+            elif record.reason == TOGETHER:
+                ctx.missed(TOGETHER, site.name)
+        ctx.report.probe = probe
+        for kind, sites in placed.items():
+            pairs = [p for p in zip(probe.sites, plan, strict=True) if p[0].kind == kind]
+            formats = [c.precision.format for _, c in pairs if c.precision is not None]
+            named = ", ".join(dict.fromkeys(formats))
+            ctx.applied(f"placed {named} on {len(sites)} of {len(pairs)} {kind}s", *sites)
+
+    def _probe(self, program: Program, ctx: PassContext) -> Probe:
         rw = ctx.rewriter(program)
-        sites = [site for site in linear_sites(program) if self._worth_trying(site, ctx)]
-        samples = inputs_of(program, sites, ctx.calibration, _SAMPLE_ROWS)
-        options = [self._options(program, site, samples.get(site), ctx) for site in sites]
-        open_to = [o for o in options if any(not t.refused for t in o.trials) and rw.site(o.site)]
-        placed = _fit_together(program, ctx.judge, open_to)
-        for option in options:
-            chosen = placed.get(option.site)
-            set_precision(option.site, chosen.precision if chosen else None)
-            ctx.report.sites.append(option.record(chosen))
-            if chosen is None and option in open_to:
-                ctx.missed(_TOGETHER, option.site)
-        if placed:
-            ctx.applied(
-                f"placed {ctx.target.formats[0]} on {len(placed)} of {len(options)} linears",
-                *placed,
-            )
+        linears = [
+            site
+            for site in linear_sites(program)
+            if self._worth_trying(site, ctx) and rw.site(site)
+        ]
+        probed = [*self._linears(program, linears, ctx), *self._tables(program, rw, ctx)]
+        probe = Probe(tuple(probed), ctx.kernels.measured, ctx.target.memory_weight)
+        sites = []
+        for site in probe.sites:
+            tried = [self._tried(program, probe, site, c, ctx) for c in site.candidates[1:]]
+            sites.append(replace(site, candidates=(site.candidates[0], *tried)))
+        return replace(probe, sites=tuple(sites))
 
     def _worth_trying(self, site: fx.Node, ctx: PassContext) -> bool:
         outputs, inputs = _weight_shape(site)
         dtype = dtype_of(site.args[1])
+        if not ctx.target.formats:
+            return False
         if dtype is not torch.float32:
             reason = f"its weight is {str(dtype).removeprefix('torch.')}, not float32"
         elif min(outputs, inputs) < ctx.target.min_linear:
@@ -88,175 +109,148 @@ class PlacePrecision(Pass):
         )
         return False
 
-    def _options(
-        self, program: Program, site: fx.Node, samples: Tensor | None, ctx: PassContext
-    ) -> _Options:
-        number_format = ctx.target.formats[0]
-        high = _seconds(site, None, number_format, ctx)
-        if samples is None or not bool((samples != 0).any()):
-            return _Options(site, high, (), "calibration never feeds it")
-        assert isinstance(site.args[1], fx.Node)
-        weight = program.tensor(str(site.args[1].target))
-        found = candidates(samples, weight, number_format, ctx.target.int8_activations)
-        trials = []
-        for precision, error in found:
-            seconds = _seconds(site, precision, number_format, ctx)
-            trials.append(
-                self._try(program, _Trial(site, precision, error, seconds, samples), high, ctx)
+    def _linears(
+        self, program: Program, linears: Sequence[fx.Node], ctx: PassContext
+    ) -> list[SiteProbe]:
+        """The linears with their candidates, timed; damage comes later."""
+        samples = inputs_of(program, linears, ctx.calibration, _SAMPLE_ROWS)
+        options: dict[fx.Node, list[tuple[Precision | None, dict[str, float]]]] = {}
+        trials: dict[tuple[fx.Node, Precision | None, int], Trial] = {}
+        for site in linears:
+            options[site] = [(None, {})]
+            rows = samples.get(site)
+            weight = program.tensor(str(site.args[1].target))  # type: ignore[union-attr]
+            if rows is None or not bool((rows != 0).any()):
+                continue
+            options[site] += candidates(
+                rows, weight, ctx.target.formats, ctx.target.int8_activations
             )
-        return _Options(site, high, tuple(trials))
+            for precision, _ in options[site]:
+                for batch in ctx.batch_sizes:
+                    kernel = Kernel.of(site, precision, _rows_at(site, batch))
+                    trials[site, precision, batch] = Trial(kernel, precision, rows, weight)
+        ctx.kernels.learn(tuple(trials.values()))
+        found = []
+        for site in linears:
+            made = []
+            for precision, errors in options[site]:
+                seconds = {
+                    batch: ctx.kernels.seconds(Kernel.of(site, precision, _rows_at(site, batch)))
+                    for batch in ctx.batch_sizes
+                }
+                made.append(Candidate(precision, seconds, _weight_bytes(site, precision), errors))
+            reason = "calibration never feeds it" if len(made) == 1 else ""
+            found.append(
+                SiteProbe(
+                    site_of(site),
+                    "linear",
+                    _weight_shape(site),
+                    (site.name,),
+                    tuple(made),
+                    reason,
+                    samples.get(site),
+                )
+            )
+        return found
 
-    def _try(self, program: Program, trial: _Trial, high: float, ctx: PassContext) -> _Trial:
-        if trial.seconds >= high:
-            reason = "estimated no faster than fp32 once quantizing its input is counted"
-            return trial.refuse(reason)
-        if trial.error > self.max_relative_error:
-            return trial.refuse(f"its output would be off by {trial.error:.0%}")
+    def _tables(self, program: Program, rw: Rewriter, ctx: PassContext) -> list[SiteProbe]:
+        """The tables with their candidates."""
+        if not ctx.target.table_formats:
+            return []
+        for name in mixed_tables(program):
+            ctx.missed("is read by something else than lookups", _table(name))
+        found = []
+        for name, lookups in table_sites(program).items():
+            weight = program.tensor(name)
+            if weight.dtype is not torch.float32 or weight.dim() != 2 or not rw.site(lookups[0]):
+                continue
+            made = []
+            for number_format in (None, *ctx.target.table_formats):
+                if number_format == "int4" and weight.shape[1] % 2:
+                    continue
+                seconds = {
+                    batch: sum(
+                        ctx.kernels.lookup_seconds(elements_of(n, batch), number_format or "fp32")
+                        for n in lookups
+                    )
+                    for batch in ctx.batch_sizes
+                }
+                precision = Precision(number_format) if number_format else None
+                errors = table_error(weight, number_format) if number_format else {}
+                nbytes = table_bytes(len(weight), weight.shape[1], number_format or "fp32")
+                made.append(Candidate(precision, seconds, nbytes, errors))
+            nodes = tuple(node.name for node in lookups)
+            shape = (int(weight.shape[0]), int(weight.shape[1]))
+            found.append(SiteProbe(_table(name), "table", shape, nodes, tuple(made)))
+        return found
+
+    def _tried(
+        self,
+        program: Program,
+        probe: Probe,
+        site: SiteProbe,
+        candidate: Candidate,
+        ctx: PassContext,
+    ) -> Candidate:
+        """The candidate with its damage, or refused."""
         assert ctx.judge is not None
-        alone = _realised(program, [trial])
-        trial = trial.with_damage(ctx.judge.damages(alone))
+        if probe.cost(candidate) >= probe.cost(site.candidates[0]):
+            how = "measured" if probe.measured else "estimated"
+            return refuse(candidate, f"{how} to cost more than fp32, time and bytes together")
+        if candidate.errors["relative"] > self.max_relative_error:
+            reason = f"its output would be off by {candidate.errors['relative']:.0%}"
+            return refuse(candidate, reason)
+        alone = realised(program, [(site, candidate)])
+        candidate = replace(candidate, damage=dict(ctx.judge.damages(alone)))
         limits = ctx.judge.allowances()
-        over = [task for task, d in trial.damage.items() if d > limits.get(task, float("inf"))]
+        over = [task for task, d in candidate.damage.items() if d > limits.get(task, float("inf"))]
         if over:
             task = over[0]
-            return trial.refuse(
-                f"alone it costs {task!r} {100 * trial.damage[task]:.4f} % NE, and "
-                f"{100 * limits[task]:.4f} % is what the rows at hand can prove within the budget"
+            return refuse(
+                candidate,
+                f"alone it costs {task!r} {100 * candidate.damage[task]:.4f} % NE, and "
+                f"{100 * limits[task]:.4f} % is what the rows at hand can prove within the budget",
             )
-        return trial
+        return candidate
 
 
-_TOGETHER = "over budget together with the others, and the dearest of them"
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One candidate of one site.
-
-    Attributes:
-        site: The linear.
-        precision: The candidate.
-        error: Relative L2 error of the linear's own output.
-        seconds: Estimated at the largest batch served, quantizing its input counted.
-        samples: Real inputs of the linear.
-        damage: ``{task: rise of NE}`` on soft labels, alone.
-        refused: Why it can't be taken, or empty.
-    """
-
-    site: fx.Node
-    precision: Precision
-    error: float
-    seconds: float
-    samples: Tensor = field(compare=False, repr=False)
-    damage: Mapping[str, float] = field(default_factory=dict)
-    refused: str = ""
-
-    def refuse(self, reason: str) -> _Trial:
-        """The same, refused."""
-        return _Trial(
-            self.site, self.precision, self.error, self.seconds, self.samples, self.damage, reason
-        )
-
-    def with_damage(self, damage: Mapping[str, float]) -> _Trial:
-        """The same, measured."""
-        return _Trial(
-            self.site, self.precision, self.error, self.seconds, self.samples, dict(damage)
-        )
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The candidates of one site, beside staying as it is.
-
-    Attributes:
-        site: The linear.
-        high: Estimated seconds as it is.
-        trials: The candidates.
-        reason: Why there are none.
-    """
-
-    site: fx.Node
-    high: float
-    trials: tuple[_Trial, ...]
-    reason: str = ""
-
-    def choices(self) -> list[tuple[Choice, _Trial | None]]:
-        """What may be taken here."""
-        low = [(Choice(t.seconds, t.damage), t) for t in self.trials if not t.refused]
-        return [(Choice(self.high, {}), None), *low]
-
-    def record(self, chosen: _Trial | None) -> SiteRecord:
-        """For the report: every candidate, and why this one."""
-        shape = _weight_shape(self.site)
-        described = tuple(
-            {
-                "format": t.precision.recipe,
-                "relative_error": t.error,
-                "estimated_seconds": t.seconds,
-                "estimated_seconds_fp32": self.high,
-                "damage": dict(t.damage),
-                "refused": t.refused,
-            }
-            for t in self.trials
-        )
-        if chosen is not None:
-            worst = max(chosen.damage.values(), default=0.0)
-            reason = (
-                f"alone ΔNE {100 * worst:+.4f} % on soft labels, "
-                f"{self.high / max(chosen.seconds, 1e-12):.1f} times as fast by estimate"
-            )
-            return SiteRecord(
-                site_of(self.site), "linear", shape, chosen.precision.recipe, described, reason
-            )
-        refused = [t.refused for t in self.trials]
-        reason = self.reason or (refused[-1] if refused and all(refused) else _TOGETHER)
-        return SiteRecord(site_of(self.site), "linear", shape, "fp32", described, reason)
-
-
-def _fit_together(
-    program: Program, judge: PlanJudge, options: Sequence[_Options]
-) -> dict[fx.Node, _Trial]:
-    """The fastest candidates that pass together, by site."""
-    choices = [option.choices() for option in options]
-    limits, before = dict(judge.allowances()), None
+def _fit_together(program: Program, ctx: PassContext, probe: Probe) -> tuple[Candidate, ...]:
+    """The candidates that cost least and pass together, one a site."""
+    assert ctx.judge is not None
+    as_it_is = tuple(site.candidates[0] for site in probe.sites)
+    limits, before = dict(ctx.judge.allowances()), None
     for _ in range(_PLANS):
-        plan = place([[choice for choice, _ in site] for site in choices], limits)
-        if plan is None or plan == before:
+        plan = probe.solve(limits)
+        if plan is None or plan in (before, as_it_is):
             break
         before = plan
-        picked = [site[index] for site, index in zip(choices, plan, strict=True)]
-        trials = [trial for _, trial in picked if trial is not None]
-        if not trials:
-            break
-        together = _realised(program, trials)
-        if judge(together).status is Status.PASS:
-            return {trial.site: trial for trial in trials}
-        limits = _tighter(limits, trials, judge.damages(together))
-    return {}
+        together = realised(program, list(zip(probe.sites, plan, strict=True)))
+        if ctx.judge(together).status is Status.PASS:
+            return plan
+        limits = tighter(limits, plan, ctx.judge.damages(together), _NEXT_SHARE)
+    return as_it_is
 
 
-def _tighter(
-    limits: Mapping[str, float], trials: Sequence[_Trial], measured: Mapping[str, float]
-) -> dict[str, float]:
-    """Limits below what the last plan was predicted to damage, and by how much it did more."""
-    tighter = dict(limits)
-    for task in measured:
-        predicted = sum(max(trial.damage.get(task, 0.0), 0.0) for trial in trials)
-        more = max(measured[task] / predicted, 1.0) if predicted > 0.0 else 1.0
-        allowed = min(limits.get(task, float("inf")), predicted)
-        tighter[task] = allowed * _NEXT_SHARE / more
-    return tighter
-
-
-def _realised(program: Program, trials: Sequence[_Trial]) -> Program:
-    """A copy of the program with these candidates in it."""
+def realised(program: Program, plan: Sequence[tuple[SiteProbe, Candidate]]) -> Program:
+    """A copy of the program that scores as with these candidates; tables are imitated."""
     copy = program.clone()
     nodes = {node.name: node for node in copy.graph.nodes}
     rw = Rewriter(copy, "trial")
-    for trial in trials:
-        insert_qdq(rw, nodes[trial.site.name], trial.precision, trial.samples)
+    for site, candidate in plan:
+        if candidate.precision is None:
+            continue
+        if site.kind == "table":
+            imitate_table(rw, [nodes[n] for n in site.nodes], candidate.precision.format)
+        else:
+            realise(rw, nodes[site.nodes[0]], candidate.precision, site.samples)
     sweep(copy)
     return copy
+
+
+def _rows_at(site: fx.Node, batch: int) -> float:
+    """How many rows the linear sees at a batch size."""
+    outputs, _ = _weight_shape(site)
+    return elements_of(site, batch) / outputs
 
 
 def _weight_shape(site: fx.Node) -> tuple[int, int]:
@@ -265,23 +259,12 @@ def _weight_shape(site: fx.Node) -> tuple[int, int]:
     return int(outputs), int(inputs)
 
 
-def _seconds(
-    site: fx.Node, precision: Precision | None, number_format: str, ctx: PassContext
-) -> float:
-    """Roofline seconds at the largest batch, with what the candidate does around the linear."""
-    batch = max(ctx.batch_sizes)
-    cost = cost_of(site, batch)
-    if precision is None:
-        return cost.seconds(ctx.target, "fp32")
-    source = site.args[0]
-    assert isinstance(source, fx.Node)
-    elements = elements_of(source, batch)
-    # Each input is read as four bytes and written as one.
-    around = 5 * elements + (8 * elements if precision.column_scale else 0.0)
-    seconds = Cost(0.0, around).seconds(ctx.target, "fp32")
-    if precision.kept:
-        outputs, inputs = _weight_shape(site)
-        share = len(precision.kept) / inputs
-        picked = 8 * share * elements + 12 * elements / inputs * outputs
-        seconds += Cost(cost.flops * share, picked).seconds(ctx.target, "fp32")
-    return seconds + Cost(cost.flops, cost.nbytes / 4).seconds(ctx.target, number_format)
+def _weight_bytes(site: fx.Node, precision: Precision | None) -> float:
+    outputs, inputs = _weight_shape(site)
+    width = {"fp32": 4, "bf16": 2, "fp16": 2}.get(precision.format if precision else "fp32", 1)
+    kept = len(precision.kept) if precision else 0
+    return outputs * (inputs * width + 4.0 * kept)
+
+
+def _table(name: str) -> str:
+    return name.removesuffix(".weight")

@@ -14,7 +14,7 @@ from rankc.optimizer.data import synthesize
 from rankc.optimizer.intervals import Interval
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
-from rankc.optimizer.ir.ops import DEQUANTIZE
+from rankc.optimizer.ir.ops import DEQUANTIZE, ROWWISE_LINEAR
 from rankc.optimizer.ir.printer import line, text
 from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.structure import Structure
@@ -42,6 +42,7 @@ EAGER_INT8 = Target(
     table_formats=("int8",),
     int8_activations="uint8",
     min_linear=4,
+    memory_weight=0.0,
 )
 
 
@@ -211,9 +212,11 @@ def _short(node: fx.Node) -> str:
 
 
 def quantized_linears(program: Program) -> list[fx.Node]:
-    """Linears whose weight is decoded from codes."""
-    found = program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
-    return [node for node in found if getattr(node.args[1], "target", None) is DEQUANTIZE.op]
+    """Linears whose weight is decoded from codes, and those that take codes."""
+    find = program.graph.find_nodes
+    found = find(op="call_function", target=torch.ops.aten.linear.default)
+    static = [node for node in found if getattr(node.args[1], "target", None) is DEQUANTIZE.op]
+    return [*static, *find(op="call_function", target=ROWWISE_LINEAR.op)]
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -327,5 +330,5 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 def lookups(program: Program) -> list[fx.Node]:
     """The nodes that look rows of a table up, quantized or not."""
-    names = ("embedding", "rankc.rowwise_embedding.default")
+    names = ("embedding", "rankc.rowwise_embedding.default", "rankc.rowwise_embedding4.default")
     return [n for n in program.graph.nodes if n.op == "call_function" and _short(n) in names]

@@ -392,7 +392,7 @@ def test_bisect_finds_lossy_passes_given_data(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", str(place / "rows.parquet"), "--label", "clicked"]
-    assert main(["bisect", MODEL, "--pipeline", "exact,quantize-tables", *data]) == 2
+    assert main(["bisect", MODEL, "--pipeline", "exact,place-precision,quantize-tables", *data]) == 2
     assert "quantize-tables (pass" in capsys.readouterr().out
 
 

@@ -16,7 +16,16 @@ from ..report import Size
 from ..target import Target
 
 _aten = torch.ops.aten
-_LOOKUPS = (_aten.embedding.default, torch.ops.rankc.rowwise_embedding.default)
+_LOOKUPS = (
+    _aten.embedding.default,
+    torch.ops.rankc.rowwise_embedding.default,
+    torch.ops.rankc.rowwise_embedding4.default,
+)
+_LINEARS = (
+    _aten.linear.default,
+    torch.ops.rankc.rowwise_linear.default,
+    torch.ops.rankc.half_linear.default,
+)
 _INTERACTION = torch.ops.rankc.dot_interaction.default
 _PRODUCTS = (_aten.bmm.default, _aten.mm.default, _aten.matmul.default)
 _VIEWS = frozenset(
@@ -74,7 +83,7 @@ def cost_of(node: fx.Node, batch: int) -> Cost:
 
 
 def _flops(node: fx.Node, elements: float, batch: int) -> float:
-    if node.target is _aten.linear.default:
+    if node.target in _LINEARS:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         return 2.0 * elements * float(weight.meta["val"].shape[-1])

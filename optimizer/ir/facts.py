@@ -18,11 +18,12 @@ _KEY = "rankc"
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format decided for a site.
+    """The number format decided for a site; a site without this fact stays as it is.
 
     Attributes:
-        format: ``"int8"`` or ``"fp8"``; a site without this fact stays as it is.
-        input_scale: Step of the input's codes (per tensor, static).
+        format: ``"int8"`` or ``"fp8"`` (one static range for the input), ``"int8-rows"`` (each
+            input row has its own range), ``"bf16"`` or ``"fp16"``; of a table, ``"int8"``.
+        input_scale: Step of the input's codes, where it is static.
         input_zero_point: The input's code for 0.0; 0 for symmetric formats.
         input_dtype: The torch dtype's name of the input's codes.
         weight_dtype: The torch dtype's name of the weight's codes (symmetric, per output channel).
@@ -32,10 +33,10 @@ class Precision:
     """
 
     format: str
-    input_scale: float
-    input_zero_point: int
-    input_dtype: str
-    weight_dtype: str
+    input_scale: float = 0.0
+    input_zero_point: int = 0
+    input_dtype: str = ""
+    weight_dtype: str = ""
     column_scale: tuple[float, ...] = ()
     kept: tuple[int, ...] = ()
 
@@ -46,7 +47,7 @@ class Precision:
 
     @property
     def recipe(self) -> str:
-        """What a report calls it: ``int8``, ``int8 scaled`` or ``int8 but 4 columns``."""
+        """What a report calls it: ``int8-rows``, ``int8 scaled`` or ``int8 but 4 columns``."""
         scaled = " scaled" if self.column_scale else ""
         kept = f" but {len(self.kept)} columns" if self.kept else ""
         return f"{self.format}{scaled}{kept}"

@@ -49,6 +49,7 @@ _SPLITS = frozenset(
 _LOOKUPS: dict[Any, tuple[int, int]] = {
     _aten.embedding.default: (0, 1),
     torch.ops.rankc.rowwise_embedding.default: (0, 3),
+    torch.ops.rankc.rowwise_embedding4.default: (0, 3),
     _aten.embedding_bag.padding_idx: (0, 1),
     _aten.embedding_bag.default: (0, 1),
 }

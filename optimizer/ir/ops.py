@@ -8,6 +8,8 @@ from torch import Tensor
 from .dialect import define_op
 
 _FLOAT8_MAX = {torch.float8_e4m3fn: 448.0}
+#: Rows that are all one value have no steps; dividing by zero would be no code.
+_SMALLEST_STEP = torch.finfo(torch.float32).tiny
 
 
 def _along(values: Tensor, axis: int, rank: int) -> Tensor:
@@ -48,6 +50,16 @@ def _rowwise_embedding(codes: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) 
     return decoded
 
 
+def _rowwise_embedding4(codes: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> Tensor:
+    """The same with two 4-bit codes a byte, the low half first."""
+    lookup = torch.ops.aten.embedding.default
+    pairs = lookup(codes, ids)
+    halves = torch.stack([pairs & 15, torch.bitwise_right_shift(pairs, 4)], dim=-1)
+    step, low = lookup(scale, ids).to(torch.float32), lookup(bias, ids).to(torch.float32)
+    decoded: Tensor = halves.flatten(-2).to(torch.float32) * step + low
+    return decoded
+
+
 #: x ``[...]`` float, scale and zero_point ``[]`` or ``[channels]`` -> codes ``[...]`` of ``dtype``.
 QUANTIZE = define_op(
     "quantize(Tensor x, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
@@ -66,6 +78,13 @@ ROWWISE_EMBEDDING = define_op(
     _rowwise_embedding,
 )
 
+#: codes ``[R, D / 2]`` uint8, scale and bias ``[R, 1]`` float16, ids ``[...]`` -> ``[..., D]``
+#: float32: the same at 4 bits.
+ROWWISE_EMBEDDING4 = define_op(
+    "rowwise_embedding4(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor",
+    _rowwise_embedding4,
+)
+
 
 def _dot_interaction(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``(x @ xᵀ)[:, rows, columns]``; ONNX Runtime gathers by two indices faster than by one."""
@@ -78,4 +97,52 @@ def _dot_interaction(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 #: DLRM's interaction (1906.00091), PNN's inner products.
 DOT_INTERACTION = define_op(
     "dot_interaction(Tensor x, Tensor rows, Tensor columns) -> Tensor", _dot_interaction
+)
+
+
+def _rowwise_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    column_scale: Tensor | None,
+    kept: Tensor | None,
+    kept_weight: Tensor | None,
+) -> Tensor:
+    """Rounds each row of ``x`` to 256 steps between its own least and largest value."""
+    scaled = x if column_scale is None else x * column_scale
+    low = torch.ops.aten.amin.default(scaled, [-1], True)
+    step = (torch.ops.aten.amax.default(scaled, [-1], True) - low) / 255.0
+    steps = torch.round((scaled - low) / step.clamp_min(_SMALLEST_STEP))
+    weight = codes.to(x.dtype)
+    product = torch.ops.aten.linear.default(steps, weight) * step
+    result: Tensor = (product + low * weight.sum(-1)) * scale
+    if kept is not None and kept_weight is not None:
+        picked = torch.ops.aten.index_select.default(x, -1, kept)
+        result = result + torch.ops.aten.linear.default(picked, kept_weight)
+    return result if bias is None else result + bias
+
+
+#: x ``[..., K]`` float, codes ``[N, K]`` int8, scale and bias ``[N]`` -> ``[..., N]`` in x's dtype.
+#: A linear in INT8 whose input is quantized row by row, so that a row's score doesn't depend on
+#: its batch. ``column_scale`` ``[K]`` multiplies the input first; the columns ``kept`` ``[k]``
+#: int64 have a column scale of 0 and go through ``kept_weight`` ``[N, k]`` in x's dtype instead
+#: (2208.07339, with static columns).
+ROWWISE_LINEAR = define_op(
+    "rowwise_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? column_scale, "
+    "Tensor? kept, Tensor? kept_weight) -> Tensor",
+    _rowwise_linear,
+)
+
+
+def _half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in the weight's 16-bit format, the bias in x's."""
+    product: Tensor = torch.ops.aten.linear.default(x.to(weight.dtype), weight).to(x.dtype)
+    return product if bias is None else product + bias
+
+
+#: x ``[..., K]`` float32, weight ``[N, K]`` bfloat16 or float16, bias ``[N]`` float32 ->
+#: ``[..., N]`` float32: a linear in a 16-bit format.
+HALF_LINEAR = define_op(
+    "half_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _half_linear
 )

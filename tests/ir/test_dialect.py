@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rankc.optimizer.ir.dialect import define_op, dialect
-from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING
+from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING, ROWWISE_LINEAR
 from torch import Tensor
 
 X = torch.tensor([[-3.0, -0.26, 0.0, 0.26], [0.5, 1.5, 2.5, 900.0]])
@@ -40,6 +40,30 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
             torch.tensor([[-1.0], [2.0], [0.0], [0.5]]),
             torch.tensor([[0, 3], [1, 1]]),
         )
+    ],
+    "rowwise_embedding4": [
+        (
+            torch.arange(12, dtype=torch.uint8).reshape(4, 3) * 21,
+            torch.tensor([[0.1], [0.0], [1.0], [0.5]], dtype=torch.float16),
+            torch.tensor([[-1.0], [2.0], [0.0], [0.5]], dtype=torch.float16),
+            torch.tensor([[0, 3], [1, 1]]),
+        )
+    ],
+    "rowwise_linear": [
+        (X, torch.tensor([[1, -2, 127, 0], [3, 4, -5, 6]], dtype=torch.int8), ROWS, *[None] * 4),
+        (
+            torch.stack([X, X + 1.0]),
+            torch.tensor([[1, -2, 0, 7]], dtype=torch.int8),
+            torch.tensor([0.5]),
+            torch.tensor([2.0]),
+            torch.tensor([1.0, 2.0, 0.0, 0.5]),
+            torch.tensor([2]),
+            torch.tensor([[3.0]]),
+        ),
+    ],
+    "half_linear": [
+        (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
+        (X, torch.ones(2, 4, dtype=torch.float16), ROWS),
     ],
     "dot_interaction": [
         (
@@ -106,3 +130,33 @@ def test_lookups_are_differentiable_in_their_scales() -> None:
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValueError, match="an op called 'quantize' already"):
         define_op("quantize(Tensor x) -> Tensor", lambda x: x)
+
+
+def test_a_rowwise_linear_is_right_to_half_a_step_of_each_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 16, generator=generator) * torch.logspace(-3, 3, 20)[:, None]
+    codes = torch.randint(-127, 128, (3, 16), generator=generator).to(torch.int8)
+    scale, kept = torch.tensor([0.1, 0.01, 1.0]), torch.tensor([2, 5])
+    weight = codes.float() * scale[:, None]
+    got = ROWWISE_LINEAR.op(x, codes, scale, None, None, None, None)
+    step = (x.amax(1) - x.amin(1)) / 255
+    allowed = step[:, None] / 2 * weight.abs().sum(1) * 1.001 + 1e-6
+    assert bool(((got - x @ weight.T).abs() <= allowed).all())
+
+    outside = torch.ones(16)
+    outside[kept] = 0.0
+    low = codes.clone()
+    low[:, kept] = 0
+    x[:, kept] *= 1000.0
+    got = ROWWISE_LINEAR.op(x, low, scale, None, outside, kept, weight[:, kept])
+    inside = x * outside
+    step = (inside.amax(1) - inside.amin(1)) / 255
+    allowed = step[:, None] / 2 * weight.abs().sum(1) * 1.001 + 1e-5 * (x @ weight.T).abs()
+    assert bool(((got - x @ weight.T).abs() <= allowed + 1e-3).all())
+
+
+def test_a_constant_row_has_no_steps() -> None:
+    x = torch.tensor([[2.5] * 4, [0.0] * 4])
+    codes = torch.tensor([[1, 2, 3, 4]], dtype=torch.int8)
+    got = ROWWISE_LINEAR.op(x, codes, torch.tensor([0.5]), None, None, None, None)
+    assert got.tolist() == [[12.5], [0.0]]

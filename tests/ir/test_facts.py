@@ -50,7 +50,7 @@ def test_merging_joins_origins(nodes: list[fx.Node]) -> None:
     [
         {"origin": ["a"]},
         {"origin": None, "source": "", "made_by": ""},
-        {"origin": [], "source": "", "made_by": "", "precision": {"format": "int8"}},
+        {"origin": [], "source": "", "made_by": "", "precision": {"input_scale": 1.0}},
         ["a"],
         "a",
     ],

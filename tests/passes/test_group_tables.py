@@ -4,9 +4,11 @@ import pytest
 import torch
 from support import (
     BIT_EQUAL,
+    EAGER_INT8,
     assert_same_graph,
     capture_small,
     lookups,
+    made_up,
     operators,
     permissive_judge,
     run_passes,
@@ -78,9 +80,10 @@ def test_groups_quantized_rows_with_their_scales() -> None:
     program = capture_small(Columns(), IDS)
     ran = run_passes(
         program,
-        "canonicalize,quantize-tables,group-tables,collapse-slices",
-        target="cpu-int8",
+        "canonicalize,place-precision,quantize-tables,group-tables,collapse-slices",
+        target=EAGER_INT8,
         judge=permissive_judge(program),
+        calibration=[made_up(program, 64, seed=3)],
     )
     (lookup,) = lookups(ran.program)
     assert [int(a.meta["val"].shape[0]) for a in lookup.args[:3]] == [21, 21, 21]  # type: ignore[union-attr]

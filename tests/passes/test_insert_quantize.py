@@ -80,7 +80,7 @@ def test_puts_codes_around_a_placed_linear(name: str) -> None:
     ran = run_passes(program, "insert-quantize", judge=always_pass)
     expected = run_passes(canonical(Expected(before), X), "fold-constants").program
     assert_same_graph(ran.program, expected, (X,), tolerance=BIT_EQUAL)
-    assert ran.applied("insert-quantize") == ["inserted Q/DQ around 1 linears"]
+    assert ran.applied("insert-quantize") == ["put 1 linears into their formats"]
     moved = (ran.program(X) - program(X)).abs().max() / program(X).abs().max()
     assert 0 < float(moved) < 0.1
 
