@@ -392,7 +392,8 @@ def test_bisect_finds_lossy_passes_given_data(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", str(place / "rows.parquet"), "--label", "clicked"]
-    assert main(["bisect", MODEL, "--pipeline", "exact,place-precision,quantize-tables", *data]) == 2
+    pipeline = "exact,place-precision,quantize-tables"
+    assert main(["bisect", MODEL, "--pipeline", pipeline, *data]) == 2
     assert "quantize-tables (pass" in capsys.readouterr().out
 
 
