@@ -16,6 +16,8 @@ from ..optimizer.errors import ArtifactError
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
 from .base import Arrays, Backend, Built
+from .native import library
+from .native.fusions import fuse_natively
 from .onnx import save_onnx, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
 
@@ -33,6 +35,8 @@ class OnnxRuntime(Backend):
     """Builds ONNX with ONNX Runtime's own fused operators, and serves it in process."""
 
     name: ClassVar[str] = "onnxruntime"
+    #: Whether its files have native operators, for which a session needs their library to be fast.
+    _native: ClassVar[bool] = True
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why the node has no form."""
@@ -50,16 +54,19 @@ class OnnxRuntime(Backend):
 
     def open(self, folder: Path, threads: int | None = None) -> OrtRunner:
         """Opens ``model.onnx``; its data file is mapped into memory, not read."""
-        return OrtRunner(folder / MODEL, threads, self._broken())
+        return OrtRunner(folder / MODEL, threads, self._broken(), native=self._native)
 
     def _broken(self) -> tuple[str, ...]:
         return ()
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
-        return fuse_for_onnxruntime(model)
+        return fuse_for_onnxruntime(model) | fuse_natively(model)
 
     def _notes(self) -> tuple[str, ...]:
-        return ()
+        found = library()
+        if found.path is not None:
+            return ()
+        return (f"native operators are not used here, which costs speed alone: {found.reason}",)
 
 
 class PlainOnnx(OnnxRuntime):
@@ -69,6 +76,7 @@ class PlainOnnx(OnnxRuntime):
     """
 
     name: ClassVar[str] = "onnx"
+    _native: ClassVar[bool] = False
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         return {}
@@ -85,10 +93,22 @@ class PlainOnnx(OnnxRuntime):
 
 
 class OrtRunner:
-    """A session that takes and returns numpy arrays by name."""
+    """A session that takes and returns numpy arrays by name.
+
+    Args:
+        path: The model.
+        threads: How many to use; None leaves it to ONNX Runtime.
+        without: ONNX Runtime's optimizers that are wrong for the model.
+        native: Whether to compute native operators with the library, if there is one.
+    """
 
     def __init__(
-        self, path: Path, threads: int | None = None, without: tuple[str, ...] = ()
+        self,
+        path: Path,
+        threads: int | None = None,
+        without: tuple[str, ...] = (),
+        *,
+        native: bool = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -97,6 +117,9 @@ class OrtRunner:
         # What Q/DQ should become was decided when the model was built. ONNX Runtime's own rewrite
         # rounds biases, and is wrong for a DequantizeLinear whose scales are gathered.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        operators = library().path if native else None
+        if operators is not None:
+            options.register_custom_ops_library(str(operators))
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path),
