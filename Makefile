@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# What an installation is built from, besides the Python sources.
+BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint types unit bench-structure bench-precision capture-suite clean
@@ -40,15 +42,15 @@ $(VENV)/torch: constraints.txt
 	$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-$(VENV)/demo: $(VENV)/torch setup.cfg
+$(VENV)/demo: $(VENV)/torch $(BUILD)
 	$(PIP) install -c constraints.txt -e '.[demo]'
 	touch $@
 
-$(VENV)/test: $(VENV)/torch setup.cfg
+$(VENV)/test: $(VENV)/torch $(BUILD)
 	$(PIP) install -c constraints.txt -e '.[test]'
 	touch $@
 
-$(VENV)/bench: $(VENV)/torch setup.cfg
+$(VENV)/bench: $(VENV)/torch $(BUILD)
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	touch $@
 

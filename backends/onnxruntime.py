@@ -22,6 +22,8 @@ from ..optimizer.ir import Program
 from ..optimizer.target import Target
 from ..optimizer.timing import side_by_side
 from .base import Arrays, Backend, Built
+from .native import library
+from .native.fusions import fuse_natively
 from .onnx import save_onnx, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
 
@@ -40,6 +42,8 @@ class OnnxRuntime(Backend):
 
     name: ClassVar[str] = "onnxruntime"
     times: ClassVar[bool] = True
+    #: Whether its files have native operators, for which a session needs their library to be fast.
+    _native: ClassVar[bool] = True
 
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's."""
@@ -60,7 +64,7 @@ class OnnxRuntime(Backend):
         found = {}
         for name, output in zip(program.signature.names, program.signature.outputs, strict=True):
             part = extractor.extract_model([name], [output])
-            runner = OrtRunner(part.SerializeToString(), 1, self._broken())
+            runner = OrtRunner(part.SerializeToString(), 1, self._broken(), native=self._native)
             array = features[name].numpy()
             calls = {
                 str(count): partial(runner, {name: np.ascontiguousarray(array[:count])})
@@ -86,16 +90,19 @@ class OnnxRuntime(Backend):
 
     def open(self, folder: Path, threads: int | None = None) -> OrtRunner:
         """Opens ``model.onnx``; its data file is mapped into memory, not read."""
-        return OrtRunner(folder / MODEL, threads, self._broken())
+        return OrtRunner(folder / MODEL, threads, self._broken(), native=self._native)
 
     def _broken(self) -> tuple[str, ...]:
         return ()
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
-        return fuse_for_onnxruntime(model)
+        return fuse_for_onnxruntime(model) | fuse_natively(model)
 
     def _notes(self) -> tuple[str, ...]:
-        return ()
+        found = library()
+        if found.path is not None:
+            return ()
+        return (f"native operators are not used here, which costs speed alone: {found.reason}",)
 
 
 class PlainOnnx(OnnxRuntime):
@@ -105,6 +112,7 @@ class PlainOnnx(OnnxRuntime):
     """
 
     name: ClassVar[str] = "onnx"
+    _native: ClassVar[bool] = False
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         return {}
@@ -121,10 +129,22 @@ class PlainOnnx(OnnxRuntime):
 
 
 class OrtRunner:
-    """A session that takes and returns numpy arrays by name."""
+    """A session that takes and returns numpy arrays by name.
+
+    Args:
+        model: Its file, or the model itself.
+        threads: How many to use; None leaves it to ONNX Runtime.
+        without: ONNX Runtime's optimizers that are wrong for the model.
+        native: Whether to compute native operators with the library, if there is one.
+    """
 
     def __init__(
-        self, model: Path | bytes, threads: int | None = None, without: tuple[str, ...] = ()
+        self,
+        model: Path | bytes,
+        threads: int | None = None,
+        without: tuple[str, ...] = (),
+        *,
+        native: bool = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -133,6 +153,9 @@ class OrtRunner:
         # What Q/DQ should become was decided when the model was built. ONNX Runtime's own rewrite
         # rounds biases, and is wrong for a DequantizeLinear whose scales are gathered.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        operators = library().path if native else None
+        if operators is not None:
+            options.register_custom_ops_library(str(operators))
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),

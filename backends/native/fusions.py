@@ -1,0 +1,257 @@
+"""Puts lookups, and what is done with their rows, into native operators.
+
+Where something uses a value whose rows are made of lookups (see `rows`), one operator makes it:
+``rankc.Features``, or ``rankc.FeatureCodes`` if all that uses it is a QuantizeLinear. The nodes it
+stands for become its body, as a function of the model, so that a runtime without the library
+computes what it did before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from . import DOMAIN
+from .rows import Column, Dots, Row, Tracer, Vector, dims, vectors_of
+
+#: Lookups may be repeated for the sake of fusing by this much; otherwise their rows are made once.
+_REPEATED = 1.25
+#: Constants up to this size are written into a function's body; larger ones become its inputs.
+_SMALL_BYTES = 65536
+_DENSE, _BAGS = 0, 1
+
+
+def fuse_natively(model: ir.Model) -> dict[str, int]:
+    """Rewrites a model in place, after `fuse_for_onnxruntime`.
+
+    Returns:
+        How many operators were made, by kind: ``native-features``.
+    """
+    tracer = Tracer()
+    roots = _roots(model.graph, tracer)
+    repeated = _repeated(tracer, roots)
+    if repeated:
+        roots = _roots(model.graph, Tracer(repeated))
+    # All are made from the graph as it is, so that none has another's call in its body.
+    calls = [_call_for(value, row, str(count)) for count, (value, row) in enumerate(roots.items())]
+    for call in calls:
+        call.insert(model)
+    if roots:
+        model.opset_imports[DOMAIN] = 1
+        model.ir_version = max(model.ir_version, 10)  # the first with functions of one name
+        RemoveUnusedNodesPass()(model)
+    return {"native-features": len(roots)}
+
+
+def _roots(graph: ir.Graph, tracer: Tracer) -> dict[ir.Value, Row]:
+    """The values that are worth an operator, and that something uses as a whole."""
+    roots: dict[ir.Value, Row] = {}
+    for node in graph:
+        for value in node.outputs:
+            row = tracer.made(value)
+            if row is None or not _worth_it(row):
+                continue
+            users = [use.node for use in value.uses()]
+            if value.is_graph_output() or not all(_absorbs(tracer, u, value) for u in users):
+                roots[value] = row
+    return roots
+
+
+def _absorbs(tracer: Tracer, user: ir.Node, value: ir.Value) -> bool:
+    """Whether a user is itself part of an operator that makes the value's vectors."""
+    for result in user.outputs:
+        row = tracer.made(result)
+        if row is not None and _worth_it(row):
+            read = {id(one) for one in vectors_of(row)}
+            weights = {one.matrix for vector in vectors_of(row) for one in vector.weights}
+            sources = {vector.source for vector in vectors_of(row)}
+            return bool(read) and value not in weights and value not in sources
+        inner = user.op_type in ("Transpose", "MatMul", "GatherND") and bool(result.uses())
+        if row is None and inner:
+            return all(_absorbs(tracer, use.node, value) for use in result.uses())
+    return False
+
+
+def _worth_it(row: Row) -> bool:
+    """Whether an operator beats those it stands for; single rows of floats it doesn't."""
+    if any(isinstance(part, Dots) for part in row):
+        return True
+    lookups = [part for part in vectors_of(row) if part.is_lookup]
+    plain = all(len(part.ids) == 1 and part.scales is None for part in lookups)
+    return bool(lookups) and (not plain or len(_segments(row)) > 1)
+
+
+def _repeated(tracer: Tracer, roots: dict[ir.Value, Row]) -> frozenset[ir.Value]:
+    """Lookups that would be repeated too often if all that uses them looked up for itself."""
+    wanted: dict[tuple[ir.Value, Column], int] = {}
+    for row in roots.values():
+        read = {(part.source, one) for part in vectors_of(row) for one in part.ids}
+        for key in read:
+            wanted[key] = wanted.get(key, 0) + 1
+    found = set()
+    for value, vectors in tracer.lookups.items():
+        times = [wanted.get((one.source, one.ids[0]), 0) for one in vectors]
+        if sum(times) > _REPEATED * len(times):
+            found.add(value)
+    return frozenset(found)
+
+
+@dataclass
+class _Segment:
+    """Neighbouring vectors that one step of the kernel makes."""
+
+    interacts: bool
+    vectors: list[Vector] = field(default_factory=list)
+
+
+def _segments(row: Row) -> list[_Segment]:
+    segments: list[_Segment] = []
+    for part in row:
+        interacts = isinstance(part, Dots)
+        for vector in part.vectors if isinstance(part, Dots) else (part,):
+            last = segments[-1] if segments else None
+            new = last is None or last.interacts != interacts
+            if last is None or new or not last.vectors[-1].continued_by(vector):
+                last = _Segment(interacts)
+                segments.append(last)
+            last.vectors.append(vector)
+    return segments
+
+
+class _Plan:
+    """What the kernel is told (``Segment::read`` in features.cpp), and the inputs it names."""
+
+    def __init__(self, row: Row) -> None:
+        self.inputs: list[ir.Value] = []
+        segments = _segments(row)
+        self.numbers = [number for segment in segments for number in self._of(segment)]
+        self.factors = [segment.vectors[0].factor for segment in segments]
+
+    def _of(self, segment: _Segment) -> list[int]:
+        first = segment.vectors[0]
+        kind = _BAGS if first.is_lookup else _DENSE
+        head = [int(segment.interacts), kind, first.width, self._input(first.source)]
+        if not first.is_lookup:
+            bags = [1] * len(segment.vectors)
+            return [*head, -1, -1, -1, -1, -1, first.index, 0, len(bags), *bags, 0]
+        places = [
+            self._input(first.ids[0].matrix),
+            -1 if first.scales is None else self._input(first.scales),
+            self._input(first.weights[0].matrix) if first.weights else -1,
+        ]
+        starts = [first.ids[0].index, first.weights[0].index if first.weights else 0]
+        bags = [len(vector.ids) for vector in segment.vectors]
+        shifts = [one.shift for vector in segment.vectors for one in vector.ids]
+        return [*head, *places, -1, -1, *starts, len(bags), *bags, len(shifts), *shifts]
+
+    def _input(self, value: ir.Value) -> int:
+        if value not in self.inputs:
+            self.inputs.append(value)
+        return self.inputs.index(value)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a native operator, the function it calls, and the value it makes instead."""
+
+    node: ir.Node
+    function: ir.Function
+    replaced: ir.Value
+
+    def insert(self, model: ir.Model) -> None:
+        """Puts the call where the value was made."""
+        last, (made,) = self.replaced.producer(), self.node.outputs
+        assert last is not None
+        model.graph.insert_before(last, self.node)
+        self.replaced.replace_all_uses_with(made, replace_graph_outputs=True)
+        model.functions[self.function.identifier()] = self.function
+
+
+def _call_for(value: ir.Value, row: Row, overload: str) -> _Call:
+    plan = _Plan(row)
+    pairs = [one for part in row if isinstance(part, Dots) for pair in part.pairs for one in pair]
+    attributes: list[ir.Attr] = [
+        ir.AttrInt64s("plan", plan.numbers),
+        ir.AttrFloat32s("factors", plan.factors),
+        ir.AttrInt64s("shape", dims(value)[1:]),
+    ]
+    if pairs:
+        attributes.append(ir.AttrInt64s("pairs", pairs))
+    codes = _codes_of(value)
+    if codes is not None:
+        value, scale, zero_point = codes
+        attributes += [ir.AttrFloat32("scale", scale), ir.AttrInt64("zero_point", zero_point)]
+    name = "Features" if codes is None else "FeatureCodes"
+    last = value.producer()
+    assert last is not None
+    function, inputs = _outlined(value, plan.inputs, name, overload, attributes)
+    node = ir.Node(
+        DOMAIN,
+        name,
+        inputs,
+        attributes,
+        overload=overload,
+        outputs=[ir.Value(name=value.name, shape=value.shape, type=value.type)],
+        metadata_props=dict(last.metadata_props),
+    )
+    return _Call(node, function, value)
+
+
+def _codes_of(value: ir.Value) -> tuple[ir.Value, float, int] | None:
+    """What quantizes a value, if it is all that uses it: to uint8, by one constant scale."""
+    users = [use.node for use in value.uses()]
+    if len(users) != 1 or value.is_graph_output() or users[0].op_type != "QuantizeLinear":
+        return None
+    (node,) = users
+    scale, zero = [*(None if one is None else one.const_value for one in node.inputs[1:]), None][:2]
+    if scale is None or zero is None or scale.size != 1 or scale.dtype != ir.DataType.FLOAT:
+        return None
+    if zero.dtype != ir.DataType.UINT8:
+        return None
+    return node.outputs[0], float(scale.numpy().item()), int(zero.numpy().item())
+
+
+def _outlined(
+    value: ir.Value,
+    inputs: Sequence[ir.Value],
+    name: str,
+    overload: str,
+    attributes: Sequence[ir.Attr],
+) -> tuple[ir.Function, list[ir.Value]]:
+    """The nodes between some values and a value as a function, and what it is called with.
+
+    The call may have more inputs than were given: values the body needs and the kernel doesn't.
+    """
+    leaves = list(inputs)
+    copies = {leaf: ir.Value(name=f"input_{index}") for index, leaf in enumerate(leaves)}
+    nodes: list[ir.Node] = []
+
+    def copy(wanted: ir.Value) -> ir.Value:
+        if wanted in copies:
+            return copies[wanted]
+        node, constant = wanted.producer(), wanted.const_value
+        olds: Sequence[ir.Value] = (wanted,)
+        if node is not None:
+            sources = [None if one is None else copy(one) for one in node.inputs]
+            settings, olds = node.attributes.values(), node.outputs
+            new = ir.Node(node.domain, node.op_type, sources, settings, num_outputs=len(olds))
+        elif constant is not None and constant.nbytes <= _SMALL_BYTES:
+            new = ir.Node("", "Constant", [], [ir.AttrTensor("value", constant)])
+        else:
+            copies[wanted] = ir.Value(name=f"input_{len(leaves)}")
+            leaves.append(wanted)
+            return copies[wanted]
+        for old, made in zip(olds, new.outputs, strict=True):
+            made.name = f"value_{len(copies)}"
+            copies[old] = made
+        nodes.append(new)
+        return copies[wanted]
+
+    result = copy(value)
+    opset = {"": value.graph.opset_imports[""]} if isinstance(value.graph, ir.Graph) else {}
+    graph = ir.Graph([copies[one] for one in leaves], [result], nodes=nodes, opset_imports=opset)
+    declared = [ir.Attr(one.name, one.type, None) for one in attributes]
+    return ir.Function(DOMAIN, name, overload, graph=graph, attributes=declared), leaves

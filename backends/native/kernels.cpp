@@ -1,0 +1,46 @@
+#include "kernels.h"
+
+#include <atomic>
+
+#include "lanes.h"
+
+namespace rankc {
+namespace {
+
+#define RANKC_KERNELS(set)                                                             \
+  {                                                                                    \
+    #set, set::kLanes, set::pool_floats, set::pool_codes, set::dot_blocks, set::quantize \
+  }
+
+const Kernels kSets[] = {
+    RANKC_KERNELS(portable),
+#if defined(__x86_64__)
+    RANKC_KERNELS(avx2),
+    RANKC_KERNELS(avx512),
+#endif
+};
+
+int best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+#endif
+  return kPortable;
+}
+
+std::atomic<int> level{best()};
+
+}  // namespace
+
+const Kernels& kernels() { return kSets[level.load(std::memory_order_relaxed)]; }
+
+}  // namespace rankc
+
+int rankc_limit(int wanted) {
+  int top = rankc::best();
+  rankc::level = wanted < 0 ? 0 : wanted < top ? wanted : top;
+  return rankc::level;
+}

@@ -1,0 +1,517 @@
+"""What the rows of a graph's values are made of: rows of tables, bags, dense features, products.
+
+A value ``[B, ...]`` is traced to the vectors that lie one after the other in a row of it, through
+views, slices, concatenations, sums and weights, down to tables, ids and dense values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+
+import onnx_ir as ir
+
+_VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Flatten"})
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+#: Constants of more elements are no sizes, places or pairs.
+_MANY = 65536
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a matrix with a row for each row of the batch, and what is added to it."""
+
+    matrix: ir.Value
+    index: int
+    shift: int = 0
+
+    def precedes(self, other: Column) -> bool:
+        """Whether the other is the next column of the same matrix."""
+        return other.matrix is self.matrix and other.index == self.index + 1
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector a row: a piece of a dense value, or the weighted sum of some rows of a table.
+
+    Attributes:
+        source: The dense value ``[B, width]`` or ``[B, n, width]``, or the table ``[R, width]``.
+        width: Of the vector.
+        index: Which piece of the dense value it is.
+        ids: Which rows of the table, neighbouring columns of one matrix; empty for a dense value.
+        scales: ``[R, 2]`` scale and bias of each row, if the table holds codes.
+        weights: Of each id, neighbouring columns as well, or empty.
+        factor: Of the sum.
+    """
+
+    source: ir.Value
+    width: int
+    index: int = 0
+    ids: tuple[Column, ...] = ()
+    scales: ir.Value | None = None
+    weights: tuple[Column, ...] = ()
+    factor: float = 1.0
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether it comes from a table."""
+        return bool(self.ids)
+
+    def continued_by(self, other: Vector) -> bool:
+        """Whether the other is the next piece, or the bag of the next columns, of the same."""
+        same = replace(other, index=self.index, ids=self.ids, weights=self.weights) == self
+        if not same or not self.is_lookup or not other.is_lookup:
+            return same and not other.is_lookup and other.index == self.index + 1
+        if not self.ids[-1].precedes(other.ids[0]) or bool(self.weights) != bool(other.weights):
+            return False
+        return not self.weights or self.weights[-1].precedes(other.weights[0])
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Dot products of pairs of vectors, one number each."""
+
+    vectors: tuple[Vector, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def width(self) -> int:
+        """How many there are."""
+        return len(self.pairs)
+
+
+Row = tuple[Vector | Dots, ...]
+
+
+def vectors_of(row: Row) -> Iterator[Vector]:
+    """All vectors that are read to make a row."""
+    for part in row:
+        if isinstance(part, Dots):
+            yield from part.vectors
+        else:
+            yield part
+
+
+class Tracer:
+    """Traces values, each once.
+
+    Args:
+        opaque: Lookups whose rows are made once; to what uses them they are dense values.
+
+    Attributes:
+        lookups: The rows of values that are nothing but rows of a table.
+    """
+
+    def __init__(self, opaque: frozenset[ir.Value] = frozenset()) -> None:
+        self.lookups: dict[ir.Value, tuple[Vector, ...]] = {}
+        self._opaque = opaque
+        self._known: dict[ir.Value, Row | None] = {}
+
+    def row(self, value: ir.Value) -> Row | None:
+        """The parts of a row of a value that is used, in order; None if it isn't made of such."""
+        return None if value in self._opaque else self.made(value)
+
+    def made(self, value: ir.Value) -> Row | None:
+        """The parts of a row of a value, opaque or not."""
+        if value not in self._known:
+            node = value.producer()
+            make = None if node is None or node.domain else _MAKERS.get(node.op_type)
+            assert node is not None or make is None
+            found = None if node is None or make is None else make(self, node, value)
+            self._known[value] = found if found is not None and _fits(found, value) else None
+        return self._known[value]
+
+    def _gather(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Rows of a table, or one place of the second dimension."""
+        data, ids = node.inputs
+        assert data is not None
+        if node.attributes.get_int("axis", 0) == 0 and is_table(data, ir.DataType.FLOAT):
+            return self._lookup(value, data, None, ids)
+        place = integers(ids)
+        if node.attributes.get_int("axis", 0) != 1 or place is None or rank(ids) != 0:
+            return None
+        return self._cut(data, *_one_place(place[0], data))
+
+    def _lookup(
+        self, value: ir.Value, table: ir.Value, scales: ir.Value | None, ids: ir.Value | None
+    ) -> Row | None:
+        columns = None if ids is None else columns_of(ids)
+        if columns is None:
+            return None
+        width = dims(table)[1]
+        row = tuple(Vector(table, width, ids=(one,), scales=scales) for one in columns)
+        self.lookups[value] = row
+        return row
+
+    def _add(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Rows of a table of codes, if its ids aren't flattened."""
+        found = _rowwise(node)
+        return None if found is None or _unflattened(found[2]) else self._lookup(value, *found)
+
+    def _view(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """The same parts in other dimensions; or rows of a table of codes, whose ids were flat."""
+        source = _first(node)
+        node_before = source.producer()
+        if node_before is None or node_before.op_type != "Add":
+            return self.row(source)
+        found = _rowwise(node_before)
+        flat = None if found is None else _unflattened(found[2])
+        if found is None or flat is None:
+            return self.row(source)
+        return self._lookup(value, found[0], found[1], flat)
+
+    def _slice(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Some places of the second dimension."""
+        bounds = [integers(one) for one in node.inputs[1:]]
+        if len(bounds) < 3 or any(bound is None or len(bound) != 1 for bound in bounds):
+            return None
+        start, end, axis, *step = (bound[0] for bound in bounds if bound is not None)
+        return self._cut(_first(node), start, end) if axis == 1 and step in ([], [1]) else None
+
+    def _cut(self, source: ir.Value, start: int, end: int) -> Row | None:
+        row, sizes = self.row(source), dims(source)
+        if row is None or len(sizes) < 2:
+            return None
+        bounds = _within(start, end, sizes[1])
+        if bounds is None:
+            return None
+        ends = [0]
+        for part in row:
+            ends.append(ends[-1] + part.width)
+        first, last = (bound * prod(sizes[2:]) for bound in bounds)
+        if first not in ends or last not in ends:
+            return None
+        return row[ends.index(first) : ends.index(last)]
+
+    def _concat(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """The parts of all inputs; an input that isn't made of such is a dense value."""
+        if not _joins_columns(node, value) or rank(value) > 3:
+            return None
+        parts: list[Vector | Dots] = []
+        for source in node.inputs:
+            assert source is not None
+            row = self.row(source)
+            if row is None or (_has_dots(row) and _has_dots(parts)):
+                row = _dense(source)
+            if row is None:
+                return None
+            parts += row
+        return tuple(parts)
+
+    def _reduce(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Sums or means of neighbouring vectors: bags."""
+        source = _first(node)
+        axes = integers(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None:
+            axes = list(node.attributes.get_ints("axes", ()))
+        row, sizes = self.row(source), dims(source)
+        if row is None or len(axes) != 1 or not sizes:
+            return None
+        size = _bag_size(row, sizes, axes[0] % len(sizes))
+        if size is None:
+            return None
+        bags: list[Vector] = []
+        for start in range(0, len(row), size):
+            bag = _bag(row[start : start + size])
+            if bag is None:
+                return None
+            bags.append(bag)
+        return _scaled(bags, 1.0 if node.op_type == "ReduceSum" else 1.0 / size)
+
+    def _multiply(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Lookups times a constant, or each times a weight of its own."""
+        for source, other in (node.inputs, node.inputs[::-1]):
+            assert source is not None
+            assert other is not None
+            row, constant = self.row(source), _number(other)
+            if row is None:
+                continue
+            return _weighted(row, source, other) if constant is None else _scaled(row, constant)
+        return None
+
+    def _divide(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Lookups over a constant."""
+        source, other = node.inputs
+        assert source is not None
+        assert other is not None
+        row, constant = self.row(source), _number(other)
+        return None if row is None or not constant else _scaled(row, 1.0 / constant)
+
+    def _transpose(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Dot products of pairs."""
+        found = _dot_interaction(node)
+        if found is None:
+            return None
+        source, pairs = found
+        row = self.row(source) or _dense(source)
+        vectors = tuple(part for part in row or () if isinstance(part, Vector))
+        if row is None or len(vectors) != len(row) or len({one.width for one in vectors}) != 1:
+            return None
+        return (Dots(vectors, pairs),)
+
+
+#: What makes vectors, by operator.
+_MAKERS: dict[str, Callable[[Tracer, ir.Node, ir.Value], Row | None]] = {
+    "Add": Tracer._add,
+    "Concat": Tracer._concat,
+    "Div": Tracer._divide,
+    "Gather": Tracer._gather,
+    "Mul": Tracer._multiply,
+    "ReduceMean": Tracer._reduce,
+    "ReduceSum": Tracer._reduce,
+    "Slice": Tracer._slice,
+    "Transpose": Tracer._transpose,
+    **dict.fromkeys(_VIEWS, Tracer._view),
+}
+
+
+def _fits(row: Row, value: ir.Value) -> bool:
+    """Whether the value holds just the parts of a row, for as many rows as before."""
+    sizes = dims(value)
+    known = bool(sizes) and min(sizes[1:], default=1) > 0
+    return known and prod(sizes[1:]) == sum(part.width for part in row)
+
+
+def _has_dots(parts: Sequence[Vector | Dots]) -> bool:
+    return any(isinstance(part, Dots) for part in parts)
+
+
+def _dense(value: ir.Value) -> Row | None:
+    sizes = dims(value)
+    if value.dtype != ir.DataType.FLOAT or len(sizes) not in (2, 3) or min(sizes[1:]) < 1:
+        return None
+    if value.const_value is not None:
+        return None
+    count = sizes[1] if len(sizes) == 3 else 1
+    return tuple(Vector(value, sizes[-1], index) for index in range(count))
+
+
+def _bag_size(row: Row, sizes: Sequence[int], axis: int) -> int | None:
+    """How many neighbouring vectors the reduction of an axis adds up."""
+    if len(sizes) > 2 and axis == len(sizes) - 2 and all(p.width == sizes[-1] for p in row):
+        return sizes[axis]
+    if len(sizes) == 2 and axis == 1 and all(part.width == 1 for part in row):
+        return sizes[axis]
+    return None
+
+
+def _bag(parts: Row) -> Vector | None:
+    """The sum of lookups of neighbouring columns in one table."""
+    vectors = [part for part in parts if isinstance(part, Vector) and part.is_lookup]
+    joined = all(one.continued_by(other) for one, other in pairwise(vectors))
+    if len(vectors) != len(parts) or not joined:
+        return None
+    return replace(
+        vectors[0],
+        ids=tuple(one for vector in vectors for one in vector.ids),
+        weights=tuple(one for vector in vectors for one in vector.weights),
+    )
+
+
+def _scaled(row: Sequence[Vector | Dots], factor: float) -> Row | None:
+    vectors = [part for part in row if isinstance(part, Vector) and part.is_lookup]
+    if len(vectors) != len(row):
+        return None
+    return tuple(replace(part, factor=part.factor * factor) for part in vectors)
+
+
+def _weighted(row: Row, source: ir.Value, weights: ir.Value) -> Row | None:
+    """Single rows ``[B, ..., D]`` times weights ``[B, ..., 1]``."""
+    places = dims(source)[1:-1]
+    if weights.dtype != ir.DataType.FLOAT or weights.const_value is not None:
+        return None
+    if dims(weights)[1:] != [*places, 1] or len(row) != prod(places):
+        return None
+    vectors = [part for part in row if isinstance(part, Vector) and len(part.ids) == 1]
+    if len(vectors) != len(row) or any(part.weights for part in vectors):
+        return None
+    columns = [Column(weights, index) for index in range(len(row))]
+    return tuple(replace(part, weights=(one,)) for part, one in zip(vectors, columns, strict=True))
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+
+def columns_of(ids: ir.Value) -> tuple[Column, ...] | None:
+    """The columns that ids ``[B, ...]`` are, through views, selections, joins and shifts."""
+    sizes = dims(ids)
+    if not sizes or min(sizes[1:], default=1) < 1 or ids.dtype not in _INTEGERS:
+        return None
+    node = ids.producer()
+    make = None if node is None or node.domain else _COLUMN_MAKERS.get(node.op_type)
+    found = None if node is None or make is None else make(node, ids)
+    if found is not None and len(found) == prod(sizes[1:]):
+        return found
+    if ids.const_value is not None:
+        return None
+    return tuple(Column(ids, index) for index in range(prod(sizes[1:])))
+
+
+_Columns = tuple[Column, ...] | None
+
+
+def _same_columns(node: ir.Node, ids: ir.Value) -> _Columns:
+    return columns_of(_first(node))
+
+
+def _joined_columns(node: ir.Node, ids: ir.Value) -> _Columns:
+    parts = [None if one is None else columns_of(one) for one in node.inputs]
+    if not _joins_columns(node, ids) or None in parts:
+        return None
+    return tuple(one for part in parts for one in part or ())
+
+
+def _shifted_columns(node: ir.Node, ids: ir.Value) -> _Columns:
+    columns, shifts = columns_of(_first(node)), integers(node.inputs[1])
+    if columns is None or shifts is None or rank(_first(node)) != rank(ids):
+        return None
+    if len(shifts) not in (1, len(columns)) or rank(node.inputs[1]) > 1 < rank(ids) - 1:
+        return None
+    if len(shifts) == 1:
+        shifts = shifts * len(columns)
+    return tuple(replace(c, shift=c.shift + by) for c, by in zip(columns, shifts, strict=True))
+
+
+def _selected_columns(node: ir.Node, ids: ir.Value) -> _Columns:
+    columns, sizes = columns_of(_first(node)), dims(_first(node))
+    rest = [integers(one) for one in node.inputs[1:]]
+    if columns is None or len(sizes) < 2 or any(one is None or len(one) != 1 for one in rest):
+        return None
+    places = [one[0] for one in rest if one is not None]
+    if node.op_type == "Slice":
+        bounds = _within(places[0], places[1], sizes[1]) if places[2:] in ([1], [1, 1]) else None
+    else:
+        single = node.attributes.get_int("axis", 0) == 1 and rank(node.inputs[1]) == 0
+        bounds = _one_place(places[0], _first(node)) if single else None
+    if bounds is None:
+        return None
+    size = prod(sizes[2:])
+    return columns[bounds[0] * size : bounds[1] * size]
+
+
+_COLUMN_MAKERS: dict[str, Callable[[ir.Node, ir.Value], _Columns]] = {
+    "Add": _shifted_columns,
+    "Cast": _same_columns,
+    "Concat": _joined_columns,
+    "Gather": _selected_columns,
+    "Slice": _selected_columns,
+    **dict.fromkeys(_VIEWS, _same_columns),
+}
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+
+def _rowwise(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """The codes, scales and ids of a row-wise table, in the form that `ort_fusions` writes."""
+    dequantize = _made_by(add.inputs[0], "DequantizeLinear")
+    split = _made_by(add.inputs[1], "Split")
+    if dequantize is None or split is None or len(dequantize.inputs) != 2:
+        return None
+    gather, both = _made_by(dequantize.inputs[0], "Gather"), _made_by(split.inputs[0], "Gather")
+    column = _made_by(dequantize.inputs[1], "Reshape")
+    if gather is None or both is None or column is None:
+        return None
+    if column.inputs[0] is not split.outputs[0] or add.inputs[1] is not split.outputs[1]:
+        return None
+    (codes, ids), (scales, others) = gather.inputs, both.inputs
+    assert codes is not None
+    assert scales is not None
+    by_row = all(one.attributes.get_int("axis", 0) == 0 for one in (gather, both))
+    tables = is_table(codes, ir.DataType.UINT8) and is_table(scales, ir.DataType.FLOAT)
+    if not by_row or ids is None or ids is not others or not tables or dims(scales)[1] != 2:
+        return None
+    return codes, scales, ids
+
+
+def _unflattened(ids: ir.Value) -> ir.Value | None:
+    """The ids before they were made one long list; None if they weren't."""
+    node = _made_by(ids, "Reshape")
+    return _first(node) if node is not None and integers(node.inputs[1]) == [-1] else None
+
+
+def _dot_interaction(last: ir.Node) -> tuple[ir.Value, tuple[tuple[int, int], ...]] | None:
+    """The vectors ``[B, n, d]`` and the pairs of the dialect's dot interaction, as exported."""
+    pick = _made_by(last.inputs[0], "GatherND")
+    turn = None if pick is None else _made_by(pick.inputs[0], "Transpose")
+    product = None if turn is None else _made_by(turn.inputs[0], "MatMul")
+    turned = None if product is None else _made_by(product.inputs[1], "Transpose")
+    if pick is None or turn is None or product is None or turned is None:
+        return None
+    perms = [tuple(node.attributes.get_ints("perm", ())) for node in (last, turn, turned)]
+    places = integers(pick.inputs[1])
+    vectors = product.inputs[0]
+    if perms != [(1, 0), (1, 2, 0), (0, 2, 1)] or turned.inputs[0] is not vectors:
+        return None
+    if vectors is None or places is None or dims(pick.inputs[1])[1:] != [2]:
+        return None
+    return vectors, tuple(zip(places[::2], places[1::2], strict=True))
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def dims(value: ir.Value | None) -> list[int]:
+    """The sizes of a value; -1 where one isn't known, none at all if its rank isn't."""
+    shape = None if value is None else value.shape
+    return [] if shape is None else [size if isinstance(size, int) else -1 for size in shape]
+
+
+def rank(value: ir.Value | None) -> int:
+    """The number of dimensions; -1 if it isn't known."""
+    return -1 if value is None or value.shape is None else value.shape.rank()
+
+
+def is_table(value: ir.Value, dtype: ir.DataType) -> bool:
+    """Whether a value is a constant matrix."""
+    constant = value.const_value
+    return constant is not None and constant.dtype == dtype and len(constant.shape) == 2
+
+
+def integers(value: ir.Value | None) -> list[int] | None:
+    """The elements of a constant of integers; None if it is something else."""
+    constant = None if value is None else value.const_value
+    if constant is None or constant.size > _MANY or not constant.dtype.is_integer():
+        return None
+    listed: list[int] = constant.numpy().reshape(-1).tolist()
+    return listed
+
+
+def _number(value: ir.Value) -> float | None:
+    """A constant of one element."""
+    constant = value.const_value
+    if constant is None or constant.size != 1 or constant.dtype != ir.DataType.FLOAT:
+        return None
+    return float(constant.numpy().item())
+
+
+def _within(start: int, end: int, size: int) -> tuple[int, int] | None:
+    """The bounds of a range of places, counted from the front; None if it is empty."""
+    first = start + size if start < 0 else start
+    last = end + size if end < 0 else min(end, size)
+    return (first, last) if 0 <= first < last else None
+
+
+def _one_place(place: int, source: ir.Value) -> tuple[int, int]:
+    """The bounds of one place of the second dimension."""
+    first = place + dims(source)[1] if place < 0 else place
+    return first, first + 1
+
+
+def _joins_columns(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a concatenation puts one row's parts behind another's."""
+    axis = node.attributes.get_int("axis", 0)
+    return axis == 1 or (axis == -1 and rank(value) == 2)
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def _first(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None, "the first input of these operators isn't optional"
+    return value
