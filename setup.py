@@ -9,8 +9,8 @@ from __future__ import annotations
 from setuptools import Extension, setup
 
 _FOLDER = "backends/native"
-_SOURCES = ("abi", "features", "kernels", "library")
-_HEADERS = ("abi.h", "features.h", "kernels.h", "kernels.inc", "lanes.h")
+_SOURCES = ("abi", "features", "kernels", "library", "linear", "rowwise")
+_HEADERS = ("abi.h", "features.h", "kernels.h", "kernels.inc", "lanes.h", "linear.h", "rowwise.h")
 
 setup(
     # Otherwise the installer's own script is taken for it, and this one packed with the modules.

@@ -14,11 +14,11 @@ import torch
 from onnxscript import opset21
 
 from ..optimizer.errors import UnsupportedError
-from ..optimizer.formats import SMALLEST_STEP
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING4, ROWWISE_LINEAR
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
+from .rowwise import rowwise_linear
 
 #: Tensors of at least this many bytes go into the data file, which runtimes map into memory.
 _EXTERNAL_BYTES = 1024
@@ -53,39 +53,12 @@ def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
 
-def _rowwise_linear(
-    x: Any,
-    codes: Any,
-    scale: Any,
-    bias: Any = None,
-    column_scale: Any = None,
-    kept: Any = None,
-    kept_weight: Any = None,
-) -> Any:
-    """The reference in standard operators, the product in integers: the codes stay INT8."""
-    scaled = x if column_scale is None else op.Mul(x, column_scale)
-    last = op.Constant(value_ints=[-1])
-    low = op.ReduceMin(scaled, last, keepdims=1)
-    span = op.Sub(op.ReduceMax(scaled, last, keepdims=1), low)
-    step = op.Div(span, op.Constant(value_float=255.0))
-    divisor = op.Max(step, op.Constant(value_float=SMALLEST_STEP))
-    steps = op.Cast(op.Round(op.Div(op.Sub(scaled, low), divisor)), to=ir.DataType.UINT8)
-    weight = op.Transpose(codes, perm=[1, 0])
-    product = op.Mul(op.Cast(op.MatMulInteger(steps, weight), to=ir.DataType.FLOAT), step)
-    sums = op.ReduceSum(op.Cast(weight, to=ir.DataType.FLOAT), op.Constant(value_ints=[0]))
-    result = op.Mul(op.Add(product, op.Mul(low, sums)), scale)
-    if kept is not None:
-        picked = op.Gather(x, kept, axis=-1)
-        result = op.Add(result, op.MatMul(picked, op.Transpose(kept_weight, perm=[1, 0])))
-    return result if bias is None else op.Add(result, bias)
-
-
 #: Dialect ops with an ONNX form of their own; all others are decomposed by their reference.
 _TRANSLATIONS: dict[Any, Any] = {
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
-    ROWWISE_LINEAR.op: _rowwise_linear,
+    ROWWISE_LINEAR.op: rowwise_linear,
 }
 
 

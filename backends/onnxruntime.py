@@ -26,6 +26,7 @@ from .native import library
 from .native.fusions import fuse_natively
 from .onnx import save_onnx, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
+from .rowwise import inline_rowwise, outline_rowwise
 
 MODEL = "model.onnx"
 _aten = torch.ops.aten
@@ -46,8 +47,9 @@ class OnnxRuntime(Backend):
     _native: ClassVar[bool] = True
 
     def versions(self) -> dict[str, str]:
-        """ONNX Runtime's."""
-        return {"onnxruntime": onnxruntime.__version__}
+        """ONNX Runtime's, and which native operators are used."""
+        operators = library().fingerprint if self._native else "none"
+        return {"onnxruntime": onnxruntime.__version__, "native operators": operators}
 
     def seconds_apart(
         self,
@@ -96,7 +98,8 @@ class OnnxRuntime(Backend):
         return ()
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
-        return fuse_for_onnxruntime(model) | fuse_natively(model)
+        rowwise = {"rowwise-linear": outline_rowwise(model)}
+        return fuse_for_onnxruntime(model) | fuse_natively(model) | rowwise
 
     def _notes(self) -> tuple[str, ...]:
         found = library()
@@ -115,6 +118,7 @@ class PlainOnnx(OnnxRuntime):
     _native: ClassVar[bool] = False
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
+        inline_rowwise(model)
         return {}
 
     def _broken(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ Runtime takes the kernel where the library is registered, and the body where it 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,13 @@ class Library:
 
     path: Path | None
     reason: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells one build of the library from another."""
+        if self.path is None:
+            return "none"
+        return hashlib.blake2b(self.path.read_bytes(), digest_size=6).hexdigest()
 
     def limit(self, level: int) -> int:
         """Limits the instruction set of sessions opened from now on: 0 any, 1 AVX2, 2 AVX512.

@@ -31,16 +31,18 @@ int best() {
   return kPortable;
 }
 
-std::atomic<int> level{best()};
+std::atomic<int> limit{best()};
 
 }  // namespace
 
-const Kernels& kernels() { return kSets[level.load(std::memory_order_relaxed)]; }
+Level level() { return Level(limit.load(std::memory_order_relaxed)); }
+
+const Kernels& kernels() { return kSets[level()]; }
 
 }  // namespace rankc
 
 int rankc_limit(int wanted) {
   int top = rankc::best();
-  rankc::level = wanted < 0 ? 0 : wanted < top ? wanted : top;
-  return rankc::level;
+  rankc::limit = wanted < 0 ? 0 : wanted < top ? wanted : top;
+  return rankc::limit;
 }

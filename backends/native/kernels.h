@@ -39,6 +39,7 @@ enum Level : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
 // The best set of the CPU, or the one that was asked for.
 const Kernels& kernels();
+Level level();
 
 }  // namespace rankc
 

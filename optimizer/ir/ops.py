@@ -113,7 +113,7 @@ def _rowwise_linear(
     scaled = x if column_scale is None else x * column_scale
     low = torch.ops.aten.amin.default(scaled, [-1], True)
     step = (torch.ops.aten.amax.default(scaled, [-1], True) - low) / 255.0
-    steps = torch.round((scaled - low) / step.clamp_min(_SMALLEST_STEP))
+    steps = torch.round((scaled - low) * step.clamp_min(_SMALLEST_STEP).reciprocal())
     weight = codes.to(x.dtype)
     product = torch.ops.aten.linear.default(steps, weight) * step
     result: Tensor = (product + low * weight.sum(-1)) * scale
