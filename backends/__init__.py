@@ -5,4 +5,5 @@ BACKENDS: dict[str, str] = {
     "eager": "eager:Eager",
     "onnx": "onnxruntime:PlainOnnx",
     "onnxruntime": "onnxruntime:OnnxRuntime",
+    "tensorrt": "tensorrt:TensorRT",
 }

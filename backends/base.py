@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -34,12 +34,14 @@ class Built:
         versions: Of the libraries that wrote them.
         notes: Sentences for the report.
         fused: What the backend fused, by kind.
+        unmet: What was planned and doesn't run so; with ``strict`` the build is refused for it.
     """
 
     files: tuple[str, ...]
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
     fused: Mapping[str, int] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
 
 
 class Backend(ABC):
@@ -78,6 +80,26 @@ class Backend(ABC):
         Raises:
             ArtifactError: The files can't be read.
         """
+
+    def missing(self) -> str:
+        """The pip line for what a build needs and isn't installed; empty if nothing is missing."""
+        return ""
+
+    def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
+        """Builds what of a saved artifact has to be built on the machine that serves it.
+
+        Args:
+            folder: An artifact this backend wrote.
+            target: Its target.
+            batch_sizes: The batch sizes it serves.
+
+        Returns:
+            The files that were added or changed.
+
+        Raises:
+            TargetError: It can't be built here.
+        """
+        return ()
 
     def require(self, program: Program, target: Target) -> None:
         """Raises unless the backend takes every node.
