@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import fx
 
-from ..optimizer.errors import UnsupportedError
+from ..optimizer.errors import TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.target import Target
 
@@ -42,6 +42,15 @@ class Built:
     notes: tuple[str, ...] = ()
     fused: Mapping[str, int] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
+
+    def require_plan(self, name: str) -> None:
+        """Raises if something doesn't run as planned.
+
+        Raises:
+            TargetError: What, and what runs instead.
+        """
+        if self.unmet:
+            raise TargetError(f"{name} doesn't keep the plan: {'; '.join(self.unmet)}")
 
 
 class Backend(ABC):

@@ -15,7 +15,7 @@ from torch import fx
 from ..optimizer.errors import ArtifactError
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
-from .base import Arrays, Backend, Built
+from .base import Arrays, Backend, Built, Runner
 from .onnx import save_onnx, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
 
@@ -48,7 +48,7 @@ class OnnxRuntime(Backend):
         files = save_onnx(model, folder / MODEL, metadata)
         return Built(files, _versions(), self._notes(), fused)
 
-    def open(self, folder: Path, threads: int | None = None) -> OrtRunner:
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens ``model.onnx``; its data file is mapped into memory, not read."""
         return OrtRunner(folder / MODEL, threads, self._broken())
 

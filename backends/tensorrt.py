@@ -233,8 +233,9 @@ def _tables_as_inputs(model: ir.Model) -> tuple[str, ...]:
     ]
     for value in large:
         assert value.name is not None
-        value.type = ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
-        value.shape = ir.Shape(value.const_value.shape)  # type: ignore[union-attr]
+        assert value.const_value is not None
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.shape = ir.Shape([int(size) for size in value.const_value.shape.numpy()])
         del graph.initializers[value.name]
         value.const_value = None
         graph.inputs.append(value)
@@ -297,10 +298,11 @@ def _shapes(value: ir.Value, batches: tuple[int, int, int]) -> list[tuple[int, .
     for batch, rows in zip(batches, ids, strict=True):
         sizes = []
         for dim in value.shape or ():
-            symbol = "" if isinstance(dim, int) else str(dim.value)
-            if not symbol:
-                sizes.append(int(dim))
-            elif symbol == "batch":
+            if isinstance(dim, int):
+                sizes.append(dim)
+                continue
+            symbol = str(dim.value)
+            if symbol == "batch":
                 sizes.append(batch)
             else:  # ids of all rows together, or where each row's begin
                 sizes.append(batch + 1 if symbol.replace(" ", "") == "batch+1" else rows)

@@ -1,4 +1,4 @@
-"""What each TensorRT library takes, as data: looked up before a build, so that refusals are ours."""
+"""What each TensorRT package takes, as data, looked up before a build."""
 
 from __future__ import annotations
 

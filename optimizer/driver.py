@@ -265,14 +265,21 @@ class _Job:
         for name in self.target.backends:
             folder = Path(tempfile.mkdtemp(prefix="rankc-"))
             builder = backend(name)
+            if builder.missing():
+                refusals.append(f"{name} isn't installed: {builder.missing()}")
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             metadata = {
                 "rankc.target": self.target.name,
+                "rankc.batch_sizes": ",".join(map(str, self.batch_sizes)),
                 "rankc.version": __version__,
                 "rankc.recipe": ",".join(optimized.recipe),
                 "rankc.fingerprint": optimized.fingerprint(),
             }
             try:
                 built = builder.build(optimized, self.target, folder, metadata)
+                if self.strict:
+                    built.require_plan(name)
                 manifest = self._manifest(optimized, steps, name, folder, built)
                 finish = _Finish(folder, manifest, report)
             except UnsupportedError as error:

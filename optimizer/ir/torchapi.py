@@ -36,6 +36,7 @@ __all__ = [
     "UserError",
     "WeakIdKeyDictionary",
     "core_decompositions",
+    "core_program",
     "detect_fake_mode",
     "fake_call",
     "fake_mode_of",
@@ -222,6 +223,14 @@ def is_composite(target: OpOverload) -> bool:
     if name in _KEPT_WHOLE or name.startswith("rankc::"):
         return False
     return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def core_program(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program over core ATen alone: kept operators and the dialect taken apart too."""
+    lowered: torch.export.ExportedProgram = exported.run_decompositions(
+        torch.export.default_decompositions()
+    )
+    return lowered
 
 
 def core_decompositions() -> Any:
