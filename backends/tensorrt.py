@@ -17,9 +17,10 @@ from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.ops import QUANTIZE, ROWWISE_EMBEDDING
 from ..optimizer.target import Target
 from .base import Built, Runner
+from .gpu_kernels import gpu_sm
 from .onnx import save_onnx, to_onnx
 from .onnxruntime import MODEL, PlainOnnx
-from .tensorrt_engine import ENGINE, FACTS, EngineFacts, EngineRunner, gpu_sm
+from .tensorrt_engine import ENGINE, FACTS, EngineFacts, EngineRunner
 from .tensorrt_report import LinearRun, kernels, linear_runs, mismatches
 from .tensorrt_rules import FULL, RTX, Library, require_formats, require_legal, site_of
 

@@ -145,14 +145,6 @@ def installed_versions() -> dict[str, str]:
     return {lib.module: lib.load().__version__ for lib in LIBRARIES if lib.installed()}
 
 
-def gpu_sm() -> int | None:
-    """The compute capability of the first GPU times ten; None without one."""
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability(0)
-    return 10 * major + minor
-
-
 class EngineRunner:
     """An engine that takes and returns numpy arrays by name; buffers are torch's."""
 

@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ __all__ = [
     "ShapeEnv",
     "UserError",
     "WeakIdKeyDictionary",
+    "aoti_compile",
+    "aoti_load",
     "core_decompositions",
     "core_program",
     "detect_fake_mode",
@@ -43,9 +46,11 @@ __all__ = [
     "fake_of",
     "flat_graph_module",
     "free_unbacked_symbols",
+    "int_mm",
     "is_composite",
     "is_fake",
     "quiet",
+    "scaled_mm",
     "shared_copy",
     "silenced",
     "unlift",
@@ -223,6 +228,45 @@ def is_composite(target: OpOverload) -> bool:
     if name in _KEPT_WHOLE or name.startswith("rankc::"):
         return False
     return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def scaled_mm(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    left_scale: torch.Tensor,
+    right_scale: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """``(left · left_scale) @ (right · right_scale)`` of FP8 codes.
+
+    Args:
+        left: ``[M, K]`` float8, row-major.
+        right: ``[K, N]`` float8, column-major.
+        left_scale: ``[]``, or ``[M, 1]`` for a scale per row.
+        right_scale: ``[]``, or ``[1, N]``.
+        dtype: Of the result ``[M, N]``.
+    """
+    return torch._scaled_mm(left, right, left_scale, right_scale, out_dtype=dtype)
+
+
+def int_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``[M, K] @ [K, N]`` of int8 codes, in int32."""
+    return torch._int_mm(left, right)
+
+
+def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
+    """Compiles a program ahead of time into one ``.pt2`` file."""
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(exported, package_path=str(path))
+
+
+def aoti_load(path: Path) -> Callable[..., Any]:
+    """What `aoti_compile` wrote, as a function of flat tensors."""
+    from torch._inductor import aoti_load_package
+
+    found: Callable[..., Any] = aoti_load_package(str(path))
+    return found
 
 
 def core_program(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
