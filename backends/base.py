@@ -53,6 +53,19 @@ class Built:
             raise TargetError(f"{name} doesn't keep the plan: {'; '.join(self.unmet)}")
 
 
+@dataclass(frozen=True)
+class Here:
+    """What a backend can do for a target on this machine.
+
+    Attributes:
+        built: What can be built; empty for nothing.
+        run: How what was built can be run; empty for not at all.
+    """
+
+    built: str
+    run: str
+
+
 class Backend(ABC):
     """Turns programs into files, and runs them."""
 
@@ -93,6 +106,10 @@ class Backend(ABC):
     def missing(self) -> str:
         """The pip line for what a build needs and isn't installed; empty if nothing is missing."""
         return ""
+
+    def here(self, target: Target) -> Here:
+        """What can be built for the target here, and how it can be run here."""
+        return Here("", "") if self.missing() else Here(self.name, "yes")
 
     def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
         """Builds what of a saved artifact has to be built on the machine that serves it.

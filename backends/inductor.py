@@ -19,7 +19,7 @@ from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
 from ..optimizer.ir.torchapi import aoti_compile, aoti_load, silenced
 from ..optimizer.target import Target
-from .base import Arrays, Backend, Built
+from .base import Arrays, Backend, Built, Here
 from .gpu_kernels import (
     BF16,
     KERNELS,
@@ -50,6 +50,14 @@ class Inductor(Backend):
     def missing(self) -> str:
         """What a build needs and isn't here."""
         return "" if shutil.which("g++") else "apt-get install g++"
+
+    def here(self, target: Target) -> Here:
+        """A package, where the target's device is."""
+        try:
+            device = _device_for(target)
+        except TargetError:
+            return Here("", "")
+        return Here("" if self.missing() else f"package for {device.type}", "yes")
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None: what can be exported can be compiled."""

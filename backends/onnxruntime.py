@@ -15,7 +15,7 @@ from torch import fx
 from ..optimizer.errors import ArtifactError
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
-from .base import Arrays, Backend, Built, Runner
+from .base import Arrays, Backend, Built, Here, Runner
 from .onnx import save_onnx, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
 
@@ -69,6 +69,10 @@ class PlainOnnx(OnnxRuntime):
     """
 
     name: ClassVar[str] = "onnx"
+
+    def here(self, target: Target) -> Here:
+        """Always the file; run by emulation."""
+        return Here("ONNX", "by emulation")
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         return {}

@@ -13,22 +13,22 @@ import torch
 from torch import fx
 
 from ..optimizer.errors import TargetError, UnsupportedError
-from ..optimizer.ir import Program, Rewriter, sweep
-from ..optimizer.ir.ops import QUANTIZE, ROWWISE_EMBEDDING
+from ..optimizer.ir import Program
+from ..optimizer.ir.ops import QUANTIZE
 from ..optimizer.target import Target
-from .base import Built, Runner
+from .base import Built, Here, Runner
 from .gpu_kernels import gpu_sm
 from .onnx import save_onnx, to_onnx
-from .onnxruntime import MODEL, PlainOnnx
+from .onnxruntime import MODEL, OrtRunner, PlainOnnx
 from .tensorrt_engine import ENGINE, FACTS, EngineFacts, EngineRunner
 from .tensorrt_report import LinearRun, kernels, linear_runs, mismatches
 from .tensorrt_rules import FULL, RTX, Library, require_formats, require_legal, site_of
+from .tensorrt_tables import decode_tables_first, gather_before_decoding, tables_as_inputs
 
 FUSION = "fusion.json"
+#: The same scores as ``model.onnx``, in the form that ONNX Runtime doesn't decode whole tables for.
+EMULATED = "emulated.onnx"
 _aten = torch.ops.aten
-#: Tables of at least this many bytes are inputs of the engine: it holds no copy of them, and
-#: building takes no memory for them.
-_TABLE_BYTES = 64 * 2**20
 #: Ids of one row in a feature of lists: the profile's best, and the most it allows.
 _IDS_PER_ROW = (16, 256)
 _BATCHES = (64, 512)
@@ -67,6 +67,19 @@ class TensorRT(PlainOnnx):
         """The line that installs what a build needs; empty if it is here."""
         return "" if FULL.installed() or RTX.installed() else RTX.pip
 
+    def here(self, target: Target) -> Here:
+        """The engine, or the ONNX file and a check of it; run on the GPU, or by emulation."""
+        if target.device.sm is None or self.missing():
+            return Here("", "")
+        try:
+            plan = _plan_for(target)
+        except TargetError:
+            return Here("", "")
+        if plan.kept:
+            run = "yes" if gpu_sm() == plan.sm else "by emulation"
+            return Here(f"engine for SM{plan.sm}", run)
+        return Here(f"ONNX, checked by an engine for SM{plan.sm}", "by emulation")
+
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why the node has no form."""
         refused = super().supports(node, target) or _REFUSED.get(node.target)
@@ -89,9 +102,11 @@ class TensorRT(PlainOnnx):
         require_formats(target)
         self.require(program, target)
         plan = _plan_for(target)
-        model = to_onnx(_signed_tables(program))
+        model = to_onnx(decode_tables_first(program))
         require_legal(model, target)
         files = save_onnx(model, folder / MODEL, metadata)
+        if gather_before_decoding(folder / MODEL, folder / EMULATED):
+            files += (EMULATED,)
         stored = metadata.get("rankc.batch_sizes", "")
         sizes = tuple(int(size) for size in stored.split(",")) if stored else _BATCHES
         runs, version = _engine(folder, plan, sizes)
@@ -134,7 +149,8 @@ class TensorRT(PlainOnnx):
         """Opens the engine where there is a GPU, and the ONNX file elsewhere."""
         sm = gpu_sm()
         if sm is None or not (folder / ENGINE).exists():
-            return super().open(folder, threads)
+            emulated = (folder / EMULATED).exists()
+            return OrtRunner(folder / (EMULATED if emulated else MODEL), threads, self._broken())
         return EngineRunner(folder, ir.load(folder / MODEL), sm)
 
 
@@ -161,38 +177,6 @@ def _plan_for(target: Target) -> _Plan:
     return _Plan(RTX, max((other for other in RTX.sms if other <= sm), default=89), kept=False)
 
 
-def _signed_tables(program: Program) -> Program:
-    """The program with row-wise tables in int8 codes: TensorRT keeps uint8 codes as int32.
-
-    ``s·q + b`` is ``s·(q − 128) + (b + 128·s)``. Gathered codes, scale and bias, cast and
-    multiplied, become one kernel that reads the table as int8, like a DequantizeLinear of the
-    table that is gathered; and unlike that it is no whole decoded table on ONNX Runtime.
-    """
-    nodes = program.graph.find_nodes(op="call_function", target=ROWWISE_EMBEDDING.op)
-    if not nodes:
-        return program
-    signed = program.clone()
-    rw = Rewriter(signed, "tensorrt")
-    made: dict[str, tuple[fx.Node, fx.Node]] = {}
-    for node in list(signed.graph.find_nodes(op="call_function", target=ROWWISE_EMBEDDING.op)):
-        codes, scale, bias, ids = node.args
-        name = str(codes.target)
-        if name not in made:
-            values = signed.tensor(name)
-            step, least = signed.tensor(str(scale.target)), signed.tensor(str(bias.target))
-            # Flipping the top bit of uint8 is subtracting 128 and reading it as int8.
-            shifted = torch.bitwise_xor(values, 128).view(torch.int8)
-            made[name] = (
-                rw.parameter(f"{name}_signed", shifted),
-                rw.parameter(f"{name}_signed_bias", least + 128.0 * step),
-            )
-        with rw.before(node):
-            new = rw.emit(node.target, made[name][0], scale, made[name][1], ids, like=node)
-        rw.replace(node, new)
-    sweep(signed)
-    return signed
-
-
 def _engine(
     folder: Path, plan: _Plan, batch_sizes: tuple[int, ...]
 ) -> tuple[tuple[LinearRun, ...], str]:
@@ -206,7 +190,7 @@ def _engine(
     """
     trt = plan.library.load()
     model = ir.load(folder / MODEL)
-    tables = _tables_as_inputs(model)
+    tables = tables_as_inputs(model)
     graph = folder / "graph.onnx"
     ir.save(model, graph)
     log = _logger(trt)
@@ -220,27 +204,6 @@ def _engine(
         facts = EngineFacts(plan.library.module, trt.__version__, plan.sm, batches, tables)
         facts.save(folder)
     return linear_runs(model, kernels(log.messages)), trt.__version__
-
-
-def _tables_as_inputs(model: ir.Model) -> tuple[str, ...]:
-    """Makes large tables inputs of the graph; their names."""
-    graph = model.graph
-    large = [
-        value
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and value.const_value.nbytes >= _TABLE_BYTES
-        and all(node.op_type == "Gather" and index == 0 for node, index in value.uses())
-    ]
-    for value in large:
-        assert value.name is not None
-        assert value.const_value is not None
-        value.type = ir.TensorType(value.const_value.dtype)
-        value.shape = ir.Shape([int(size) for size in value.const_value.shape.numpy()])
-        del graph.initializers[value.name]
-        value.const_value = None
-        graph.inputs.append(value)
-    return tuple(str(value.name) for value in large)
 
 
 def _logger(trt: Any) -> Any:
