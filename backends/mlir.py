@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,15 +220,27 @@ def _text(exported: torch.export.ExportedProgram, dialect: str, program: Program
             )
         return str(module)
     except Exception as error:
-        raise UnsupportedError(_told(error, dialect, program)) from error
+        raise UnsupportedError(_told(error, exported, dialect, program)) from error
 
 
-def _told(error: BaseException, dialect: str, program: Program) -> str:
-    said = next((line for line in str(error).splitlines() if "error:" in line), str(error))
+def _told(
+    error: BaseException,
+    exported: torch.export.ExportedProgram,
+    dialect: str,
+    program: Program,
+) -> str:
+    """The refusal in the user's names: torch-mlir prints operators it doesn't know as such."""
+    from torch_mlir import fx as torch_mlir_fx
+
+    raw = torch_mlir_fx.export_and_import(exported, output_type="raw", decomposition_table={})
+    unknown = set(re.findall(r'torch\.operator "torch\.(\w+\.\w+)', str(raw)))
     for node in program.graph.nodes:
-        if node.op == "call_function" and str(node.target).rsplit(".", 1)[0] in str(error):
-            return f"{dialect} has no form for {node.target}, used at {site_of(node)}: {said[:240]}"
-    return f"the program can't be written as {dialect}: {said[:300]}"
+        name = str(node.target).rsplit(".", 1)[0]
+        if node.op == "call_function" and name in unknown:
+            return f"{dialect} has no form for {node.target}, used at {site_of(node)}"
+    said = [line for line in str(error).splitlines() if line.strip()]
+    first = " ".join(said[:2])[:300]
+    return f"the program can't be written as {dialect}: {first}"
 
 
 def _compile(text: str, program: Program) -> tuple[bytes, tuple[str, ...]]:
