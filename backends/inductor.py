@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
-from ..optimizer.ir.torchapi import aoti_compile, aoti_load, silenced
+from ..optimizer.ir.torchapi import aoti_compile, aoti_load, compiled, silenced
 from ..optimizer.target import Target
 from .base import Arrays, Backend, Built, Here
 from .gpu_kernels import (
@@ -244,7 +244,7 @@ def _measured(kernels: list[Kernel], weight: Tensor, rows: int) -> Dispatched:
     step = torch.tensor(0.01, device=weight.device)
     calls: dict[str, Callable[[], Tensor]] = {}
     for kernel in kernels:
-        run = torch.compile(partial(kernel.run, weight=kernel.prepare(weight), bias=None))
+        run = compiled(partial(kernel.run, weight=kernel.prepare(weight), bias=None))
         calls[kernel.name] = partial(run, x, step=step)
     return dispatch(calls, None, float("inf"), time_on_gpu)
 

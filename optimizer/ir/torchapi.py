@@ -38,6 +38,7 @@ __all__ = [
     "WeakIdKeyDictionary",
     "aoti_compile",
     "aoti_load",
+    "compiled",
     "core_decompositions",
     "core_program",
     "detect_fake_mode",
@@ -252,6 +253,19 @@ def scaled_mm(
 def int_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``[M, K] @ [K, N]`` of int8 codes, in int32."""
     return torch._int_mm(left, right)
+
+
+def compiled(call: Callable[..., torch.Tensor], mode: str = "default") -> Callable[..., Any]:
+    """The callable compiled for the shapes it is called with.
+
+    Kernels of many linears share code; without raising its limit, torch would stop compiling after
+    eight of them and run the rest eagerly.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4096)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
+    found: Callable[..., Any] = torch.compile(call, dynamic=False, mode=mode)
+    return found
 
 
 def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from placed import coded, optimized
 from rankc.backends import inductor
 from rankc.backends.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
 from rankc.backends.inductor import Inductor, PackageFacts, _dispatched, _exported, _plain_batches
@@ -15,8 +16,6 @@ from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.target import Target
 from torch import Tensor
-
-from tests.backends.placed import coded, optimized
 
 CPU = Target.of("cpu-fp32")
 DEVICE = torch.device("cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from placed import coded, optimized, with_coded_tables
 from rankc import models
 from rankc.backends.mlir import Mlir
 from rankc.frontends.export import capture
@@ -15,8 +16,6 @@ from rankc.optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.target import Target
 from torch import Tensor, nn
-
-from tests.backends.placed import coded, optimized, with_coded_tables
 
 pytest.importorskip("torch_mlir")
 pytest.importorskip("iree.compiler")

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from placed import coded, halved, optimized, with_coded_tables
 from rankc import models
 from rankc.backends import tensorrt, tensorrt_engine, tensorrt_rules, tensorrt_tables
 from rankc.backends.tensorrt import TensorRT, _engine, _Plan
@@ -24,8 +25,6 @@ from rankc.optimizer.errors import ArtifactError, SignatureError, TargetError, U
 from rankc.optimizer.ir import Program, facts_of
 from rankc.optimizer.target import DeviceSpec, Target
 from torch import Tensor, nn
-
-from tests.backends.placed import coded, halved, optimized, with_coded_tables
 
 pytest.importorskip("tensorrt_rtx")
 L40S, RTX6000, H100 = (Target.of(name) for name in ("l40s-fp8", "rtx6000-fp8", "h100-fp8"))
