@@ -16,12 +16,8 @@ CHECK = ROOT / "benchmarks" / "gpu" / "check.py"
 _LEAN = """
 import runpy, sys
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "scipy", "rich"}:
-            raise ModuleNotFoundError(name, name=name)
-
-sys.meta_path.insert(0, Hidden())
+for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "scipy", "rich"):
+    sys.modules[name] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
