@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
-from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROUND_ROWS
 from ..optimizer.ir.torchapi import aoti_compile, aoti_load, compiled, silenced
 from ..optimizer.target import Target
 from .base import Arrays, Backend, Built, Here
@@ -188,10 +188,17 @@ def _device_for(target: Target) -> torch.device:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A linear whose input and weight are codes: the nodes they come from."""
+    """A linear whose input and weight are codes: the nodes they come from.
+
+    Attributes:
+        source: The input before it is coded.
+        step: Its static scale; None where each row has one of its own.
+        codes: The weight's codes.
+        scale: The weight's scale per output.
+    """
 
     source: fx.Node
-    step: fx.Node
+    step: fx.Node | None
     codes: fx.Node
     scale: fx.Node
 
@@ -203,17 +210,19 @@ def _coded(node: fx.Node) -> _Coded | None:
     restored, decoded = node.args[0], node.args[1]
     if not (isinstance(restored, fx.Node) and isinstance(decoded, fx.Node)):
         return None
-    if restored.target is not DEQUANTIZE.op or decoded.target is not DEQUANTIZE.op:
+    codes, scale = decoded.args[0:2] if decoded.target is DEQUANTIZE.op else (None, None)
+    if not (isinstance(codes, fx.Node) and isinstance(scale, fx.Node)):
         return None
-    quantized, codes = restored.args[0], decoded.args[0]
-    if not (isinstance(quantized, fx.Node) and isinstance(codes, fx.Node)):
+    if restored.target is ROUND_ROWS.op and isinstance(restored.args[0], fx.Node):
+        return _Coded(restored.args[0], None, codes, scale)
+    quantized = restored.args[0] if restored.target is DEQUANTIZE.op else None
+    if not isinstance(quantized, fx.Node):
         return None
     if quantized.target is not QUANTIZE.op or quantized.args[4] is torch.uint8:
         return None
-    source, step, scale = quantized.args[0], quantized.args[1], decoded.args[1]
+    source, step = quantized.args[0], quantized.args[1]
     assert isinstance(source, fx.Node)
     assert isinstance(step, fx.Node)
-    assert isinstance(scale, fx.Node)
     return _Coded(source, step, codes, scale)
 
 
@@ -228,7 +237,8 @@ def _dispatched(
             continue
         codes = program.tensor(str(coded.codes.target))
         low = "fp8" if codes.dtype is torch.float8_e4m3fn else "int8"
-        plan = [kernel for kernel in KERNELS if kernel.format == low and not kernel.dynamic]
+        own_scales = coded.step is None
+        plan = [k for k in KERNELS if k.format == low and k.dynamic == own_scales]
         if device.type == "cpu":
             found[site_of(node)] = Dispatched(plan[0].name, {}, {}, "as planned")
             continue
@@ -272,7 +282,8 @@ class _Lowering(fx.Interpreter):
         if kernel is BF16:
             weight = (codes.float() * scale[:, None]).to(torch.bfloat16)
         flat = x.reshape(-1, x.shape[-1])
-        out = kernel.run(flat, weight, bias, self.env[coded.step])
+        step = self.env[coded.step] if coded.step is not None else None
+        out = kernel.run(flat, weight, bias, step)
         return out.reshape([*x.shape[:-1], out.shape[-1]])
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .ir.facts import Precision
-from .ir.ops import DEQUANTIZE, QUANTIZE
+from .ir.ops import DEQUANTIZE, QUANTIZE, ROUND_ROWS
 from .ir.rewrite import Rewriter
 
 _aten = torch.ops.aten
@@ -88,7 +88,11 @@ def _usable(steps: Tensor) -> Tensor:
 
 
 def candidates(
-    samples: Tensor, weight: Tensor, number_format: str, int8_activations: str
+    samples: Tensor,
+    weight: Tensor,
+    number_format: str,
+    int8_activations: str,
+    row_wise: bool = False,
 ) -> list[tuple[Precision, float]]:
     """The ways a linear can take a low format, plain one first, each with the error it leaves.
 
@@ -98,12 +102,15 @@ def candidates(
       different sizes.
     - *kept*: the few columns of the longest tails stay fp32, in a small linear of their own
       (2208.07339, with static columns): for raw counts and amounts beside embeddings.
+    - *rows*: INT8 only, each row scaled by its own largest value, found while running: for rows of
+      different sizes. It often leaves less error than E4M3.
 
     Args:
         samples: ``[rows, K]`` real inputs of the linear.
         weight: ``[N, K]``.
         number_format: ``"int8"`` or ``"fp8"``.
         int8_activations: ``"uint8"`` or ``"int8"``.
+        row_wise: Whether the target takes a scale per row.
 
     Returns:
         A precision each with the relative L2 error of the linear's output on real rows. Only those
@@ -120,6 +127,8 @@ def candidates(
         counts = sorted({max(1, len(peaks) // part) for part in (64, 16, 8)} & {*range(len(peaks))})
         kept = [search.best(kept=tuple(sorted(order[:count].tolist()))) for count in counts]
         found += _improving(found[0], kept)
+    if row_wise and number_format == "int8":
+        found += _improving(min(found, key=lambda f: f[1]), [search.per_row()])
     return found
 
 
@@ -207,6 +216,14 @@ class _RangeSearch:
                     precision, error = other
         return precision, error
 
+    def per_row(self) -> tuple[Precision, float]:
+        """INT8 with a scale of each row's own, and its error."""
+        precision = Precision("int8", 1.0, 0, "int8", "int8", rows=True)
+        exact = self.rows @ self.weight.T
+        coded = quantize_weight(self.weight, torch.int8)
+        off = _output(self.rows, self.weight, coded, precision) - exact
+        return precision, float(off.norm() / exact.norm().clamp_min(1e-30))
+
 
 def _without(samples: Tensor, kept: tuple[int, ...]) -> Tensor:
     if not kept:
@@ -256,6 +273,8 @@ def _precision(
 
 def _round_trip(rows: Tensor, precision: Precision) -> Tensor:
     dtype: torch.dtype = getattr(torch, precision.input_dtype)
+    if precision.rows:
+        return ROUND_ROWS.reference(rows)  # type: ignore[no-any-return]
     scale = torch.tensor(precision.input_scale)
     zero = torch.tensor(precision.input_zero_point, dtype=torch.int32)
     codes = QUANTIZE.reference(rows, scale, zero, -1, dtype)
@@ -294,8 +313,11 @@ def insert_qdq(
         if precision.column_scale:
             columns = rw.parameter(f"{name}_columns", torch.tensor(precision.column_scale))
             low = rw.emit(_aten.mul.Tensor, source, columns, like=linear)
-        quantized = rw.emit(QUANTIZE.op, low, scale, zero, -1, input_dtype, like=linear)
-        restored = rw.emit(DEQUANTIZE.op, quantized, scale, zero, -1, like=linear)
+        if precision.rows:
+            restored = rw.emit(ROUND_ROWS.op, low, like=linear)
+        else:
+            quantized = rw.emit(QUANTIZE.op, low, scale, zero, -1, input_dtype, like=linear)
+            restored = rw.emit(DEQUANTIZE.op, quantized, scale, zero, -1, like=linear)
         decoded = rw.emit(DEQUANTIZE.op, codes, weight_scale, weight_zero, 0, like=linear)
     bias = linear.args[2] if len(linear.args) > 2 else None
     if samples is not None and isinstance(bias, fx.Node) and bias.op == "get_attr":

@@ -18,6 +18,7 @@ from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.placement import Choice, place
 from ..optimizer.report import SiteRecord
+from ..optimizer.target import Target
 from ..optimizer.verdict import Status
 
 #: Rows of a site's input that are looked at.
@@ -47,7 +48,7 @@ class PlacePrecision(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips targets without a format, and runs without data."""
-        if not ctx.target.formats:
+        if not _coded(ctx.target):
             raise Skip(f"{ctx.target.name} has no format below fp32 for linears")
         if ctx.judge is None or not ctx.calibration:
             raise Skip("there is no data to choose formats on")
@@ -68,10 +69,8 @@ class PlacePrecision(Pass):
             if chosen is None and option in open_to:
                 ctx.missed(_TOGETHER, option.site)
         if placed:
-            ctx.applied(
-                f"placed {ctx.target.formats[0]} on {len(placed)} of {len(options)} linears",
-                *placed,
-            )
+            formats = " or ".join(_coded(ctx.target))
+            ctx.applied(f"placed {formats} on {len(placed)} of {len(options)} linears", *placed)
 
     def _worth_trying(self, site: fx.Node, ctx: PassContext) -> bool:
         outputs, inputs = _weight_shape(site)
@@ -91,16 +90,21 @@ class PlacePrecision(Pass):
     def _options(
         self, program: Program, site: fx.Node, samples: Tensor | None, ctx: PassContext
     ) -> _Options:
-        number_format = ctx.target.formats[0]
-        high = _seconds(site, None, number_format, ctx)
+        high = _seconds(site, None, "fp32", ctx)
         if samples is None or not bool((samples != 0).any()):
             return _Options(site, high, (), "calibration never feeds it")
         assert isinstance(site.args[1], fx.Node)
         weight = program.tensor(str(site.args[1].target))
-        found = candidates(samples, weight, number_format, ctx.target.int8_activations)
-        trials = []
+        target, trials = ctx.target, []
+        found = [
+            candidate
+            for number_format in _coded(target)
+            for candidate in candidates(
+                samples, weight, number_format, target.int8_activations, target.row_wise
+            )
+        ]
         for precision, error in found:
-            seconds = _seconds(site, precision, number_format, ctx)
+            seconds = _seconds(site, precision, precision.format, ctx)
             trials.append(
                 self._try(program, _Trial(site, precision, error, seconds, samples), high, ctx)
             )
@@ -259,6 +263,11 @@ def _realised(program: Program, trials: Sequence[_Trial]) -> Program:
     return copy
 
 
+def _coded(target: Target) -> tuple[str, ...]:
+    """The target's formats that are codes with a scale."""
+    return tuple(f for f in target.formats if f in ("int8", "fp8"))
+
+
 def _weight_shape(site: fx.Node) -> tuple[int, int]:
     assert isinstance(site.args[1], fx.Node)
     outputs, inputs = site.args[1].meta["val"].shape
@@ -276,8 +285,9 @@ def _seconds(
     source = site.args[0]
     assert isinstance(source, fx.Node)
     elements = elements_of(source, batch)
-    # Each input is read as four bytes and written as one.
+    # Each input is read as four bytes and written as one; for a row's own scale it is read twice.
     around = 5 * elements + (8 * elements if precision.column_scale else 0.0)
+    around += 4 * elements if precision.rows else 0.0
     seconds = Cost(0.0, around).seconds(ctx.target, "fp32")
     if precision.kept:
         outputs, inputs = _weight_shape(site)

@@ -29,6 +29,8 @@ class Precision:
         column_scale: What each input column is multiplied by before it is quantized, and its
             weights divided by; empty for none.
         kept: Input columns that stay fp32, in a linear of their own whose result is added.
+        rows: Whether each input row has a scale of its own, found while running; `input_scale` is
+            1 then.
     """
 
     format: str
@@ -38,6 +40,7 @@ class Precision:
     weight_dtype: str
     column_scale: tuple[float, ...] = ()
     kept: tuple[int, ...] = ()
+    rows: bool = False
 
     def __post_init__(self) -> None:
         # Read back from JSON, tuples are lists.
@@ -46,8 +49,8 @@ class Precision:
 
     @property
     def recipe(self) -> str:
-        """What a report calls it: ``int8``, ``int8 scaled`` or ``int8 but 4 columns``."""
-        scaled = " scaled" if self.column_scale else ""
+        """In a report: ``int8``, ``int8 rows``, ``int8 scaled`` or ``int8 but 4 columns``."""
+        scaled = " rows" if self.rows else " scaled" if self.column_scale else ""
         kept = f" but {len(self.kept)} columns" if self.kept else ""
         return f"{self.format}{scaled}{kept}"
 

@@ -41,6 +41,14 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> 
     return decoded
 
 
+def _round_rows(x: Tensor) -> Tensor:
+    """The nearest values that int8 codes hold whose scale is each row's own: its largest / 127."""
+    peak = torch.ops.aten.amax.default(torch.ops.aten.abs.default(x), [-1], True)
+    scale = torch.ops.aten.clamp.default(peak / 127.0, torch.finfo(x.dtype).tiny)
+    rounded: Tensor = torch.round(x / scale) * scale
+    return rounded
+
+
 def _rowwise_embedding(codes: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> Tensor:
     """``codes[ids] * scale[ids] + bias[ids]``: a floating-point bias instead of a zero point."""
     lookup = torch.ops.aten.embedding.default
@@ -58,6 +66,10 @@ QUANTIZE = define_op(
 DEQUANTIZE = define_op(
     "dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis) -> Tensor", _dequantize
 )
+
+#: x ``[..., K]`` float -> ``[..., K]`` float: quantized and dequantized, a scale per row. A row's
+#: scale is its own, so that a score doesn't depend on the other rows of its batch.
+ROUND_ROWS = define_op("round_rows(Tensor x) -> Tensor", _round_rows)
 
 #: codes ``[R, D]`` uint8, scale and bias ``[R, 1]`` float, ids ``[...]`` -> ``[..., D]`` float.
 #: Row-wise quantized table with a floating-point bias (2105.12676, and FBGEMM's fused rows).

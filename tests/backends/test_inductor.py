@@ -12,8 +12,12 @@ from placed import coded, optimized
 from rankc.backends import inductor
 from rankc.backends.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
 from rankc.backends.inductor import Inductor, PackageFacts, _dispatched, _exported, _plain_batches
+from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
+from rankc.optimizer.formats import insert_qdq
+from rankc.optimizer.ir import Precision, Rewriter, sweep
+from rankc.optimizer.ir.pattern import shape_of
 from rankc.optimizer.target import Target
 from torch import Tensor
 
@@ -118,6 +122,24 @@ def test_coded_linears_become_products_of_codes(number_format: str, op: str) -> 
     graph, off = run_exported(number_format)
     assert op in graph
     assert off <= 1e-6
+
+
+def test_linears_with_a_scale_per_row_run_so() -> None:
+    program = optimized("dlrm")
+    rw = Rewriter(program, "test")
+    sites = [n for n in linear_sites(program) if min(shape_of(n.args[1])) >= 16]
+    rows = Precision("int8", 1.0, 0, "int8", "int8", rows=True)
+    for node in sites:
+        insert_qdq(rw, node, rows)
+    sweep(program)
+    kernels = _dispatched(program, CPU, DEVICE, 64)
+    assert {found.kernel for found in kernels.values()} == {"int8-rows"}
+    exported = _exported(program, kernels, DEVICE)
+    features = synthesize(program.signature, 7, 1).features
+    (got,) = exported.module()(*(features[name] for name in program.signature.names))
+    (want,) = program.run(features).values()
+    assert "_int_mm" in str(exported.graph)
+    assert float((got - want).abs().max()) <= 1e-6
 
 
 def test_a_linear_that_stays_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

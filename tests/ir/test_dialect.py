@@ -33,6 +33,7 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (torch.tensor([[-128, 127], [1, 0]], dtype=torch.int8), ROWS, zero(torch.int8, 2), 1),
         (X.to(torch.float8_e4m3fn), SCALE, zero(torch.float8_e4m3fn), 0),
     ],
+    "round_rows": [(X,), (torch.zeros(2, 3),)],
     "rowwise_embedding": [
         (
             torch.arange(12, dtype=torch.uint8).reshape(4, 3),
