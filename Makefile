@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision gpu-check capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-h100 gpu-check capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -33,6 +33,10 @@ bench-structure: $(VENV)/bench
 # Ours beside the peers on trained models, each judged by the same gate; some minutes.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
+
+# What is decided for an H100 on trained models, without one; about twenty minutes.
+bench-h100: $(VENV)/test
+	$(BIN)/python benchmarks/h100.py $(BENCH)
 
 # What only a GPU can show, within ten minutes; needs torch 2.11 or newer, and installs nothing.
 gpu-check:
