@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-h100 gpu-check capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-h100 gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -37,6 +37,10 @@ bench-precision: $(VENV)/bench
 # What is decided for an H100 on trained models, without one; about twenty minutes.
 bench-h100: $(VENV)/test
 	$(BIN)/python benchmarks/h100.py $(BENCH)
+
+# What is built, run and verified for which target; the table goes to docs/backends.md.
+docs-backends: $(VENV)/test
+	$(BIN)/python benchmarks/backends.py $(BENCH)
 
 # What only a GPU can show, within ten minutes; needs torch 2.11 or newer, and installs nothing.
 gpu-check:

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import rankc
 import torch
 from placed import coded, halved, optimized, with_coded_tables
 from rankc import models
@@ -20,6 +21,7 @@ from rankc.backends.tensorrt_engine import EngineFacts, Memory
 from rankc.backends.tensorrt_report import Kernel, LinearRun, kernels, linear_runs, mismatches
 from rankc.backends.tensorrt_rules import FULL, RTX, refused_by, require_formats, require_legal
 from rankc.frontends.export import capture
+from rankc.optimizer.cli import main
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, SignatureError, TargetError, UnsupportedError
 from rankc.optimizer.ir import Program, facts_of
@@ -360,3 +362,62 @@ def test_a_refusal_of_the_builder_names_the_node(tmp_path: Path) -> None:
     said = tensorrt._told(graph, [("linear", "no kernel for it\nmore")], _Plan(RTX, 89, kept=True))
     assert "over.0 (Gemm): no kernel for it" in said
     assert Kernel("k", "gemm", (), (), (), ()).nodes == ()
+
+
+# --- through optimize -----------------------------------------------------------------------------
+
+
+def test_an_artifact_is_finished_on_its_own_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = models.zoo()["dlrm"]().eval()
+    artifact = rankc.optimize(model, "l40s-fp8", batch_sizes=(32, 256))
+    assert artifact.manifest.backend == "tensorrt"
+    assert {"model.onnx", "model.engine", "fusion.json"} <= set(artifact.manifest.files)
+    assert "engine built by tensorrt_rtx" in str(artifact.report)
+    folder = artifact.save(tmp_path / "out")
+    (folder / "model.engine").unlink()
+    assert main(["build", str(folder)]) == 0
+    assert "built fusion.json, model.engine, engine.json" in capsys.readouterr().out
+    loaded = rankc.load(str(folder))
+    inputs = model.example_inputs(5)
+    assert torch.allclose(loaded(*inputs), model(*inputs), atol=1e-6)
+    assert EngineFacts.load(folder).batches == (1, 256, 256)
+
+
+def test_there_is_nothing_to_build_in_other_artifacts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = rankc.optimize(models.zoo()["dlrm"]().eval(), "cpu-fp32")
+    folder = artifact.save(tmp_path / "out")
+    assert main(["build", str(folder)]) == 1
+    assert "there is nothing left to build" in capsys.readouterr().err
+
+
+def test_an_h100_artifact_says_what_its_machine_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = rankc.optimize(models.zoo()["dlrm"]().eval(), "h100-fp8")
+    assert artifact.manifest.backend == "tensorrt"
+    folder = artifact.save(tmp_path / "out")
+    assert main(["build", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "doesn't build for NVIDIA H100 SXM (SM90)" in said
+    assert 'pip install "tensorrt>=10.13"' in said
+
+
+def test_without_the_package_the_next_backend_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_rules.Library, "installed", lambda self: False)
+    artifact = rankc.optimize(models.zoo()["dlrm"]().eval(), "l40s-fp8")
+    assert artifact.manifest.backend == "onnx"
+
+
+def test_targets_tell_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["targets"]) == 0
+    assert "for more, tensorrt" not in capsys.readouterr().out
+    monkeypatch.setattr(tensorrt_rules.Library, "installed", lambda self: False)
+    assert main(["targets"]) == 0
+    assert f"for more, tensorrt: {RTX.pip}" in capsys.readouterr().out
