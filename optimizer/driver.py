@@ -36,7 +36,7 @@ from .data import (
     split,
     synthesize,
 )
-from .errors import BudgetExceeded, CaptureError, DataError, UnsupportedError
+from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
@@ -265,10 +265,6 @@ class _Job:
         for name in self.target.backends:
             folder = Path(tempfile.mkdtemp(prefix="rankc-"))
             builder = backend(name)
-            if builder.missing():
-                refusals.append(f"{name} isn't installed: {builder.missing()}")
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
             metadata = {
                 "rankc.target": self.target.name,
                 "rankc.batch_sizes": ",".join(map(str, self.batch_sizes)),
@@ -278,17 +274,17 @@ class _Job:
             }
             try:
                 built = builder.build(optimized, self.target, folder, metadata)
-                if self.strict:
-                    built.require_plan(name)
                 manifest = self._manifest(optimized, steps, name, folder, built)
                 finish = _Finish(folder, manifest, report)
-            except UnsupportedError as error:
+            except (TargetError, UnsupportedError) as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 refusals.append(str(error))
                 continue
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            if self.strict:
+                built.require_plan(name)
             report.notes += built.notes
             return finish
         raise UnsupportedError("\n".join(refusals))
