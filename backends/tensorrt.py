@@ -124,14 +124,6 @@ class TensorRT(PlainOnnx):
     def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
         """Builds the engine of a saved artifact on the machine that serves it.
 
-        Args:
-            folder: An artifact this backend wrote.
-            target: Its target.
-            batch_sizes: The batch sizes it serves.
-
-        Returns:
-            The files that were added or changed.
-
         Raises:
             TargetError: No package here builds for the target; the pip line, and what is needed.
         """

@@ -76,10 +76,14 @@ def main() -> None:
         cells = [tried(program, target) for target in targets]
         rows.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
         print(rows[-1], flush=True)
+        arguments.out.write_text(page(targets, rows))
+
+
+def page(targets: list[Target], rows: list[str]) -> str:
+    """The preface, and a row per model."""
     preface = (ROOT / "benchmarks" / "backends_preface.md").read_text()
     head = "| model | " + " | ".join(f"`{target.name}`" for target in targets) + " |"
-    line = "|---" * (len(targets) + 1) + "|"
-    arguments.out.write_text("\n".join([preface, head, line, *rows]) + "\n")
+    return "\n".join([preface, head, "|---" * (len(targets) + 1) + "|", *rows]) + "\n"
 
 
 def tried(program: Program, target: Target) -> Cell:
