@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-h100 gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -35,6 +35,18 @@ bench-structure: $(VENV)/bench
 # Ours beside the peers on trained models, each judged by the same gate; some minutes.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
+
+# What is decided for an H100 on trained models, without one; about twenty minutes.
+bench-h100: $(VENV)/test
+	$(BIN)/python benchmarks/h100.py $(BENCH)
+
+# What is built, run and verified for which target; the table goes to docs/backends.md.
+docs-backends: $(VENV)/test
+	$(BIN)/python benchmarks/backends.py $(BENCH)
+
+# What only a GPU can show, within ten minutes; needs torch 2.11 or newer, and installs nothing.
+gpu-check:
+	$(PYTHON) benchmarks/gpu/check.py $(BENCH)
 
 # torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
 $(VENV)/torch: constraints.txt

@@ -3,6 +3,9 @@
 #: name -> "module:Class", imported when first asked for.
 BACKENDS: dict[str, str] = {
     "eager": "eager:Eager",
+    "inductor": "inductor:Inductor",
+    "mlir": "mlir:Mlir",
     "onnx": "onnxruntime:PlainOnnx",
     "onnxruntime": "onnxruntime:OnnxRuntime",
+    "tensorrt": "tensorrt:TensorRT",
 }

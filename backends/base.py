@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor, fx
 
-from ..optimizer.errors import UnsupportedError
+from ..optimizer.errors import TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.target import Target
 
@@ -34,12 +34,36 @@ class Built:
         versions: Of the libraries that wrote them.
         notes: Sentences for the report.
         fused: What the backend fused, by kind.
+        unmet: What was planned and doesn't run so; with ``strict`` the build is refused for it.
     """
 
     files: tuple[str, ...]
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
     fused: Mapping[str, int] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
+
+    def require_plan(self, name: str) -> None:
+        """Raises if something doesn't run as planned.
+
+        Raises:
+            TargetError: What, and what runs instead.
+        """
+        if self.unmet:
+            raise TargetError(f"{name} doesn't keep the plan: {'; '.join(self.unmet)}")
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a backend can do for a target on this machine.
+
+    Attributes:
+        built: What can be built; empty for nothing.
+        run: How what was built can be run; empty for not at all.
+    """
+
+    built: str
+    run: str
 
 
 class Backend(ABC):
@@ -108,6 +132,30 @@ class Backend(ABC):
         Raises:
             ArtifactError: The files can't be read.
         """
+
+    def missing(self) -> str:
+        """The pip line for what a build needs and isn't installed; empty if nothing is missing."""
+        return ""
+
+    def here(self, target: Target) -> Here:
+        """What can be built for the target here, and how it can be run here."""
+        return Here("", "") if self.missing() else Here(self.name, "yes")
+
+    def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
+        """Builds what of a saved artifact has to be built on the machine that serves it.
+
+        Args:
+            folder: An artifact this backend wrote.
+            target: Its target.
+            batch_sizes: The batch sizes it serves.
+
+        Returns:
+            The files that were added or changed.
+
+        Raises:
+            TargetError: It can't be built here.
+        """
+        return ()
 
     def require(self, program: Program, target: Target) -> None:
         """Raises unless the backend takes every node.

@@ -15,7 +15,7 @@ from onnxscript import opset21
 
 from ..optimizer.errors import UnsupportedError
 from ..optimizer.ir import Program, site_of
-from ..optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING4, ROWWISE_LINEAR
+from ..optimizer.ir.ops import DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_EMBEDDING4, ROWWISE_LINEAR
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
 from .rowwise import rowwise_linear
@@ -49,6 +49,13 @@ def _rowwise_embedding4(codes: Any, scale: Any, bias: Any, ids: Any) -> Any:
     return op.Add(op.Mul(values, step), op.Cast(op.Gather(bias, ids, axis=0), to=ir.DataType.FLOAT))
 
 
+def _half_linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """The reference: the product in the weight's format, the rest in float32."""
+    low = op.Cast(x, to=int(weight.dtype))
+    product = op.Cast(op.MatMul(low, op.Transpose(weight, perm=[1, 0])), to=ir.DataType.FLOAT)
+    return product if bias is None else op.Add(product, bias)
+
+
 def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
@@ -57,6 +64,7 @@ def _byte(value: int) -> Any:
 _TRANSLATIONS: dict[Any, Any] = {
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
+    HALF_LINEAR.op: _half_linear,
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
     ROWWISE_LINEAR.op: rowwise_linear,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,8 @@ from ..optimizer.errors import ArtifactError
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
 from ..optimizer.timing import side_by_side
-from .base import Arrays, Backend, Built
+from .base import Arrays, Backend, Built, Here, Runner
+from .emulation import EMULATED, write_emulated
 from .native import library
 from .native.fusions import fuse_natively
 from .onnx import save_onnx, to_onnx
@@ -90,7 +92,7 @@ class OnnxRuntime(Backend):
         files = save_onnx(model, folder / MODEL, metadata)
         return Built(files, _versions(), self._notes(), fused)
 
-    def open(self, folder: Path, threads: int | None = None) -> OrtRunner:
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens ``model.onnx``; its data file is mapped into memory, not read."""
         return OrtRunner(folder / MODEL, threads, self._broken(), native=self._native)
 
@@ -116,6 +118,28 @@ class PlainOnnx(OnnxRuntime):
 
     name: ClassVar[str] = "onnx"
     _native: ClassVar[bool] = False
+
+    def here(self, target: Target) -> Here:
+        """Always the file; run by emulation."""
+        return Here("ONNX", "by emulation")
+
+    def formats(self, target: Target) -> tuple[str, ...]:
+        """All but a range per row, which runtimes have no kernel for."""
+        return tuple(name for name in target.formats if not name.endswith("-rows"))
+
+    def build(
+        self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
+    ) -> Built:
+        """Writes ``model.onnx``, and ``emulated.onnx`` where the CPU's kernels need other words."""
+        built = super().build(program, target, folder, metadata)
+        if not write_emulated(folder / MODEL, folder / EMULATED):
+            return built
+        return replace(built, files=(*built.files, EMULATED))
+
+    def open(self, folder: Path, threads: int | None = None) -> Runner:
+        """Opens the file that the CPU's kernels compute."""
+        emulated = (folder / EMULATED).exists()
+        return OrtRunner(folder / (EMULATED if emulated else MODEL), threads, self._broken())
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         inline_rowwise(model)

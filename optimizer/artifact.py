@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .ir.signature import Signature
 from .ir.structure import Structure
 from .registry import backend
 from .report import Report
+from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
 
@@ -314,6 +315,30 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.from_json(data)
     except (AttributeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged or foreign: {error!r}") from error
+
+
+def complete(folder: str | Path) -> tuple[str, ...]:
+    """Builds what of a saved artifact has to be built on the machine that serves it.
+
+    Returns:
+        The files that were added or changed; the manifest lists them afterwards.
+
+    Raises:
+        ArtifactError: There is nothing to build.
+        TargetError: It can't be built here; what is needed.
+    """
+    place = Path(folder)
+    manifest = read_manifest(place)
+    target = Target.of(manifest.target)
+    files: tuple[str, ...] = backend(manifest.backend).complete(place, target, manifest.batch_sizes)
+    if not files:
+        raise ArtifactError(
+            f"{place} was built by the {manifest.backend} backend and is complete: "
+            "there is nothing left to build."
+        )
+    known = {**manifest.files, **file_facts(place, files)}
+    _write_json(place / MANIFEST, replace(manifest, files=known).to_json())
+    return files
 
 
 def file_facts(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:

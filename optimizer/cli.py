@@ -75,8 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     _bench_parser(commands)
     passes = commands.add_parser("passes", help="list the passes and named pipelines")
     passes.set_defaults(run=_passes)
-    targets = commands.add_parser("targets", help="list the targets")
+    targets = commands.add_parser("targets", help="list the targets, and what works here")
     targets.set_defaults(run=_targets)
+    build = commands.add_parser("build", help="build an artifact's engine on the serving machine")
+    build.add_argument("artifact", type=Path, help="an artifact folder")
+    build.set_defaults(run=_build)
     _bisect_parser(commands)
     _doctor_parser(commands)
     return parser
@@ -307,18 +310,35 @@ def _passes(arguments: argparse.Namespace) -> int:
 
 
 def _targets(arguments: argparse.Namespace) -> int:
+    from .registry import backend
     from .target import TARGETS
 
-    table = _table("targets", "name", "device", "linears", "tables", "backends")
+    table = _table("targets", "name", "device", "linears", "tables", "built here", "run here")
+    lines: dict[str, None] = {}
     for target in TARGETS.values():
+        backends = [backend(name) for name in target.backends]
+        here = [b.here(target) for b in backends]
+        lines.update((f"{b.name}: {b.missing()}", None) for b in backends if b.missing())
         table.add_row(
             target.name,
             target.device.name,
             ", ".join((*target.formats, "fp32")),
             ", ".join((*target.table_formats, "fp32")),
-            ", ".join(target.backends),
+            "; ".join(h.built for h in here if h.built) or "nothing",
+            next((h.run for h in here if h.run), "no"),
         )
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for line in lines:
+        console.print(f"for more, {line}", markup=False, highlight=False)
+    return _OK
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from .artifact import complete
+
+    files = complete(arguments.artifact)
+    print(f"built {', '.join(files)} in {arguments.artifact}")
     return _OK
 
 

@@ -89,6 +89,13 @@ class Rows:
             first=self.first + start,
         )
 
+    def filled(self, count: int) -> Rows:
+        """The first ``count`` rows, repeated from the start where there are too few."""
+        if len(self) >= count:
+            return self.part(0, count)
+        order = torch.arange(count) % len(self)
+        return Rows(take(self.features, self.ragged, order), ragged=self.ragged)
+
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
         """The features in batches."""
         for start in range(0, len(self), size):

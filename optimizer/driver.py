@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -36,7 +37,7 @@ from .data import (
     split,
     synthesize,
 )
-from .errors import BudgetExceeded, CaptureError, DataError, UnsupportedError
+from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
@@ -44,6 +45,7 @@ from .ir.signature import Signature
 from .ir.structure import Structure
 from .passbase import Exactness
 from .pipeline import Pipeline
+from .race import Race
 from .registry import backend, frontend
 from .report import Outcome, Report
 from .scoring import Judge, score
@@ -156,13 +158,19 @@ class _Job:
         """Without data: exact and rounding passes only, checked on made-up rows."""
         rows = synthesize(self.program.signature, _CHECK_ROWS, self.seed)
         steps = self.pipeline.without(Exactness.LOSSY, Exactness.TRAINED)
-        report = self._report()
         lossy = [p.spec() for p in self.pipeline.passes if p not in steps.passes]
-        if lossy:
-            report.notes.append(
-                f"no data was given, so these lossy passes did not run: {', '.join(lossy)}"
-            )
-        finish = self._build(steps, self._context(report, rows))
+
+        def context_for(target: Target) -> PassContext:
+            context = self._context(target, rows)
+            if lossy:
+                context.report.notes.append(
+                    f"no data was given, so these lossy passes did not run: {', '.join(lossy)}"
+                )
+            return context
+
+        finish, *others = self._built(steps, context_for, rows)
+        for other in others:
+            other.discard()
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         verdict = Verdict.unverified(reason, self.budget.confidence)
         return finish(verdict)
@@ -180,31 +188,31 @@ class _Job:
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
         given_up: list[str] = []
         smallest: float | None = None
-        for attempt, share in enumerate(_SHARES):
-            report = self._report()
+        looks = 0
+        for share in _SHARES:
             steps = self.pipeline
             if share == 0.0:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
-            context = self._context(report, rows.calibration)
-            context.calibration = tuple(rows.calibration.batches())
-            if share > 0.0:
-                context.judge = replace(choice, budget=_shrunk(self.budget, share))
-            finish = self._build(steps, context)
+            context_for = partial(self._planning, rows=rows, choice=choice, share=share)
+            candidates = self._built(steps, context_for, rows.calibration)
             gc.collect()  # graphs are cyclic; their tables must not wait for the collector
-            self.say("proving on rows never seen before", 0.9)
             try:
-                verdict = self._verdict(finish, proof, attempt)
-            except BaseException:
-                finish.discard()
-                raise
-            if verdict.status is Status.PASS:
-                report.notes += [f"a faster plan was given up: {why}" for why in given_up]
-                _note_rows(report, rows)
-                return finish(verdict)
-            finish.discard()
-            smallest = _least(smallest, verdict.worst_delta_ne)
-            given_up.append("; ".join(verdict.reasons))
-            if not _gave_up_exactness(report):
+                for finish in candidates:
+                    self.say("proving on rows never seen before", 0.9)
+                    verdict = self._verdict(finish, proof, looks)
+                    looks += 1
+                    if verdict.status is Status.PASS:
+                        notes = [f"a faster plan was given up: {why}" for why in given_up]
+                        finish.report.notes += notes
+                        _note_rows(finish.report, rows)
+                        candidates.remove(finish)
+                        return finish(verdict)
+                    smallest = _least(smallest, verdict.worst_delta_ne)
+                    given_up.append("; ".join(verdict.reasons))
+            finally:
+                for finish in candidates:
+                    finish.discard()
+            if not any(_gave_up_exactness(finish.report) for finish in candidates):
                 break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
@@ -228,6 +236,14 @@ class _Job:
             return verdict
         return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
 
+    def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
+        """What passes work with when there is data; a plan may use this share of the budget."""
+        context = self._context(target, rows.calibration)
+        context.calibration = tuple(rows.calibration.batches())
+        if share > 0.0:
+            context.judge = replace(choice, budget=_shrunk(self.budget, share))
+        return context
+
     def _report(self) -> Report:
         """A new report, with what the capture had to say."""
         tables = sum(bool(f.tables) for f in self.program.signature)
@@ -239,10 +255,10 @@ class _Job:
         report.notes += self.program.module.meta.get("notes", ())
         return report
 
-    def _context(self, report: Report, rows: Rows) -> PassContext:
+    def _context(self, target: Target, rows: Rows) -> PassContext:
         return PassContext(
-            target=self.target,
-            report=report,
+            target=target,
+            report=self._report(),
             rows=rows.part(0, _CHECK_ROWS).features,
             original=self.program,
             instruments=(Verify(), Progress(self.say.detail), *self.instruments),
@@ -251,40 +267,74 @@ class _Job:
             seed=self.seed,
         )
 
+    def _built(
+        self, steps: Pipeline, context_for: Callable[[Target], PassContext], rows: Rows
+    ) -> list[_Finish]:
+        """What the target's backends make of the program, the fastest first.
+
+        Where the target can't be timed here, what its first backend makes.
+
+        Raises:
+            UnsupportedError: No backend takes the program.
+        """
+        refusals: list[str] = []
+        found: list[_Finish] = []
+        for name in self.target.backends:
+            try:
+                served = self.target.served_by(name, backend(name).formats(self.target))
+                found.append(self._build(steps, context_for(served)))
+            except (TargetError, UnsupportedError) as error:
+                refusals.append(str(error))
+                continue
+            if not self.target.measured:
+                break
+        if not found:
+            raise UnsupportedError("\n".join(refusals))
+        return self._ranked(found, refusals, rows)
+
+    def _ranked(self, found: list[_Finish], refusals: list[str], rows: Rows) -> list[_Finish]:
+        """Candidates by measured time, and their reports with it."""
+        if len(found) == 1:
+            if self.target.measured:
+                found[0].report.notes += [f"not in the race: {why}" for why in refusals]
+            return found
+        self.say("timing the backends", 0.8)
+        runs = {finish.backend: finish.open() for finish in found}
+        race = Race.of(runs, rows, self.batch_sizes)
+        for finish in found:
+            finish.report.race = race
+        return sorted(found, key=lambda finish: race.relative[finish.backend])
+
     def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
         """Runs the passes and lowers; the optimized program's tables are freed on return."""
         self.say("optimizing", 0.3)
         optimized = self.program.clone()
         steps.run(optimized, context)
-        return self._lower(optimized, context.report, steps)
+        return self._lower(optimized, context, steps)
 
-    def _lower(self, optimized: Program, report: Report, steps: Pipeline) -> _Finish:
-        """Builds with the target's first backend that takes the program."""
-        self.say(f"lowering for {self.target.name}", 0.7)
-        refusals = []
-        for name in self.target.backends:
-            folder = Path(tempfile.mkdtemp(prefix="rankc-"))
-            builder = backend(name)
-            metadata = {
-                "rankc.target": self.target.name,
-                "rankc.version": __version__,
-                "rankc.recipe": ",".join(optimized.recipe),
-                "rankc.fingerprint": optimized.fingerprint(),
-            }
-            try:
-                built = builder.build(optimized, self.target, folder, metadata)
-                manifest = self._manifest(optimized, steps, name, folder, built)
-                finish = _Finish(folder, manifest, report)
-            except UnsupportedError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                refusals.append(str(error))
-                continue
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            report.notes += built.notes
-            return finish
-        raise UnsupportedError("\n".join(refusals))
+    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> _Finish:
+        """Builds with the backend that the context's target names."""
+        (name,) = context.target.backends
+        self.say(f"lowering for {self.target.name} with {name}", 0.7)
+        folder = Path(tempfile.mkdtemp(prefix="rankc-"))
+        metadata = {
+            "rankc.target": self.target.name,
+            "rankc.batch_sizes": ",".join(map(str, self.batch_sizes)),
+            "rankc.version": __version__,
+            "rankc.recipe": ",".join(optimized.recipe),
+            "rankc.fingerprint": optimized.fingerprint(),
+        }
+        try:
+            built = backend(name).build(optimized, context.target, folder, metadata)
+            manifest = self._manifest(optimized, steps, name, folder, built)
+            if self.strict:
+                built.require_plan(name)
+            finish = _Finish(folder, manifest, context.report)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        context.report.notes += built.notes
+        return finish
 
     def _manifest(
         self, optimized: Program, steps: Pipeline, backend_name: str, folder: Path, built: Any
@@ -317,12 +367,18 @@ class _Job:
 
 
 class _Finish:
-    """A built artifact that waits for its verdict."""
+    """A built artifact that waits for its verdict.
+
+    Attributes:
+        report: What the passes did.
+        backend: What built it.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
         self._folder = folder
         self._artifact = Artifact(folder, manifest, report)
-        self._report = report
+        self.report = report
+        self.backend = manifest.backend
         # The folder lives as long as the artifact does.
         weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
 
@@ -330,13 +386,17 @@ class _Finish:
         """Scores features with the built artifact."""
         return self._artifact.run(features)
 
+    def open(self) -> Any:
+        """The artifact's runner on one thread."""
+        return backend(self.backend).open(self._folder, 1)
+
     def discard(self) -> None:
         """Removes what was built."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __call__(self, verdict: Verdict) -> Artifact:
         """The artifact with its verdict."""
-        self._report.verdict = verdict
+        self.report.verdict = verdict
         self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
         return self._artifact
 

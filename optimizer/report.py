@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from .probe import Probe
+    from .race import Race
     from .verdict import Verdict
 
 
@@ -139,6 +140,7 @@ class Report:
         notes: Sentences about the whole: how it was verified, what wasn't measured.
         timings: Benchmark rows, if any were taken.
         probe: What every format costs and gains at every site, if it was measured.
+        race: The times of what several backends made of the program, if there were several.
     """
 
     title: str = ""
@@ -149,6 +151,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     probe: Probe | None = None
+    race: Race | None = None
 
     @property
     def passes(self) -> list[PassRecord]:
@@ -200,6 +203,8 @@ class Report:
             console.print(str(self.verdict), markup=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False)
+        if self.race is not None and seconds:
+            console.print(f"note: {self.race}", markup=False)
         for part in (self._passes(seconds), self._sites(), self._remarks()):
             if part is not None:
                 console.print(part)

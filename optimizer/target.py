@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import TargetError
 
@@ -17,6 +17,7 @@ class DeviceSpec:
         kind: ``"cpu"`` or ``"cuda"``.
         sm: CUDA compute capability times ten (90 for an H100); None on a CPU.
         bandwidth: Memory bandwidth in GB/s.
+        memory: Its memory in GB; 0 where that is the machine's.
         peaks: Peak rate per format in Tera-operations/s, dense, as ``(format, rate)`` pairs.
         source: Where the numbers come from.
     """
@@ -25,6 +26,7 @@ class DeviceSpec:
     kind: str
     sm: int | None = None
     bandwidth: float = 0.0
+    memory: float = 0.0
     peaks: tuple[tuple[str, float], ...] = ()
     source: str = ""
 
@@ -51,6 +53,7 @@ class Target:
         memory_weight: The share of the time that all bytes of tables and weights are worth: at
             0.25, saving half of them is worth being an eighth slower.
         measured: Whether this machine is such a device, so that kernels are timed on it.
+        alignment: Tensor cores take inputs and outputs in multiples of this; others are padded.
     """
 
     name: str
@@ -62,6 +65,11 @@ class Target:
     min_linear: int = 16
     measured: bool = False
     memory_weight: float = 0.25
+    alignment: int = 1
+
+    def served_by(self, backend: str, formats: tuple[str, ...]) -> Target:
+        """The target as one backend serves it, with the formats that the backend has."""
+        return replace(self, backends=(backend,), formats=formats)
 
     @classmethod
     def of(cls, target: str | Target) -> Target:
@@ -99,6 +107,7 @@ _H100 = DeviceSpec(
     "cuda",
     sm=90,
     bandwidth=3350.0,
+    memory=80.0,
     peaks=(("fp32", 67.0), ("bf16", 989.0), ("fp16", 989.0), ("fp8", 1979.0), ("int8", 1979.0)),
     source="NVIDIA H100 data sheet, dense",
 )
@@ -107,6 +116,7 @@ _L40S = DeviceSpec(
     "cuda",
     sm=89,
     bandwidth=864.0,
+    memory=48.0,
     peaks=(("fp32", 91.6), ("bf16", 362.0), ("fp16", 362.0), ("fp8", 733.0), ("int8", 733.0)),
     source="NVIDIA L40S data sheet, dense",
 )
@@ -115,6 +125,7 @@ _A100 = DeviceSpec(
     "cuda",
     sm=80,
     bandwidth=2039.0,
+    memory=80.0,
     peaks=(("fp32", 19.5), ("bf16", 312.0), ("fp16", 312.0), ("int8", 624.0)),
     source="NVIDIA A100 data sheet, dense",
 )
@@ -123,9 +134,39 @@ _B200 = DeviceSpec(
     "cuda",
     sm=100,
     bandwidth=8000.0,
+    memory=180.0,
     peaks=(("fp32", 75.0), ("bf16", 2250.0), ("fp16", 2250.0), ("fp8", 4500.0), ("int8", 4500.0)),
     source="NVIDIA DGX B200 data sheet, per GPU, dense",
 )
+
+_H200 = replace(
+    _H100, name="NVIDIA H200 SXM", bandwidth=4800.0, memory=141.0, source="NVIDIA H200 data sheet"
+)
+_RTX6000 = DeviceSpec(
+    "NVIDIA RTX PRO 6000 Blackwell",
+    "cuda",
+    sm=120,
+    bandwidth=1792.0,
+    memory=96.0,
+    peaks=(("fp32", 125.0), ("bf16", 504.0), ("fp16", 504.0), ("fp8", 1008.0), ("int8", 1008.0)),
+    source="NVIDIA RTX Blackwell PRO architecture paper, dense",
+)
+
+
+def _gpu(name: str, device: DeviceSpec, *formats: str) -> Target:
+    """A target on an NVIDIA GPU: TensorRT first, PyTorch where it can't, ONNX to take elsewhere."""
+    low = any(number_format in ("fp8", "int8") for number_format in formats)
+    if "int8" in formats:
+        formats = (*formats, "int8-rows")
+    return Target(
+        name,
+        device,
+        formats,
+        table_formats=("int8",) if low else (),
+        backends=("tensorrt", "inductor", "onnx"),
+        alignment=16,
+    )
+
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -139,9 +180,14 @@ TARGETS: dict[str, Target] = {
             int8_activations="uint8",
             measured=True,
         ),
-        Target("a100-int8", _A100, formats=("int8",), table_formats=("int8",), backends=("onnx",)),
-        Target("l40s-fp8", _L40S, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
-        Target("h100-fp8", _H100, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
-        Target("b200-fp8", _B200, formats=("fp8",), table_formats=("int8",), backends=("onnx",)),
+        Target("mlir-cpu", _CPU, backends=("mlir",)),
+        _gpu("a100-bf16", _A100, "bf16"),
+        _gpu("a100-int8", _A100, "int8", "bf16"),
+        _gpu("l40s-fp8", _L40S, "fp8", "int8", "bf16"),
+        _gpu("h100-bf16", _H100, "bf16"),
+        _gpu("h100-fp8", _H100, "fp8", "int8", "bf16"),
+        _gpu("h200-fp8", _H200, "fp8", "int8", "bf16"),
+        _gpu("b200-fp8", _B200, "fp8", "int8", "bf16"),
+        _gpu("rtx6000-fp8", _RTX6000, "fp8", "int8", "bf16"),
     )
 }

@@ -1,4 +1,4 @@
-"""A model with a 2 GB table goes through `optimize` in less than 1.5 times its own size."""
+"""A model with a 2 GB table goes through `optimize` in little more memory than its own size."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 _GIB = 2**30
 _NEEDED = 8 * _GIB
 
-_SCRIPT = """
-import json, resource
+_MODEL = """
+import json, resource, sys
 import rankc, torch
 from torch import nn
 
@@ -39,6 +40,9 @@ torch.manual_seed(0)
 model = Large()
 nbytes = sum(p.nbytes for p in model.parameters())
 before = resident()
+"""
+
+_FOR_THE_CPU = """
 generator = torch.Generator().manual_seed(0)
 data = []
 for _ in range(4):
@@ -57,6 +61,20 @@ print(json.dumps({
 """
 
 
+#: Nothing lossy, so that the table stays 2 GB: what TensorRT and MLIR are handed at most.
+_ELSEWHERE = """
+inputs = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+artifact = rankc.optimize(model, sys.argv[1], inputs=inputs)
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({
+    "model": nbytes,
+    "peak": peak - before + nbytes,
+    "backend": artifact.manifest.backend,
+    "files": {name: facts["bytes"] for name, facts in artifact.manifest.files.items()},
+}))
+"""
+
+
 def _free_memory() -> int:
     """Bytes that can be had, 0 where that isn't known."""
     try:
@@ -66,18 +84,45 @@ def _free_memory() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-@pytest.mark.slow
-def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
+def _run(script: str, *arguments: str) -> Any:
     free = _free_memory()
     if free < _NEEDED:
         pytest.skip(f"{free / _GIB:.1f} GiB of memory free, it takes {_NEEDED / _GIB:.0f}")
     run = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", _MODEL + script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["model"] > 2e9
+    return found
+
+
+@pytest.mark.slow
+def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
+    found = _run(_FOR_THE_CPU)
     assert found["status"] == "pass"
     assert found["formats"]["items"] == "int8"
     assert found["artifact"] < 0.3 * found["model"]
     assert found["peak"] < 1.5 * found["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "backend", "needs", "small"),
+    [
+        ("l40s-fp8", "tensorrt", "tensorrt_rtx", "model.engine"),
+        ("mlir-cpu", "mlir", "torch_mlir", "model.vmfb"),
+    ],
+)
+def test_a_2_gb_table_reaches_other_backends(
+    target: str, backend: str, needs: str, small: str
+) -> None:
+    pytest.importorskip(needs)
+    found = _run(_ELSEWHERE, target)
+    assert found["backend"] == backend
+    assert found["files"][small] < 10e6
+    assert found["peak"] < 2.2 * found["model"]

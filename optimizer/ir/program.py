@@ -131,14 +131,14 @@ class Program:
         """The graph as readable PyTorch code."""
         return str(self.module.print_readable(print_output=False))
 
+    def example(self) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+        """Zeros of the features' shapes, and which of their dimensions are dynamic."""
+        values = [node.meta["val"] for node in self.graph.find_nodes(op="placeholder")]
+        return tuple(map(_materialize, values)), tuple(map(_dynamic_dims, values))
+
     def exported(self) -> torch.export.ExportedProgram:
         """The program as an ``ExportedProgram``, batch still dynamic; a boundary cost (seconds)."""
-        example = tuple(
-            _materialize(node.meta["val"]) for node in self.graph.find_nodes(op="placeholder")
-        )
-        dynamic = tuple(
-            _dynamic_dims(node.meta["val"]) for node in self.graph.find_nodes(op="placeholder")
-        )
+        example, dynamic = self.example()
         with torch.no_grad(), fx.traceback.preserve_node_meta(), torchapi.silenced():
             try:
                 return torch.export.export(

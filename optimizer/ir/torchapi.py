@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,16 +36,22 @@ __all__ = [
     "ShapeEnv",
     "UserError",
     "WeakIdKeyDictionary",
+    "aoti_compile",
+    "aoti_load",
+    "compiled",
     "core_decompositions",
+    "core_program",
     "detect_fake_mode",
     "fake_call",
     "fake_mode_of",
     "fake_of",
     "flat_graph_module",
     "free_unbacked_symbols",
+    "int_mm",
     "is_composite",
     "is_fake",
     "quiet",
+    "scaled_mm",
     "shared_copy",
     "silenced",
     "unlift",
@@ -222,6 +229,66 @@ def is_composite(target: OpOverload) -> bool:
     if name in _KEPT_WHOLE or name.startswith("rankc::"):
         return False
     return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def scaled_mm(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    left_scale: torch.Tensor,
+    right_scale: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """``(left · left_scale) @ (right · right_scale)`` of FP8 codes.
+
+    Args:
+        left: ``[M, K]`` float8, row-major.
+        right: ``[K, N]`` float8, column-major.
+        left_scale: ``[]``, or ``[M, 1]`` for a scale per row.
+        right_scale: ``[]``, or ``[1, N]``.
+        dtype: Of the result ``[M, N]``.
+    """
+    return torch._scaled_mm(left, right, left_scale, right_scale, out_dtype=dtype)
+
+
+def int_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``[M, K] @ [K, N]`` of int8 codes, in int32."""
+    return torch._int_mm(left, right)
+
+
+def compiled(call: Callable[..., torch.Tensor], mode: str = "default") -> Callable[..., Any]:
+    """The callable compiled for the shapes it is called with.
+
+    Kernels of many linears share code; without raising its limit, torch would stop compiling after
+    eight of them and run the rest eagerly.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4096)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
+    found: Callable[..., Any] = torch.compile(call, dynamic=False, mode=mode)
+    return found
+
+
+def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
+    """Compiles a program ahead of time into one ``.pt2`` file."""
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(exported, package_path=str(path))
+
+
+def aoti_load(path: Path) -> Callable[..., Any]:
+    """What `aoti_compile` wrote, as a function of flat tensors."""
+    from torch._inductor import aoti_load_package
+
+    found: Callable[..., Any] = aoti_load_package(str(path))
+    return found
+
+
+def core_program(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program over core ATen alone: kept operators and the dialect taken apart too."""
+    lowered: torch.export.ExportedProgram = exported.run_decompositions(
+        torch.export.default_decompositions()
+    )
+    return lowered
 
 
 def core_decompositions() -> Any:
