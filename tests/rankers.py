@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def dlrm_batches() -> tuple[rankc.Batch, ...]:
 
 
 @functools.cache
-def optimized(target: str, verified: bool = True) -> rankc.Artifact:
+def optimized(target: str | rankc.Target, verified: bool = True) -> rankc.Artifact:
     """The DLRM for a target, within a loose budget; built once, not to be changed."""
     return rankc.optimize(
         dlrm(),
@@ -59,6 +60,10 @@ def optimized(target: str, verified: bool = True) -> rankc.Artifact:
         data=dlrm_batches() if verified else None,
         budget=LOOSE,
     )
+
+
+#: An H100 whose linears take FP8 or stay fp32.
+FP8_ONLY = dataclasses.replace(rankc.Target.of("h100-fp8"), formats=("fp8",))
 
 
 # --- smaller than that ----------------------------------------------------------------------------

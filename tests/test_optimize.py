@@ -24,6 +24,7 @@ from rankc.optimizer.report import Kind, Outcome, PassRecord
 from rankers import (
     EAGER,
     EAGER_FP32,
+    FP8_ONLY,
     LOOSE,
     Small,
     SmallWithExample,
@@ -88,7 +89,7 @@ def test_int8_passes_and_says_what_it_did() -> None:
     report = report_of(artifact)
     assert report.verdict is artifact.verdict
     chosen = {(site.kind, site.chosen) for site in report.sites}
-    assert {("table", "int8"), ("linear", "int8"), ("linear", "fp32")} <= chosen
+    assert {("table", "int8"), ("linear", "int8-rows"), ("linear", "fp32")} <= chosen
     assert all(site.reason for site in report.sites)
     changed = [r for r in report.passes if r.outcome is Outcome.CHANGED]
     assert [r.spec for r in changed] == list(artifact.manifest.recipe)
@@ -201,7 +202,7 @@ def test_without_labels_it_says_soft_labels() -> None:
 
 
 def test_fp8_is_explicit_strongly_typed_onnx() -> None:
-    model = onnx.load(str(optimized("h100-fp8").onnx_path))
+    model = onnx.load(str(optimized(FP8_ONLY).onnx_path))
     e4m3 = onnx.TensorProto.FLOAT8E4M3FN
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -234,7 +235,7 @@ def test_fp8_is_explicit_strongly_typed_onnx() -> None:
 
 
 def test_fp8_is_verified_by_emulation_and_says_so() -> None:
-    artifact = optimized("h100-fp8")
+    artifact = optimized(FP8_ONLY)
     report = report_of(artifact)
     assert artifact.verdict.status is rankc.Status.PASS
     assert ("linear", "fp8") in {(site.kind, site.chosen) for site in report.sites}
