@@ -137,6 +137,36 @@ def test_weights_factors_and_shifts(instructions: str, coded: bool) -> None:
     assert_close(got, want, np.abs(exact).max() * np.abs(weights).max())
 
 
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("has_end", [False, True])
+def test_bags_by_offsets(instructions: str, coded: bool, has_end: bool) -> None:
+    lengths = np.array([2, 0, 5, 1, 0, 300])
+    bounds = np.concatenate([[0], lengths.cumsum()])
+    ids = RNG.integers(0, 30, bounds[-1])
+    table = RNG.normal(size=(40, 20)).astype(np.float32)
+    codes = RNG.integers(0, 256, (40, 20)).astype(np.uint8)
+    scales = RNG.normal(size=(40, 2)).astype(np.float32)
+    weights = RNG.normal(size=(len(ids), 1)).astype(np.float32)
+    divisor = RNG.uniform(1, 2, (6, 1)).astype(np.float32)
+    offsets = bounds if has_end else bounds[:-1]
+    plan = [0, 2, 20, 0, 1, 5 if coded else -1, 3, 4, 2, int(has_end), 0, 1, 1, 1, 10]
+    inputs = [codes if coded else table, ids, offsets, weights, divisor]
+    got = run([*inputs, *([scales] if coded else [])], 20, plan=plan, factors=[0.5])
+    rows = codes * scales[:, :1].astype(np.float64) + scales[:, 1:] if coded else table
+    parts = np.split(rows.astype(np.float64)[ids + 10] * weights, bounds[1:-1])
+    want = 0.5 * np.stack([part.sum(0) for part in parts]) / divisor
+    assert_close(got, want, 30 * np.abs(rows).max())
+    assert not got[1].any(), "an empty bag is zero"
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2], [0, -1, 4], [0, 2, 9]])
+def test_offsets_that_do_not_cut_a_list_are_told(offsets: list[int]) -> None:
+    plan = [0, 2, 3, 0, 1, -1, -1, -1, 2, 0, 0, 1, 1, 1, 0]
+    inputs = [np.zeros((7, 3), np.float32), np.zeros(5, np.int64), np.array(offsets)]
+    with pytest.raises(Exception, match=r"row \d has the ids from -?\d to -?\d of a list of 5"):
+        run(inputs, 3, plan=plan, factors=[1.0])
+
+
 @pytest.mark.parametrize(("count", "width"), [(3, 4), (9, 16), (14, 10), (27, 64), (33, 17)])
 def test_dots_of_pairs_beside_dense_features(instructions: str, count: int, width: int) -> None:
     table = RNG.normal(size=(30, width)).astype(np.float32)
