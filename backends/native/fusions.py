@@ -23,6 +23,7 @@ _REPEATED = 1.25
 #: Constants up to this size are written into a function's body; larger ones become its inputs.
 _SMALL_BYTES = 65536
 _DENSE, _BAGS, _OFFSETS = 0, 1, 2
+_FLOATS, _HALVES, _BYTES, _NIBBLES = 0, 1, 2, 3
 
 
 def fuse_natively(model: ir.Model) -> dict[str, int]:
@@ -116,9 +117,11 @@ def _worth_it(tracer: Tracer, roots: dict[ir.Value, Row]) -> dict[ir.Value, Row]
 
 
 def _gains(row: Row) -> bool:
-    """Whether there is a bag, a table of codes, an interaction, or a concatenation."""
+    """Whether there is a bag, a table in a low format, an interaction, or a concatenation."""
     lookups = _lookups(row)
-    plain = all(len(p.ids) == 1 and p.scales is None and p.offsets is None for p in lookups)
+    plain = all(
+        len(one.ids) == 1 and one.offsets is None and _coding(one) == _FLOATS for one in lookups
+    )
     dense = {part.source for part in vectors_of(row) if not part.is_lookup}
     return not plain or bool(_dots(row)) or len(dense) + bool(lookups) > 1
 
@@ -169,7 +172,10 @@ class _Plan:
 
     def _of(self, segment: _Segment) -> list[int]:
         first, count = segment.vectors[0], len(segment.vectors)
-        head = [int(segment.interacts), self._kind(first), first.width, self._input(first.source)]
+        head = [
+            *(int(segment.interacts), self._kind(first), _coding(first)),
+            *(first.width, self._input(first.source)),
+        ]
         if not first.is_lookup:
             return [*head, -1, -1, -1, -1, -1, first.index, 0, count, *[1] * count, 0]
         begin = int(first.has_end) if first.offsets else first.ids[0].index
@@ -200,6 +206,13 @@ class _Plan:
         if value not in self.inputs:
             self.inputs.append(value)
         return self.inputs.index(value)
+
+
+def _coding(vector: Vector) -> int:
+    """How rows are stored (``Coding`` in kernels.h)."""
+    if vector.scales is None:
+        return _FLOATS if vector.source.dtype == ir.DataType.FLOAT else _HALVES
+    return _BYTES if vector.scales.dtype == ir.DataType.FLOAT else _NIBBLES
 
 
 @dataclass(frozen=True)

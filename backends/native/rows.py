@@ -41,7 +41,8 @@ class Vector:
         width: Of the vector.
         index: Which piece of the dense value it is.
         ids: Which rows of the table, neighbouring columns of one matrix; empty for a dense value.
-        scales: ``[R, 2]`` scale and bias of each row, if the table holds codes.
+        scales: ``[R, 2]`` scale and bias of each row, if the table holds codes: float32 for codes
+            of 8 bits, float16 for codes of 4 bits.
         weights: Of each id, neighbouring columns as well, or empty.
         factor: Of the sum.
         divisor: ``[B, 1]``, what the sum is divided by.
@@ -158,12 +159,27 @@ class Tracer:
         if columns is None:
             return None
         width = dims(table)[1]
+        if scales is not None and scales.dtype == ir.DataType.FLOAT16:
+            width *= 2  # two codes a byte
         row = tuple(Vector(table, width, ids=(one,), scales=scales) for one in columns)
         self.lookups[value] = row
         return row
 
+    def _cast(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Rows of a table of halves."""
+        gather = _made_by(node.inputs[0], "Gather")
+        if gather is None or gather.attributes.get_int("axis", 0) != 0:
+            return None
+        table, ids = gather.inputs
+        assert table is not None
+        halves = is_table(table, ir.DataType.FLOAT16) and value.dtype == ir.DataType.FLOAT
+        return self._lookup(value, table, None, ids) if halves else None
+
     def _add(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Rows of a table of codes, if its ids aren't flattened."""
+        found = _rowwise4(node)
+        if found is not None:
+            return self._lookup(value, *found)
         found = _rowwise(node)
         return None if found is None or _unflattened(found[2]) else self._lookup(value, *found)
 
@@ -290,6 +306,7 @@ class Tracer:
 #: What makes vectors, by operator.
 _MAKERS: dict[str, Callable[[Tracer, ir.Node, ir.Value], Row | None]] = {
     "Add": Tracer._add,
+    "Cast": Tracer._cast,
     "Concat": Tracer._concat,
     "Div": Tracer._divide,
     "Gather": Tracer._gather,
@@ -467,6 +484,34 @@ def _rowwise(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     return codes, scales, ids
 
 
+def _rowwise4(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """The same for a table of 4-bit codes."""
+    scaled, split = _made_by(add.inputs[0], "Mul"), _made_by(add.inputs[1], "Split")
+    halves = None if scaled is None else _before(_before(scaled.inputs[0], "Cast"), "Reshape")
+    joined, both = _made_by(halves, "Concat"), _before(_before(_first_of(split), "Cast"), "Gather")
+    if scaled is None or split is None or joined is None or both is None:
+        return None
+    if [scaled.inputs[1], add.inputs[1]] != list(split.outputs):
+        return None
+    low, high = (_before(one, "Unsqueeze") for one in (*joined.inputs, None, None)[:2])
+    masked, shifted = _made_by(low, "BitwiseAnd"), _made_by(high, "BitShift")
+    scales = _made_by(_before(_first_of(split), "Cast"), "Gather")
+    if masked is None or shifted is None or scales is None:
+        return None
+    gather = _made_by(masked.inputs[0], "Gather")
+    if gather is None or masked.inputs[0] is not shifted.inputs[0]:
+        return None
+    halved = integers(masked.inputs[1]) == [15] and integers(shifted.inputs[1]) == [4]
+    right = shifted.attributes.get_string("direction", "") == "RIGHT"
+    (codes, ids), others = gather.inputs, scales.inputs[1]
+    assert codes is not None
+    by_row = all(one.attributes.get_int("axis", 0) == 0 for one in (gather, scales))
+    tables = is_table(codes, ir.DataType.UINT8) and is_table(both, ir.DataType.FLOAT16)
+    if not (halved and right and by_row and tables) or ids is None or ids is not others:
+        return None
+    return codes, both, ids
+
+
 def _unflattened(ids: ir.Value) -> ir.Value | None:
     """The ids before they were made one long list; None if they weren't."""
     node = _made_by(ids, "Reshape")
@@ -577,6 +622,10 @@ def _joins_columns(node: ir.Node, value: ir.Value) -> bool:
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def _first_of(node: ir.Node | None) -> ir.Value | None:
+    return None if node is None else node.inputs[0]
 
 
 def _before(value: ir.Value | None, op_type: str) -> ir.Value | None:

@@ -17,6 +17,9 @@ from rankc.backends.native.fusions import fuse_natively
 from rankc.backends.onnx import to_onnx
 from rankc.backends.ort_fusions import fuse_for_onnxruntime
 from rankc.frontends.export import capture
+from rankc.optimizer.analysis.sites import table_sites
+from rankc.optimizer.ir import Rewriter, sweep
+from rankc.optimizer.realise import realise_table
 from support import run_passes
 from torch import Tensor, nn
 
@@ -382,6 +385,38 @@ def test_bags_by_offsets(mode: str, last: bool, padding: int | None) -> None:
     feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
     for native in (False, library().path is not None):
         assert_same([want], run(model, feeds, native))
+
+
+class History(nn.Module):
+    """A row and a masked mean of rows of one table, beside dense features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.items = nn.Embedding(50, 6)
+
+    def forward(self, dense: Tensor, item: Tensor, history: Tensor) -> Tensor:
+        mask = (history != 0).unsqueeze(-1).float()
+        pooled = (self.items(history) * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return torch.cat([dense, self.items(item), pooled], 1)
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "fp16", "int8", "int4"])
+def test_tables_in_every_format(number_format: str) -> None:
+    inputs = torch.rand(7, 4), torch.arange(7), torch.arange(35).reshape(7, 5) % 11
+    program = run_passes(capture(History().eval(), inputs), "canonicalize").program
+    for lookups in table_sites(program).values():
+        if number_format != "fp32":
+            realise_table(Rewriter(program, "test"), lookups, number_format)
+    sweep(program)
+    want = program.run(dict(zip(program.signature.names, inputs, strict=True)))
+    model = to_onnx(program)
+    fuse_for_onnxruntime(model)
+    assert fuse_natively(model) == {"native-features": 1}
+    names = [value.name for value in model.graph.inputs]
+    feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    for native in (False, library().path is not None):
+        assert_same([one.numpy() for one in want.values()], run(model, feeds, native))
 
 
 def test_the_function_holds_what_was_there() -> None:
