@@ -4,6 +4,7 @@
 PASSES: dict[str, str] = {
     "canonicalize": "canonicalize:Canonicalize",
     "collapse-slices": "collapse_slices:CollapseSlices",
+    "consolidate-heads": "consolidate_heads:ConsolidateHeads",
     "eliminate": "eliminate:Eliminate",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",

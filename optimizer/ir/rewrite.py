@@ -149,6 +149,24 @@ class Rewriter:
         old.replace_all_uses_with(new)
         self.program.graph.erase_node(old)
 
+    def defer(self, node: fx.Node, behind: fx.Node) -> None:
+        """Moves ``node``, and what needs it, behind another node where they stand before that one.
+
+        Raises:
+            VerifyError: ``behind`` needs ``node`` itself.
+        """
+        order = list(self.program.graph.nodes)
+        place = order.index(behind)
+        moving = dict.fromkeys([node] if node in order[:place] else [])
+        for later in order[:place]:
+            if any(source in moving for source in later.all_input_nodes):
+                moving[later] = None
+        if any(source in moving for source in behind.all_input_nodes):
+            raise VerifyError(f"{self.made_by}: {behind.name} needs {node.name}\n{excerpt(behind)}")
+        for later in moving:
+            behind.append(later)
+            behind = later
+
     def erase(self, node: fx.Node) -> None:
         """Removes a node that nobody uses."""
         self.program.graph.erase_node(node)
