@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, SignatureError
-from .ir.program import Program, bind_arguments
+from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
 from .ragged import Ragged, join, ragged_of, row_count, take
 
@@ -218,8 +218,10 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
 
 def features_of(program: Program, inputs: Any) -> dict[str, Tensor]:
     """One call's inputs as tensors by feature name."""
-    found = program.inputs.flatten(call_of(program.arguments, inputs))
-    return {name: _tensor(name, value) for name, value in found.items()}
+    optional = program.signature.optional
+    found = program.inputs.flatten(call_of(program.arguments, inputs), optional)
+    given = {name: _tensor(name, value) for name, value in found.items()}
+    return with_defaults(program.signature, given)
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -352,8 +354,12 @@ def _labels(
             values = torch.as_tensor(labels)
         except (TypeError, ValueError) as error:
             raise DataError(f"the labels aren't numbers: {error}.") from error
-        if values.dim() == 2 and values.shape[1] == len(names) > 1:
-            labels = {name: values[:, index] for index, name in enumerate(names)}
+        every = [task.name for task in signature.tasks]
+        columns = next(
+            (c for c in (names, every) if values.dim() == 2 and values.shape[1] == len(c) > 1), None
+        )
+        if columns is not None:
+            labels = {name: values[:, index] for index, name in enumerate(columns)}
         elif len(names) == 1:
             labels = {names[0]: values}
         else:
@@ -363,6 +369,9 @@ def _labels(
             )
     elif len(names) == 1 and len(labels) == 1:
         labels = {names[0]: next(iter(labels.values()))}
+    # What is only learned isn't judged.
+    auxiliary = {task.name for task in signature.tasks if task.auxiliary}
+    labels = {name: values for name, values in labels.items() if name not in auxiliary}
     unknown = [name for name in labels if name not in names]
     if unknown:
         raise DataError(f"labels for unknown tasks {unknown}; the model's tasks are {names}.")

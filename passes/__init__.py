@@ -17,4 +17,5 @@ PASSES: dict[str, str] = {
     "place-precision": "place_precision:PlacePrecision",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
+    "strip-train-only": "strip_train_only:StripTrainOnly",
 }

@@ -8,6 +8,7 @@ PIPELINES: dict[str, str] = {
     "structure": f"fuse-dot-interaction,reassociate-fm,consolidate-heads,merge-linears,{_CLEAN}",
     "grouping": f"group-tables,collapse-slices,{_CLEAN}",
     "default": (
-        "rounding,structure,place-precision,quantize-tables,grouping,insert-quantize,eliminate"
+        "strip-train-only,rounding,structure,place-precision,quantize-tables,grouping,"
+        "insert-quantize,eliminate"
     ),
 }

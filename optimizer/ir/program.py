@@ -51,8 +51,8 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program as the user's model is called."""
-        features = self.inputs.flatten(self.bind(args, kwargs))
-        return self.outputs.unflatten(self.run(features))
+        given = self.inputs.flatten(self.bind(args, kwargs), self.signature.optional)
+        return self.outputs.unflatten(self.run(with_defaults(self.signature, given)))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The call's arguments by name.
@@ -205,6 +205,18 @@ def bind_arguments(
             raise SignatureError(f"argument {name!r} was given twice.")
         bound[name] = value
     return bound
+
+
+def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features, with the default in every row of those that were left out."""
+    found = dict(features)
+    rows = next((len(v) for v in found.values()), 0)
+    for feature in signature:
+        if feature.name not in found and feature.default is not None:
+            sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
+            dtype: torch.dtype = getattr(torch, feature.dtype)
+            found[feature.name] = torch.full((rows, *sizes), feature.default, dtype=dtype)
+    return found
 
 
 def flatten_exported(
