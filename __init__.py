@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .optimizer.artifact import Artifact
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
+    from .optimizer.consistency import consistency
+    from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
     from .optimizer.driver import capture, optimize
     from .optimizer.errors import RankcError
@@ -63,6 +65,8 @@ _PUBLIC = {
     "Verdict": "optimizer.verdict",
     "bisect": "optimizer.bisect",
     "capture": "optimizer.driver",
+    "consistency": "optimizer.consistency",
+    "consolidate": "optimizer.consolidate",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }
@@ -92,6 +96,8 @@ __all__ = [
     "__version__",
     "bisect",
     "capture",
+    "consistency",
+    "consolidate",
     "load",
     "optimize",
     "register",

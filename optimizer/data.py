@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
+from .ir.structure import Structure
 from .ragged import Ragged, join, ragged_of, row_count, take
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
@@ -41,6 +42,22 @@ class Batch:
     labels: Any = None
     group: Any = None
     cohorts: Mapping[str, Any] | None = None
+
+
+class Contract(Protocol):
+    """What a call is held against: a `Program`, or the manifest of an artifact."""
+
+    @property
+    def signature(self) -> Signature:
+        """The features and tasks."""
+
+    @property
+    def inputs(self) -> Structure:
+        """How a call's arguments map to features."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments."""
 
 
 _DELIMITERS = (FeatureKind.OFFSETS, FeatureKind.LENGTHS)
@@ -163,7 +180,7 @@ def first_inputs(data: Any, arguments: tuple[str, ...]) -> tuple[Any, Iterable[A
     return as_batch(first, arguments).inputs, (data if data is not iterator else again())
 
 
-def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) -> Rows:
+def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -> Rows:
     """All rows of ``data``, checked against the program's signature.
 
     Raises:
@@ -216,7 +233,7 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
     )
 
 
-def features_of(program: Program, inputs: Any) -> dict[str, Tensor]:
+def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
     """One call's inputs as tensors by feature name."""
     optional = program.signature.optional
     found = program.inputs.flatten(call_of(program.arguments, inputs), optional)

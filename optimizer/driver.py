@@ -59,7 +59,7 @@ _SHARES = (0.8, 0.4, 0.0)
 
 
 def optimize(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     target: str | Target = "cpu-int8",
     *,
     data: Iterable[Any] | Parquet | str | Path | None = None,
@@ -78,8 +78,8 @@ def optimize(
     """Turns a trained ranking model into an artifact that is faster and provably ranks as well.
 
     Args:
-        model: An ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` file of `Program.save` or
-            ``torch.export.save``, or an ``.onnx`` file.
+        model: An ``nn.Module``, a captured or consolidated `Program`, ``"pkg.module:factory"``, a
+            ``.pt2`` file of `Program.save` or ``torch.export.save``, or an ``.onnx`` file.
         target: A target's name, or a `Target`.
         data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, a
             `Parquet`, or the path of a parquet file whose label columns are named like the tasks.
@@ -236,7 +236,7 @@ class _Job:
             f"({tables} looked up in tables), {len(self.program.signature.tasks)} tasks, "
             f"for {self.target.name}"
         )
-        report.notes += self.program.module.meta.get("notes", ())
+        report.notes += self.program.notes
         return report
 
     def _context(self, report: Report, rows: Rows) -> PassContext:
@@ -350,7 +350,7 @@ def _check_iterable(data: Any) -> None:
 
 
 def _captured(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     data: Any,
     inputs: Any,
     signature: Signature | None,
@@ -360,6 +360,8 @@ def _captured(
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
         return load_program(Path(model), signature, kept), data
+    if isinstance(model, Program):
+        return capture(model, signature=signature, outputs=outputs), data
     module = resolve(model) if isinstance(model, str) else model
     if not isinstance(module, nn.Module):
         raise CaptureError(
@@ -380,7 +382,7 @@ def _captured(
 
 
 def capture(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     inputs: Any = None,
     *,
     signature: Signature | None = None,
@@ -389,8 +391,9 @@ def capture(
     """Captures a model into a program with a dynamic batch.
 
     Args:
-        model: A trained ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` or ``.onnx`` file.
-            A module is captured in eval mode; its mode is put back.
+        model: A trained ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` or ``.onnx`` file, or
+            a program, of which a copy is returned. A module is captured in eval mode; its mode is
+            put back.
         inputs: One example: a tuple of arguments, a dict, or a tensor. Not needed for a file, or
             when the model has ``example_inputs()``.
         signature: Overrides the inferred one; its names must be the inferred names.
@@ -403,6 +406,8 @@ def capture(
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
         return load_program(Path(model), signature, kept)
+    if isinstance(model, Program):
+        return frontend().with_contract(model.clone(), signature, kept)  # type: ignore[no-any-return]
     module = resolve(model) if isinstance(model, str) else model
     program: Program = frontend().capture(module, inputs, signature=signature, outputs=kept)
     return program

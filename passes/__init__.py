@@ -17,5 +17,6 @@ PASSES: dict[str, str] = {
     "place-precision": "place_precision:PlacePrecision",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
+    "share-similar": "share_similar:ShareSimilar",
     "strip-train-only": "strip_train_only:StripTrainOnly",
 }

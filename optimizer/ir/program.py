@@ -34,6 +34,7 @@ class Program:
         arguments: The names of the user's ``forward`` arguments, in order.
         form: What the graph may contain.
         recipe: The passes applied so far, as pipeline text.
+        notes: What its user should know of how it came to be.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,7 @@ class Program:
     arguments: tuple[str, ...]
     form: Form
     recipe: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -164,6 +166,7 @@ class Program:
             "arguments": list(self.arguments),
             "form": self.form.value,
             "recipe": list(self.recipe),
+            "notes": list(self.notes),
         }
         torch.export.save(self.exported(), path, extra_files={"rankc.json": json.dumps(contract)})
 
@@ -188,6 +191,7 @@ class Program:
             arguments=tuple(contract["arguments"]),
             form=Form(contract["form"]),
             recipe=tuple(contract["recipe"]),
+            notes=tuple(contract.get("notes", ())),
         )
 
 
