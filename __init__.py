@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .optimizer.report import Report
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
+    from .optimizer.windows import Windows, cdf_of
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
 _PUBLIC = {
@@ -63,8 +64,10 @@ _PUBLIC = {
     "Task": "optimizer.ir",
     "TaskKind": "optimizer.ir",
     "Verdict": "optimizer.verdict",
+    "Windows": "optimizer.windows",
     "bisect": "optimizer.bisect",
     "capture": "optimizer.driver",
+    "cdf_of": "optimizer.windows",
     "consistency": "optimizer.consistency",
     "consolidate": "optimizer.consolidate",
     "optimize": "optimizer.driver",
@@ -93,9 +96,11 @@ __all__ = [
     "Task",
     "TaskKind",
     "Verdict",
+    "Windows",
     "__version__",
     "bisect",
     "capture",
+    "cdf_of",
     "consistency",
     "consolidate",
     "load",

@@ -178,6 +178,9 @@ class Artifact:
 
     def run(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Output arrays by name, from features by name, unchecked: the fast path."""
+        if any(name not in features for name in self.signature.optional):
+            given = {name: torch.as_tensor(value) for name, value in features.items()}
+            features = with_defaults(self.signature, given)
         arrays = {
             name: value.numpy() if isinstance(value, Tensor) else value
             for name, value in features.items()

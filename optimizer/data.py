@@ -326,6 +326,15 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
                 f"feature {feature.name!r} has NaN or Inf in {len(rows):,} rows, first in row "
                 f"{first_row + int(rows[0])}. Fill missing values before scoring."
             )
+    if feature.bounds is not None:
+        low, high = feature.bounds
+        outside = (value < low) | (value > high)
+        if bool(outside.any()):
+            row = int(outside.reshape(len(value), -1).any(1).to(torch.int8).argmax())
+            raise SignatureError(
+                f"feature {feature.name!r} is {float(value[outside].flatten()[0]):g} in row "
+                f"{first_row + row}, outside of {low:g} to {high:g}, beyond which nothing is known."
+            )
     if feature.cardinalities and feature.kind not in _DELIMITERS:
         _check_ids(feature, value.to(torch.int64), first_row)
 
@@ -475,6 +484,9 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
             return ids
         dense = torch.randn(sizes, generator=generator).to(dtype)
         return torch.where(_limits(feature) > 0, ids, dense)
+    if feature.bounds is not None:
+        low, high = feature.bounds
+        return (low + torch.rand(sizes, generator=generator) * (high - low)).to(dtype)
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
     return torch.zeros(sizes, dtype=dtype)

@@ -49,6 +49,7 @@ from .report import Outcome, Report
 from .scoring import Judge, score
 from .target import Target
 from .verdict import Status, Verdict
+from .windows import Windows
 
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
@@ -68,6 +69,7 @@ def optimize(
     budget: Budget | None = None,
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
+    windows: Windows | None = None,
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
     strict: bool = False,
@@ -90,6 +92,8 @@ def optimize(
         budget: How much quality may be given up; ΔNE of 0.02 % when None.
         signature: Overrides the inferred features and tasks.
         outputs: Names for the outputs in order, or the names of the outputs to keep.
+        windows: Conversion windows whose heads become two heads and a formula, with the window as
+            one more feature.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
@@ -111,6 +115,8 @@ def optimize(
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
     program, data = _captured(model, data, inputs, signature, outputs)
+    if windows is not None:
+        steps = windows.added_to(steps, program.signature)
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)

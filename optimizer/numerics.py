@@ -48,7 +48,8 @@ def divergence(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Div
     for name in before.keys() & after.keys():
         left, right = before[name], after[name]
         if left.dim() == right.dim() == 2:
-            left = left[:, : right.shape[1]]
+            shared = min(left.shape[1], right.shape[1])
+            left, right = left[:, :shared], right[:, :shared]
         if left.shape != right.shape:
             return Divergence(float("inf"), float("inf"), bit_equal=False)
         equal = equal and _same_bits(left, right)

@@ -12,6 +12,7 @@ PASSES: dict[str, str] = {
     "fuse-dot-interaction": "fuse_dot_interaction:FuseDotInteraction",
     "group-tables": "group_tables:GroupTables",
     "insert-quantize": "insert_quantize:InsertQuantize",
+    "interpolate-windows": "interpolate_windows:InterpolateWindows",
     "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
     "merge-linears": "merge_linears:MergeLinears",
     "place-precision": "place_precision:PlacePrecision",

@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 _TRAIN_ONLY = frozenset({"aux", "auxiliary", "auxloss", "distill", "distilled"}) | frozenset(
     {"distillation", "kd", "teacher"}
 )
-_JOINS = (_aten.cat.default, _aten.stack.default)
+JOINS = (_aten.cat.default, _aten.stack.default)
 #: What may stand between a head and an output of several columns, each computed by itself.
 _ELEMENTWISE = (
     _aten.sigmoid.default,
@@ -63,7 +63,7 @@ def columns_of(output: fx.Node) -> list[fx.Node]:
     node = output
     for step in elementwise(output):
         node = step.args[0]  # type: ignore[assignment]
-    if not is_op(node, *_JOINS) or argument(node, 1, "dim", 0) not in (1, -1):
+    if not is_op(node, *JOINS) or argument(node, 1, "dim", 0) not in (1, -1):
         return [output] * count
     parts: Any = node.args[0]
     stacked = is_op(node, _aten.stack.default)

@@ -53,8 +53,8 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program as the user's model is called."""
-        given = self.inputs.flatten(self.bind(args, kwargs), self.signature.optional)
-        return self.outputs.unflatten(self.run(with_defaults(self.signature, given)))
+        features = self.inputs.flatten(self.bind(args, kwargs), self.signature.optional)
+        return self.outputs.unflatten(self.run(features))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The call's arguments by name.
@@ -66,8 +66,9 @@ class Program:
 
     def run(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The output tensors by name, from feature tensors by name, without gradients."""
+        given = with_defaults(self.signature, features)
         with torch.no_grad():
-            results = self.module(*(features[name] for name in self.signature.names))
+            results = self.module(*(given[name] for name in self.signature.names))
         return dict(zip(self.signature.outputs, results, strict=True))
 
     def clone(self) -> Program:

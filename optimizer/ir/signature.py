@@ -73,6 +73,7 @@ class Feature:
             rows hold different numbers of ids.
         default: What stands in every row where a caller leaves the feature out; None where it must
             be given.
+        bounds: The least and the largest value it may have; None for any.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Feature:
     axis: int = 1
     delimiter: str = ""
     default: float | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def is_integer(self) -> bool:
@@ -195,6 +197,7 @@ class Signature:
                     axis=f["axis"],
                     delimiter=f.get("delimiter", ""),
                     default=f.get("default"),
+                    bounds=tuple(f["bounds"]) if f.get("bounds") else None,
                 )
                 for f in data["features"]
             ),

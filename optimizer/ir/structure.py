@@ -12,7 +12,7 @@ import importlib
 import keyword
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SignatureError
@@ -100,6 +100,34 @@ class Structure:
         left = tuple(name for name in self.names if name in names)
         leaves = tuple(map(Leaf, left))
         return Structure(leaves[0] if len(leaves) == 1 else Branch("dict", left, leaves))
+
+    def with_input(
+        self, name: str, arguments: tuple[str, ...]
+    ) -> tuple[Structure, tuple[str, ...]]:
+        """Arguments with one more leaf: in the one dict that is all of them, or by itself.
+
+        Args:
+            name: The leaf.
+            arguments: The names of the arguments, which are this structure's keys.
+        """
+        assert isinstance(self.template, Branch)
+        inner = self.template.items[0]
+        if len(arguments) == 1 and isinstance(inner, Branch) and inner.kind == "dict":
+            whole = replace(self.template, items=(_plus(inner, name),))
+            return Structure(whole), arguments
+        return Structure(_plus(self.template, name)), (*arguments, name)
+
+    def with_output(self, name: str) -> Structure:
+        """The structure with one more leaf: a dict's key, or the last of a list or a tuple.
+
+        A lone leaf becomes a tuple of both, and what is of a class a dict.
+        """
+        if isinstance(self.template, Branch) and self.template.kind in ("dict", "list", "tuple"):
+            return Structure(_plus(self.template, name))
+        if isinstance(self.template, Branch):
+            names = (*self.names, name)
+            return Structure(Branch("dict", names, tuple(map(Leaf, names))))
+        return Structure(Branch("tuple", (), (self.template, Leaf(name))))
 
     def flatten(self, value: Any, optional: Collection[str] = ()) -> dict[str, Any]:
         """The leaves of ``value``, which must be nested like this structure.
@@ -293,6 +321,11 @@ def _align(
         raise SignatureError(f"{where} should have {len(template.items)} items, got {len(items)}.")
     for index, (item, child) in enumerate(zip(template.items, items, strict=True)):
         yield f"[{index}]", item, child
+
+
+def _plus(template: Branch, name: str) -> Branch:
+    keys = (*template.keys, name) if template.kind == "dict" else ()
+    return Branch(template.kind, keys, (*template.items, Leaf(name)))
 
 
 def _may_miss(template: Template, optional: Collection[str]) -> bool:
