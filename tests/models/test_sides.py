@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,10 +36,8 @@ def test_columns_go_to_their_side(generated: RankingData) -> None:
 
 def test_a_history_is_what_came_before(generated: RankingData) -> None:
     data, sides = two_sides(generated, "route", (), history=4)
-    both = [
-        np.concatenate([getattr(p, n) for p in (data.train, data.test)]) for n in ("group", "ids")
-    ]
-    group, ids = both
+    group = np.concatenate([data.train.group, data.test.group])
+    ids = np.concatenate([data.train.ids, data.test.ids])
     place = data.id_names.index("route")
     for row in (0, 17, 500, 2999):
         before = ids[:row][group[:row] == group[row], place][::-1][:4]
@@ -67,17 +67,6 @@ def test_an_early_stage_ranker_takes_them(generated: RankingData) -> None:
 def test_unknown_columns_and_data_without_users_are_refused(generated: RankingData) -> None:
     with pytest.raises(ValueError, match=r"no columns \['color'\]"):
         two_sides(generated, "route", ("color",), history=3)
-    alone = RankingData(
-        **{
-            **vars(generated),
-            "train": generated.train.take(slice(9)),
-            "test": _ungrouped(generated),
-        }
-    )
+    alone = replace(generated, train=replace(generated.train, group=None))
     with pytest.raises(ValueError, match="no group"):
         two_sides(alone, "route", (), history=3)
-
-
-def _ungrouped(data: RankingData):
-    rows = data.test.take(slice(9))
-    return type(rows)(rows.dense, rows.ids, rows.labels)
