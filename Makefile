@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -35,6 +35,15 @@ bench-structure: $(VENV)/bench
 # Ours beside the peers on trained models, each judged by the same gate; some minutes.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
+
+# Mixtures, train-only parts, several models, conversion windows; under 20 minutes.
+bench-heads: $(VENV)/bench $(VENV)/rechub
+	$(BIN)/python benchmarks/heads.py $(BENCH)
+
+# --no-deps: the libraries ask for torch as they please.
+$(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt
+	$(PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	touch $@
 
 # torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
 $(VENV)/torch: constraints.txt

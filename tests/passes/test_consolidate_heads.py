@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import multi_task as forms
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from rankc.frontends.export import capture
 from rankc.models.mmoe import MMoE, MMoEConfig
 from rankc.models.ple import PLE, PLEConfig
@@ -18,92 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-
-
-def _einsum(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.einsum("be,bed->bd", gate, torch.stack(list(experts), 1))
-
-
-def _einsum_last(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.einsum("bde,be->bd", torch.stack(list(experts), 2), gate)
-
-
-def _einsum_first(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.einsum("ebd,be->bd", torch.stack(list(experts), 0), gate)
-
-
-def _python_sum(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return sum(gate[:, i : i + 1] * y for i, y in enumerate(experts))  # type: ignore[return-value]
-
-
-def _loop(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    total = gate[:, 0].unsqueeze(1) * experts[0]
-    for index, expert in enumerate(experts[1:], 1):
-        total = total + expert * gate[:, index].unsqueeze(1)
-    return total
-
-
-def _backwards(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    columns = reversed(range(len(experts)))
-    return sum(gate[:, i : i + 1] * experts[i] for i in columns)  # type: ignore[return-value]
-
-
-def _weighted_stack(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([gate[:, i, None] * y for i, y in enumerate(experts)]).sum(0)
-
-
-def _split(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([g * y for g, y in zip(gate.split(1, 1), experts, strict=True)], 1).sum(1)
-
-
-def _rechub(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    pile = torch.cat([y.unsqueeze(1) for y in experts], 1)
-    return torch.sum(torch.mul(gate.unsqueeze(-1), pile), dim=1)
-
-
-def _deepctr(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.matmul(gate.unsqueeze(1), torch.stack(list(experts), 1)).squeeze(1)
-
-
-def _columns(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.matmul(torch.stack(list(experts), 2), gate.unsqueeze(2)).squeeze(2)
-
-
-def _bmm(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    return torch.bmm(torch.stack(list(experts), 0).permute(1, 2, 0), gate.unsqueeze(-1)).squeeze(2)
-
-
-def _expanded(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    pile = torch.stack(list(experts), 2)
-    return (pile * gate.unsqueeze(1).expand(-1, pile.shape[1], -1)).sum(2)
-
-
-def _repeated(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    pile = torch.stack(list(experts), 2)
-    return (pile * gate.unsqueeze(1).repeat(1, pile.shape[1], 1)).sum(2)
-
-
-def _kept_dim(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
-    mixed = (torch.stack(list(experts), 1) * gate[:, :, None]).sum(1, keepdim=True)
-    return mixed.relu()[:, 0]
-
-
-FORMS = [
-    _einsum,
-    _einsum_last,
-    _einsum_first,
-    _python_sum,
-    _loop,
-    _backwards,
-    _weighted_stack,
-    _split,
-    _rechub,
-    _deepctr,
-    _columns,
-    _bmm,
-    _expanded,
-    _repeated,
-]
 
 
 class Heads(nn.Module):
@@ -160,7 +72,7 @@ def consolidated(module: nn.Module, passes: str = "consolidate-heads", x: Tensor
     return run_passes(canonical(module, x), passes)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.strip("_"))
+@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.__name__)
 def test_every_form_of_one_mixture(form) -> None:
     before = Heads(form)
     ran = consolidated(before)
@@ -170,18 +82,18 @@ def test_every_form_of_one_mixture(form) -> None:
     assert again.outcomes == [Outcome.UNCHANGED]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.strip("_"))
+@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.__name__)
 def test_every_form_of_three_mixtures(form) -> None:
     before = Heads(form, tasks=3)
-    if form is _backwards:  # the experts come in the order of the gate's columns
-        before = Heads(_loop, tasks=3)
+    if form is forms.backwards:  # the experts come in the order of the gate's columns
+        before = Heads(forms.loop, tasks=3)
     ran = consolidated(before)
     assert_same_graph(ran.program, Many(before), (X,), tolerance=BIT_EQUAL)
     assert ran.applied("consolidate-heads") == ["computed 3 mixtures of 3 experts by one product"]
 
 
 def test_a_dimension_that_is_kept() -> None:
-    ran = consolidated(Heads(_kept_dim))
+    ran = consolidated(Heads(forms.kept_dim))
     assert ran.outcomes == [Outcome.CHANGED]
     assert "sum" not in operators(ran.program)
 
@@ -212,7 +124,7 @@ class Gates(Heads):
 
 
 def test_gates_of_another_kind_are_joined_as_they_are() -> None:
-    ran = consolidated(Gates(_rechub, tasks=2))
+    ran = consolidated(Gates(forms.rechub, tasks=2))
     assert ran.applied("consolidate-heads") == ["computed 2 mixtures of 3 experts by one product"]
     assert operators(ran.program).count("sigmoid") == 2
     assert operators(ran.program).count("bmm") == 1
@@ -225,7 +137,7 @@ def test_a_gate_that_is_needed_elsewhere_stays() -> None:
             gates = [gate(x).softmax(-1) for gate in self.gates]
             return [*(self.form(gate, experts) for gate in gates), gates[0]]
 
-    ran = consolidated(Told(_rechub, tasks=2))
+    ran = consolidated(Told(forms.rechub, tasks=2))
     assert operators(ran.program).count("softmax") == 2
     assert operators(ran.program).count("bmm") == 1
 
@@ -270,19 +182,19 @@ class Chained(Heads):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         experts = [expert(x).relu() for expert in self.experts]
-        first = _rechub(self.gates[0](x).softmax(1), experts)
-        second = _rechub(self.gates[1](x).softmax(1), [first, *experts[1:]])
+        first = forms.rechub(self.gates[0](x).softmax(1), experts)
+        second = forms.rechub(self.gates[1](x).softmax(1), [first, *experts[1:]])
         return [second]
 
 
 def test_a_mixture_that_feeds_another_stays_apart() -> None:
-    ran = consolidated(Chained(_rechub, tasks=2))
+    ran = consolidated(Chained(forms.rechub, tasks=2))
     assert ran.outcomes == [Outcome.CHANGED]
     assert operators(ran.program).count("bmm") == 2
 
 
 def test_narrow_experts_are_a_miss() -> None:
-    ran = consolidated(Heads(_rechub, width=3))
+    ran = consolidated(Heads(forms.rechub, width=3))
     assert ran.outcomes == [Outcome.UNCHANGED]
     assert ran.missed("consolidate-heads") == ["its experts have fewer than 4 columns"]
 
@@ -294,7 +206,7 @@ def test_weighted_experts_that_are_used_elsewhere_are_a_miss() -> None:
             weighted = self.gates[0](x).softmax(-1).unsqueeze(2) * pile
             return [weighted.sum(1), weighted.amax(1)]
 
-    ran = consolidated(Both(_rechub))
+    ran = consolidated(Both(forms.rechub))
     assert ran.outcomes == [Outcome.UNCHANGED]
     assert ran.missed("consolidate-heads") == ["its weighted experts are used elsewhere too"]
 
@@ -303,14 +215,14 @@ class Elsewhere(Heads):
     """Looks like a mixture: a half of the gate, one expert twice, or a sum over columns."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(_rechub)
+        super().__init__(forms.rechub)
         self.what = what
 
     def forward(self, x: Tensor) -> list[Tensor]:
         experts = [expert(x).relu() for expert in self.experts]
         gate = self.gates[0](x).softmax(-1)
         if self.what == "half":
-            return [_python_sum(gate, experts[:2])]
+            return [forms.python_sum(gate, experts[:2])]
         if self.what == "columns":
             return [(torch.stack(experts, 1) * gate.unsqueeze(2)).sum(2)]
         if self.what == "shifted":
@@ -345,55 +257,8 @@ def test_ple_as_it_is_written() -> None:
     assert operators(ran.program).count("bmm") == 1 + 3
 
 
-@st.composite
-def multi_task(draw: st.DrawFn) -> nn.Module:
-    """A random multi-task model: levels of experts, some shared, some of a task; any form."""
-    tasks = draw(st.integers(1, 3))
-    levels = draw(st.integers(1, 2))
-    forms = [draw(st.sampled_from(FORMS)) for _ in range(tasks * levels)]
-    own = [draw(st.integers(0, 2)) for _ in range(tasks * levels)]
-    shared = draw(st.integers(2, 3))
-    cut, softmax, seed = draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 99))
-
-    class Random(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(seed)
-            width = [8, 6, 6]
-            self.shared = nn.ModuleList(
-                nn.ModuleList(nn.Linear(width[level], 6) for _ in range(shared))
-                for level in range(levels)
-            )
-            self.own = nn.ModuleList(
-                nn.ModuleList(nn.Linear(width[i // tasks], 6) for _ in range(count))
-                for i, count in enumerate(own)
-            )
-            self.gates = nn.ModuleList(
-                nn.Linear(width[i // tasks], count + shared) for i, count in enumerate(own)
-            )
-            self.towers = nn.ModuleList(nn.Linear(6, 1) for _ in range(tasks))
-
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            inputs = [x] * tasks
-            for level, experts in enumerate(self.shared):
-                common = [expert(inputs[0]).relu() for expert in experts]  # type: ignore[union-attr]
-                outputs = []
-                for task in range(tasks):
-                    place = level * tasks + task
-                    own = [expert(inputs[task]).tanh() for expert in self.own[place]]  # type: ignore[union-attr]
-                    piles = [*common, *own] if cut else [*own, *common]
-                    gate = self.gates[place](inputs[task])
-                    gate = gate.softmax(-1) if softmax else gate.sigmoid()
-                    outputs.append(forms[place](gate, piles))
-                inputs = outputs
-            scores = zip(self.towers, inputs, strict=True)
-            return {f"task{i}": tower(h).squeeze(1) for i, (tower, h) in enumerate(scores)}
-
-    return Random().eval()
-
-
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(multi_task())
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(forms.multi_task())
 @pytest.mark.slow
 def test_random_multi_task_models_score_alike(model: nn.Module) -> None:
     program = canonical(model, X)
