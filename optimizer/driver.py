@@ -117,6 +117,8 @@ def optimize(
     program, data = _captured(model, data, inputs, signature, outputs)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
+        if data is None:
+            raise DataError("windows are fitted to data and judged on it; give data= as well.")
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)

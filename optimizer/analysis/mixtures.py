@@ -8,6 +8,7 @@ them come out alike.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -227,9 +228,8 @@ class _Tracer:
         if not isinstance(node, fx.Node):
             return None
         if node not in self._known:
-            self._known[node] = (
-                _run(node, self._numbers) if is_op(node, *_MOVES) else self._leaf(node)
-            )
+            moves = is_op(node, *_MOVES) and _elements(node) <= _LARGEST
+            self._known[node] = _run(node, self._numbers) if moves else self._leaf(node)
         return self._known[node]
 
     def _leaf(self, node: fx.Node) -> Tensor | None:
@@ -245,6 +245,13 @@ class _Tracer:
         self._values.append(node)
         first = (len(self._values) - 1) * _WIDTH
         return torch.arange(_BATCH)[:, None] * _VALUES * _WIDTH + first + torch.arange(width)
+
+
+def _elements(node: fx.Node) -> int:
+    """How many numbers a value of two rows has; a list of values has those of its source."""
+    value = node.meta["val"]
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    return _BATCH * math.prod(size for size in sizes if isinstance(size, int))
 
 
 def _terms(node: fx.Node) -> tuple[list[fx.Node], set[fx.Node]]:

@@ -350,3 +350,9 @@ def test_a_model_trained_on_a_log_of_conversions(law: str, form: str) -> None:
     with pytest.raises(SignatureError, match=message):
         artifact(*inputs, window=week.index_fill(0, torch.tensor([2]), 40.0))
     assert synthesize(artifact.signature, 9).features["window"].min() >= 1.0
+
+
+def test_windows_without_data_are_refused() -> None:
+    model = Delayed("logits").eval()
+    with pytest.raises(rankc.RankcError, match="windows are fitted to data"):
+        rankc.optimize(model, "cpu-fp32", inputs=(X,), windows=rankc.Windows())
