@@ -58,7 +58,7 @@ def test_divergence_is_over_the_first_columns_both_have() -> None:
     wide, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [3.5]])
     moved = divergence({"a": wide}, {"a": one})
     assert (moved.max_abs, moved.bit_equal) == (0.5, False)
-    assert divergence({"a": one}, {"a": wide}) == moved
+    assert divergence({"a": one}, {"a": wide}).max_abs == 0.5
 
 
 def test_another_dtype_is_not_bit_equal() -> None:
