@@ -4,6 +4,7 @@
 PASSES: dict[str, str] = {
     "canonicalize": "canonicalize:Canonicalize",
     "collapse-slices": "collapse_slices:CollapseSlices",
+    "consolidate-heads": "consolidate_heads:ConsolidateHeads",
     "eliminate": "eliminate:Eliminate",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
@@ -11,9 +12,12 @@ PASSES: dict[str, str] = {
     "fuse-dot-interaction": "fuse_dot_interaction:FuseDotInteraction",
     "group-tables": "group_tables:GroupTables",
     "insert-quantize": "insert_quantize:InsertQuantize",
+    "interpolate-windows": "interpolate_windows:InterpolateWindows",
     "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
     "merge-linears": "merge_linears:MergeLinears",
     "place-precision": "place_precision:PlacePrecision",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
+    "share-similar": "share_similar:ShareSimilar",
+    "strip-train-only": "strip_train_only:StripTrainOnly",
 }

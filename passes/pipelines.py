@@ -5,9 +5,10 @@ _CLEAN = "fixpoint(fold-constants,eliminate)"
 PIPELINES: dict[str, str] = {
     "exact": f"canonicalize,{_CLEAN}",
     "rounding": f"exact,lower-embedding-bag,fold-batchnorm,fold-affine,{_CLEAN}",
-    "structure": f"fuse-dot-interaction,reassociate-fm,merge-linears,{_CLEAN}",
+    "structure": f"fuse-dot-interaction,reassociate-fm,consolidate-heads,merge-linears,{_CLEAN}",
     "grouping": f"group-tables,collapse-slices,{_CLEAN}",
     "default": (
-        "rounding,structure,place-precision,quantize-tables,grouping,insert-quantize,eliminate"
+        "strip-train-only,rounding,structure,place-precision,quantize-tables,grouping,"
+        "insert-quantize,eliminate"
     ),
 }

@@ -475,7 +475,7 @@ def test_a_registered_pass_runs_in_the_default_pipeline(register: Register) -> N
         pipeline="default,-fold-constants,+greet{word='hi'}@after:canonicalize",
     )
     specs = [record.spec for record in report_of(artifact).passes]
-    assert specs[:2] == ["canonicalize", "greet{word='hi'}"]
+    assert specs[:3] == ["strip-train-only", "canonicalize", "greet{word='hi'}"]
     assert "fold-constants" not in specs
     assert "greet{word='hi'}" in artifact.manifest.pipeline
     assert rankc.Pipeline.parse(artifact.manifest.pipeline).spec() == artifact.manifest.pipeline
