@@ -49,6 +49,7 @@ from .race import Race
 from .registry import backend, frontend
 from .report import Outcome, Report
 from .scoring import Judge, score
+from .slices import Slice
 from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
@@ -207,7 +208,8 @@ class _Job:
             try:
                 for finish in candidates:
                     self.say("proving on rows never seen before", 0.9)
-                    verdict = self._verdict(finish, proof, looks)
+                    verdict, damaged = self._verdict(finish, choice, proof, looks)
+                    choice = replace(choice, slices=(*choice.slices, *damaged))
                     looks += 1
                     if verdict.status is Status.PASS:
                         notes = [f"a faster plan was given up: {why}" for why in given_up]
@@ -229,20 +231,30 @@ class _Job:
             smallest,
         )
 
-    def _verdict(self, finish: _Finish, proof: Judge, attempt: int) -> Verdict:
-        """What the proof rows say of what was built; scores that can't be judged fail it."""
+    def _verdict(
+        self, finish: _Finish, choice: Judge, proof: Judge, attempt: int
+    ) -> tuple[Verdict, tuple[Slice, ...]]:
+        """What the proof rows say of what was built, and the found cohorts it surely damages.
+
+        Scores that can't be judged fail it.
+        """
         confidence = split_confidence(self.budget.confidence, attempt)
+        signature = self.program.signature
         try:
-            scores = score(finish.run, proof.rows, self.program.signature)
-            mates = batch_shift(finish.run, proof.rows, self.program.signature)
+            if _gave_up_exactness(finish.report):
+                seen = score(finish.run, choice.rows, signature)
+                proof = replace(proof, slices=choice.found_slices(seen, len(proof.rows)))
+            scores = score(finish.run, proof.rows, signature)
+            mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
             reason = f"what was built can't be judged: {error}"
-            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
+            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
         verdict = proof.on(scores, confidence)
+        damaged = tuple(one for one in proof.slices if one.fails(verdict))
         told = too_far(mates, self.budget)
-        if not told:
-            return verdict
-        return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        if told:
+            verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        return verdict, damaged
 
     def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""

@@ -7,8 +7,8 @@ bound, never to an estimate: not enough rows is inconclusive, not a pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -46,6 +46,23 @@ MIN_CLASS_ROWS: Final = 10
 """Rows of the rarer class below which a standard error of the log loss can't be trusted."""
 
 _UNKNOWN_LISTED: Final = 20
+
+
+@dataclass(frozen=True)
+class FoundCohort:
+    """A cohort that isn't given by a column, but was found on other rows.
+
+    Attributes:
+        task: The task it is judged for.
+        axis: What it is cut by.
+        value: Which slice of that.
+        members: ``[N]``, the rows in it.
+    """
+
+    task: str
+    axis: str
+    value: str
+    members: NDArray[np.bool_]
 
 
 def split_confidence(confidence: float, attempt: int) -> float:
@@ -86,6 +103,7 @@ def judge(
     *,
     group: ArrayLike | None = None,
     cohorts: Mapping[str, ArrayLike] | None = None,
+    found: Sequence[FoundCohort] = (),
     regression: Collection[str] = (),
     confidence: float | None = None,
     min_cohort_rows: int = MIN_COHORT_ROWS,
@@ -105,6 +123,7 @@ def judge(
         group: ``[N]``, the user or request of each row, to cluster by. None takes rows as
             independent, and the verdict notes it.
         cohorts: ``{axis: [N]}``, what cohort each row is of.
+        found: Cohorts found on other rows, judged together with those.
         regression: Names of the regression tasks.
         confidence: In place of the budget's, for repeated looks (`split_confidence`).
         min_cohort_rows: Cohorts with fewer are unknown.
@@ -131,7 +150,7 @@ def judge(
     # bound for all together, and no correction for their number is due. (Failing is another
     # matter: cohorts fail by a lower bound, and there the number of them is corrected for.)
     tasks = tuple(_judge_task(task, budget.for_task(task.name), codes) for task in rows)
-    damage, unlisted = _judge_cohorts(rows, budget, axes, codes, min_cohort_rows)
+    damage, unlisted = _judge_cohorts(rows, budget, axes, found, codes, min_cohort_rows)
 
     reasons = [
         check_sentence(task.task, check, MIN_CLASS_ROWS) for task in tasks for check in task.checks
@@ -285,6 +304,7 @@ def _judge_cohorts(
     tasks: tuple[TaskRows, ...],
     budget: Budget,
     axes: Mapping[str, NDArray[np.str_]],
+    found: Sequence[FoundCohort],
     codes: IntArray | None,
     min_rows: int,
 ) -> tuple[tuple[CohortResult, ...], int]:
@@ -296,24 +316,34 @@ def _judge_cohorts(
     tested: list[CohortResult] = []
     unknown: list[CohortResult] = []
     unlisted = 0
+    limited = [task for task in tasks if budget.for_task(task.name).ne is not None]
     for axis, column in axes.items():
-        values, of_row = np.unique(column, return_inverse=True)
-        order = np.argsort(of_row, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(of_row))[:-1])
-        largest_first = sorted(
-            zip(values.tolist(), parts, strict=True), key=lambda part: -len(part[1])
-        )
-        for task in tasks:
-            if budget.for_task(task.name).ne is None:
-                continue
+        parts = _largest_first(column)
+        for task in limited:
             tiny: list[CohortResult] = []
-            for value, part in largest_first:
+            for value, part in parts:
                 result = _cohort(task, axis, value, part, codes, budget.confidence, min_rows)
                 (tiny if result.status is CohortStatus.UNKNOWN else tested).append(result)
             unknown += tiny[:_UNKNOWN_LISTED]
             unlisted += len(tiny[_UNKNOWN_LISTED:])
+    by_name = {task.name: task for task in limited}
+    for one in found:
+        if one.task not in by_name:
+            continue
+        part, task = np.flatnonzero(one.members), by_name[one.task]
+        result = _cohort(task, one.axis, one.value, part, codes, budget.confidence, min_rows)
+        result = replace(result, found=True)
+        (unknown if result.status is CohortStatus.UNKNOWN else tested).append(result)
     corrected = sorted(_control_false_alarms(tested, budget), key=_severity)
     return (*corrected, *unknown), unlisted
+
+
+def _largest_first(column: NDArray[np.str_]) -> list[tuple[str, IntArray]]:
+    """Each value of a cohort column with its rows."""
+    values, of_row = np.unique(column, return_inverse=True)
+    order = np.argsort(of_row, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(of_row))[:-1])
+    return sorted(zip(values.tolist(), parts, strict=True), key=lambda part: -len(part[1]))
 
 
 def _cohort(

@@ -13,13 +13,14 @@ from torch import Tensor
 from .budget import Budget
 from .data import RUN_BATCH, Rows
 from .errors import DataError
-from .gate import COHORT_FACTOR, MIN_COHORT_ROWS, judge
+from .gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
 from .placement import allowance
 from .quality import logits_from_probabilities
 from .ragged import row_count
 from .replay import Replay
+from .slices import Slice, columns_of, find_slices, rows_needed
 from .taskrows import task_rows
 from .verdict import Verdict
 
@@ -49,7 +50,7 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
             value = outputs[task.output]
             array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
             column = array.reshape(count, -1)[:, task.column or 0]
-            parts[task.name].append(column.astype(np.float64))
+            parts[task.name].append(column)
     found: Scores = {}
     for task in signature.served:
         values = np.concatenate(parts[task.name])
@@ -60,8 +61,9 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
                 f"rows, first in row {rows.first + int(bad.argmax())}."
             )
         if task.score is Score.PROBABILITY and task.kind is TaskKind.BINARY:
+            # In the dtype it was computed in, which tells what its 0 and 1 stand for.
             values = logits_from_probabilities(values, f"output {task.name!r}")
-        found[task.name] = values
+        found[task.name] = values.astype(np.float64)
     return found
 
 
@@ -75,6 +77,7 @@ class Judge:
         signature: Of the original.
         budget: The limits.
         confidence: In place of the budget's.
+        slices: Found on other rows; judged, and watched, like cohorts that are given.
     """
 
     rows: Rows
@@ -82,6 +85,7 @@ class Judge:
     signature: Signature
     budget: Budget
     confidence: float | None = None
+    slices: tuple[Slice, ...] = ()
 
     @classmethod
     def of(cls, original: Program, rows: Rows, budget: Budget) -> Judge:
@@ -148,6 +152,28 @@ class Judge:
             for name, members in self._watched(task.name, self.rows).items()
         }
 
+    def found_slices(self, scores: Scores, proving: int) -> tuple[Slice, ...]:
+        """The slices of these rows on which scores differ most from the original's.
+
+        Args:
+            scores: Of these rows.
+            proving: How many other rows the slices will be judged on.
+        """
+        if not self.budget.find_cohorts or self.budget.cohorts is False:
+            return ()
+        least = rows_needed(len(self.rows), proving, MIN_COHORT_ROWS)
+        before = {name: self.reference[name] for name in scores}
+        found: list[Slice] = []
+        for task in task_rows(before, scores, {}, self._regressions):
+            limit = self.budget.for_task(task.name).ne
+            if limit is not None and least <= len(self.rows) // 2:
+                found += find_slices(task, self._columns, COHORT_FACTOR * limit, least)
+        return tuple(found)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray[Any, Any]]:
+        return columns_of(self.rows, self.reference)
+
     def _watched(self, task: str, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
         """The rows of a task, and of each of its cohorts that is gated and large enough."""
         watched = {task: np.ones(len(rows), dtype=bool)}
@@ -160,6 +186,10 @@ class Judge:
                 whole = int((self.rows.cohorts[axis] == value).sum())  # type: ignore[index]
                 if whole >= MIN_COHORT_ROWS and members.any():
                     watched[f"{task}@{axis}={value}"] = members
+        for one in self.slices:
+            members = one.members(self._columns)[: len(rows)]
+            if one.task == task and members.any():
+                watched[f"{task}@{one.axis}={one.value}"] = members
         return watched
 
     def on(self, scores: Scores, confidence: float | None = None) -> Verdict:
@@ -171,6 +201,10 @@ class Judge:
             self.budget,
             group=self.rows.group,
             cohorts=self.rows.cohorts,
+            found=[
+                FoundCohort(one.task, one.axis, one.value, one.members(self._columns))
+                for one in self.slices
+            ],
             regression=self._regressions,
             confidence=confidence or self.confidence,
         )

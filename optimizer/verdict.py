@@ -110,6 +110,7 @@ class CohortResult:
         p_value: Benjamini-Hochberg adjusted, of "it loses at most κ times the limit".
         calibration_before: Mean p over mean y in the cohort; None for a regression.
         calibration_after: The same of the optimized model.
+        found: Whether it was found, on other rows, as a slice on which the models differ most.
     """
 
     task: str
@@ -122,6 +123,14 @@ class CohortResult:
     p_value: float | None = None
     calibration_before: float | None = None
     calibration_after: float | None = None
+    found: bool = False
+
+    @property
+    def name(self) -> str:
+        """Which cohort it is, in words."""
+        if self.found:
+            return f"found cohort ({self.axis}: {self.value})"
+        return f"cohort {self.axis}={self.value}"
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class Verdict:
         worst = next((cohort for cohort in self.cohorts if cohort.delta_ne), None)
         if worst is not None and worst.delta_ne is not None:
             lines.append(
-                f"  worst cohort {worst.axis}={worst.value} ({worst.task}): "
+                f"  worst {worst.name} ({worst.task}): "
                 f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
             )
         return "\n".join([*lines, *_bullets(self.reasons), *_bullets(self.notes)])
@@ -288,7 +297,7 @@ def cohort_sentence(cohort: CohortResult, factor: float, limit: float) -> str:
         return ""
     surely = _percent(cohort.corrected_low or 0.0)
     return (
-        f"task {cohort.task!r}: cohort {cohort.axis}={cohort.value} ({cohort.rows:,} rows) loses "
+        f"task {cohort.task!r}: {cohort.name} ({cohort.rows:,} rows) loses "
         f"ΔNE {_percent(cohort.delta_ne.estimate)}, at least {surely} after correction for the "
         f"number of cohorts: over {factor:g} times the limit ({_percent(limit).lstrip('+')})"
     )
