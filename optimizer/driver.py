@@ -117,7 +117,7 @@ def optimize(
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
-    program, data = _captured(model, data, inputs, signature, outputs)
+    program, data = captured(model, data, inputs, signature, outputs)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
         if data is None:
@@ -429,7 +429,7 @@ def _check_iterable(data: Any) -> None:
         )
 
 
-def _captured(
+def captured(
     model: nn.Module | Program | str | Path,
     data: Any,
     inputs: Any,
