@@ -20,7 +20,6 @@ from .numerics import Divergence, broken_promise, divergence, truth
 from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
 from .registry import named_pipelines, pass_class
 from .report import Kind, Outcome, PassRecord, Remark
-from .verdict import Status
 
 
 @dataclass(frozen=True)
@@ -211,9 +210,9 @@ def _over_budget(program: Program, ctx: PassContext) -> str | None:
     """Why a lossy program is over budget on the rows that choose, or None."""
     if ctx.judge is None:
         return "a lossy pass needs data to be judged on, and none was given"
-    verdict = ctx.judge(program)
-    if verdict.status is Status.PASS:
+    if ctx.judge.promises(program):
         return None
+    verdict = ctx.judge(program)
     return f"over budget: {'; '.join(verdict.reasons)}"
 
 
