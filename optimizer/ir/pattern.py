@@ -111,3 +111,11 @@ def dtype_of(node: Any) -> torch.dtype:
 def static(size: int | torch.SymInt) -> int | None:
     """A size that is a number, or None if it is dynamic."""
     return size if isinstance(size, int) else None
+
+
+def size_at(size: int | torch.SymInt, batch: int) -> float:
+    """A size as a number: a dynamic one at ``batch`` rows, every symbol in it taken for them."""
+    if isinstance(size, int):
+        return size
+    symbols = size.node.expr.free_symbols
+    return float(size.node.expr.subs(dict.fromkeys(symbols, batch)))
