@@ -2,11 +2,15 @@
 
 #: name -> "module:Class", imported when first asked for.
 PASSES: dict[str, str] = {
+    "batch-row-products": "batch_row_products:BatchRowProducts",
     "cancel-views": "cancel_views:CancelViews",
     "canonicalize": "canonicalize:Canonicalize",
+    "collapse-crosses": "collapse_crosses:CollapseCrosses",
     "collapse-slices": "collapse_slices:CollapseSlices",
     "compose-linears": "compose_linears:ComposeLinears",
+    "contract-products": "contract_products:ContractProducts",
     "eliminate": "eliminate:Eliminate",
+    "flatten-cin": "flatten_cin:FlattenCin",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
     "fold-constants": "fold_constants:FoldConstants",
@@ -18,7 +22,9 @@ PASSES: dict[str, str] = {
     "merge-linears": "merge_linears:MergeLinears",
     "mix-tokens": "mix_tokens:MixTokens",
     "place-precision": "place_precision:PlacePrecision",
-    "recast-attention": "recast_attention:RecastAttention",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
+    "recast-attention": "recast_attention:RecastAttention",
+    "sink-transposes": "sink_transposes:SinkTransposes",
+    "split-linears": "split_linears:SplitLinears",
 }
