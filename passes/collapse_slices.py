@@ -42,7 +42,7 @@ class CollapseSlices(Pass):
 
         collapsed = apply_rules((_Stack(), _Concat(), _Nested()), rw, missed)
         if collapsed:
-            ctx.applied(f"put {collapsed} lists of slices or parts together again")
+            ctx.applied(f"put {collapsed} lists of pieces together again")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.attention import Attention, Heads, attentions, heads_of, side_by_side
+from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import ViewTracer
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
@@ -33,8 +34,9 @@ class RecastAttention(Pass):
     33, 1103, 11406; 29, 856, 8756; 17, 479, 4762. 25 rows, K 64, two heads of 32: 28, 859, 8101;
     27, 728, 7024; 21, 716, 7154. 39 rows, K 64, four heads of 16: 45, 1846, 20045; 47, 1518, 16286;
     47, 2506, 26785. One query, 50 rows, K 64, four heads of 16: 28, 773, 7295; 35, 577, 5705; 14,
-    133, 1285. So over inputs where that is at most ``max_ratio`` times the multiplications, else
-    per head up to ``max_heads``.
+    133, 1285. So over inputs where that is at most ``max_ratio`` times the multiplications (with
+    those of a linear of the result, which the values' projection becomes part of), else per head up
+    to ``max_heads``.
     Requires: CANONICAL, a CPU.
     Misses when: queries, keys or values aren't heads of plain linears over rows, or a mask differs
     from head to head.
@@ -42,7 +44,7 @@ class RecastAttention(Pass):
 
     name: ClassVar[str] = "recast-attention"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
-    max_ratio: float = 1.6
+    max_ratio: float = 1.3
     max_heads: int = 4
 
     def check(self, program: Program, ctx: PassContext) -> None:
@@ -59,7 +61,9 @@ class RecastAttention(Pass):
                 ctx.missed(found, attention.output)
                 continue
             over_inputs = found.ratio <= self.max_ratio
-            if not over_inputs and (len(found.query.columns) > self.max_heads or found.per_head):
+            if not over_inputs and found.is_per_head:
+                continue
+            if not over_inputs and len(found.query.columns) > self.max_heads:
                 ctx.missed("neither over inputs nor per head is it cheaper", attention.output)
                 continue
             if not rw.site(attention.output):
@@ -95,9 +99,13 @@ class _Found:
         return _length(self.query), _length(self.key)
 
     @property
-    def per_head(self) -> bool:
-        """Whether each head has products of its own already."""
-        return len(self.query.columns) == 1 and not self.attention.turned
+    def is_per_head(self) -> bool:
+        """Whether its one head has products of its own already."""
+        linears = self.query.linear, self.value.linear
+        return len(self.query.columns) == 1 and linears == (
+            self.attention.query,
+            self.attention.value,
+        )
 
     @property
     def ratio(self) -> float:
@@ -105,12 +113,22 @@ class _Found:
         queries, keys = self.lengths
         heads, inputs = len(self.query.columns), int(shape_of(self.query.rows)[-1])
         of_key, of_value = (int(shape_of(h.rows)[-1]) for h in (self.key, self.value))
-        deep, out = (len(torch.cat(h.columns)) for h in (self.key, self.value))
-        before = queries * inputs * deep + keys * (of_key * deep + of_value * out)
-        before += queries * keys * (deep + out)
-        after = heads * queries * (inputs * of_key + of_value * out)
-        after += heads * queries * keys * (of_key + of_value)
+        deep, wide = (len(torch.cat(h.columns)) for h in (self.key, self.value))
+        before = queries * inputs * deep + keys * (of_key * deep + of_value * wide)
+        before += queries * keys * (deep + wide)
+        after = heads * queries * (inputs * of_key + keys * (of_key + of_value))
+        outputs = self._outputs(wide)
+        before += queries * wide * (outputs or 0)
+        after += heads * queries * of_value * (outputs or wide)
         return after / before
+
+    def _outputs(self, wide: int) -> int | None:
+        """Of the linear that alone reads the heads side by side, if one does."""
+        (end, _), *others = self.ends
+        reader = next(iter(end.users))
+        if others or len(end.users) > 1 or shape_of(end)[-1] != wide or not is_plain_linear(reader):
+            return None
+        return int(shape_of(reader)[-1])
 
 
 def _length(heads: Heads) -> int:
