@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import (
-    BATCHES,
     MOVES,
     Source,
     ViewTracer,
@@ -112,11 +111,11 @@ def _move_ahead(rw: Rewriter, linear: fx.Node) -> bool:
 def _rows(source: Source) -> tuple[Tensor, ...] | None:
     """Which row of the base each row of a view is; None if they aren't all its rows, whole."""
     width = source.sizes[0][-1]
+    if not source.is_whole or any(numbers.shape[-1] != width for numbers in source.numbers):
+        return None
     found = []
-    for at in range(len(BATCHES)):
-        rows = source.numbers[at].reshape(-1, width)
-        if source.numbers[at].shape[-1] != width or not source.is_whole:
-            return None
+    for numbers in source.numbers:
+        rows = numbers.reshape(-1, width)
         if not torch.equal(rows, rows[:, :1] + torch.arange(width)) or rows[0, 0] % width:
             return None
         found.append(rows[:, 0] // width)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..optimizer.context import PassContext
-from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
 from ..optimizer.ir.pattern import argument, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
@@ -34,13 +34,15 @@ class CollapseSlices(Pass):
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Applies the two rules."""
+        """Applies the rules, and takes the joins they left apart."""
         rw = ctx.rewriter(program)
 
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
             ctx.missed(miss.reason, *(miss.nodes or (node,)))
 
-        collapsed = apply_rules((_Stack(), _Concat(), _Nested()), rw, missed)
+        collapsed = apply_rules((_Stack(), _Concat()), rw, missed)
+        sweep(program)  # what is dead would still count as a user
+        collapsed += apply_rules((_Nested(),), rw, missed)
         if collapsed:
             ctx.applied(f"put {collapsed} lists of pieces together again")
 

@@ -178,6 +178,8 @@ class _Mixed(Rule):
         self.options = options
 
     def match(self, node: fx.Node) -> Any:
+        if not is_op(node, *self.roots):
+            return None
         weight, squeezed = node.args
         if parameter_name(weight) is None or not is_op(squeezed, *_FLATTENED):
             return None
