@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..optimizer.analysis.sites import is_plain_linear
-from ..optimizer.analysis.views import BATCHES, ViewTracer
+from ..optimizer.analysis.views import BATCHES, Source, ViewTracer
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, is_op, shape_of
@@ -122,22 +122,33 @@ def _row(views: ViewTracer, side: Any, product: fx.Node) -> _Row | None:
         return None
     linear = side if is_plain_linear(side) else None
     row = side if linear is None else linear.args[0]
-    source = views.source(row)
-    width = shape_of(row)[-1]
-    if source is None or source.base.op == "get_attr" or not isinstance(width, int):
+    whole = views.source(row)
+    if whole is None or whole.base.op == "get_attr":
         return None
+    # The value that holds the most rows is the first of which this is one.
+    for base in (whole.base, *reversed(views.behind(row))):
+        source = views.within(row, base)  # type: ignore[arg-type]
+        index = None if source is None else _index(source)
+        if index is not None:
+            return _Row(base, index, linear)
+    return None
+
+
+def _index(source: Source) -> int | None:
+    """Which row of a value ``[B, n, d]`` or ``[B, d]`` a view is; None if it isn't one."""
     shape = shape_of(source.base)
-    if len(shape) not in (2, 3) or shape[-1] != width or isinstance(shape[0], int):
+    if len(shape) not in (2, 3) or isinstance(shape[0], int):
         return None
-    count = _height(source.base)
-    if not isinstance(count, int):
+    count, width = _height(source.base), shape[-1]
+    if not isinstance(count, int) or not isinstance(width, int):
         return None
     index = int(source.numbers[0].flatten()[0]) // width
     for numbers, batch in zip(source.numbers, BATCHES, strict=True):
         first = (torch.arange(batch) * count + index) * width
-        if not torch.equal(numbers.reshape(batch, -1), first[:, None] + torch.arange(width)):
+        row = first[:, None] + torch.arange(width)
+        if numbers.numel() != row.numel() or not torch.equal(numbers.reshape(batch, -1), row):
             return None
-    return _Row(source.base, index, linear)
+    return index
 
 
 def _emit(rw: Rewriter, join: fx.Node, run: Sequence[_Pair]) -> fx.Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,14 +133,11 @@ def _rows(views: ViewTracer, side: Any, product: fx.Node, length: int) -> _Rows 
         shape = shape_of(rows) if isinstance(rows.meta.get("val"), Tensor) else ()
         if len(shape) != 3 or isinstance(shape[0], int) or shape[2] != length:
             continue
-        own = views.source(rows)
-        assert own is not None
-        places = []
-        for at, batch in enumerate(BATCHES):
-            inverse = torch.full((math.prod(own.sizes[at]),), -1)
-            inverse[own.numbers[at].flatten()] = torch.arange(own.numbers[at].numel())
-            sizes = [int(size_at(size, batch)) for size in shape_of(product)]
-            places.append(inverse[source.numbers[at]].expand(sizes))
+        found = views.within(side, rows)
+        if found is None:
+            return None
+        sizes = [[int(size_at(s, batch)) for s in shape_of(product)] for batch in BATCHES]
+        places = (n.expand(size) for n, size in zip(found.numbers, sizes, strict=True))
         return _Rows(rows, tuple(places))
     return None
 

@@ -106,6 +106,21 @@ class ViewTracer:
                 ends.append(view)
         return ends
 
+    def within(self, node: fx.Node, ancestor: fx.Node) -> Source | None:
+        """A value as a view of one of the views it is made of; None if it isn't."""
+        source, other = self.source(node), self.source(ancestor)
+        if source is None or other is None or source.base is not other.base:
+            return None
+        numbers = []
+        for whole, own, size in zip(other.numbers, source.numbers, other.sizes, strict=True):
+            inverse = torch.full((math.prod(size),), -1)
+            inverse[whole.flatten()] = torch.arange(whole.numel())
+            numbers.append(inverse[own])
+        if any(bool((n < 0).any()) for n in numbers):
+            return None
+        sizes = tuple(tuple(whole.shape) for whole in other.numbers)
+        return Source(ancestor, sizes, tuple(numbers))
+
     def behind(self, node: Any) -> list[fx.Node]:
         """The views from a value, which counts, back to what it is a view of."""
         found = self._traced(node) if isinstance(node, fx.Node) else None
