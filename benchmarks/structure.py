@@ -89,14 +89,15 @@ def main() -> None:
 
 
 def build(name: str, size: str) -> nn.Module | None:
-    """The zoo's model at the size; None for variants that have no paper size of their own."""
+    """The zoo's model at the size; None where it has no preset of that size."""
     module, _, factory = ZOO[name].partition(":")
     owner, _, small = factory.partition(".")
     torch.manual_seed(0)
     found = getattr(importlib.import_module(module), owner)
     if size == "small":
         return getattr(found, small)().eval()
-    return found.paper(max_rows=MAX_ROWS).eval() if small == "small" else None
+    paper = getattr(found, small.replace("small", "paper"), None)
+    return None if paper is None else paper(max_rows=MAX_ROWS).eval()
 
 
 def measure(

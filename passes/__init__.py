@@ -10,6 +10,7 @@ PASSES: dict[str, str] = {
     "compose-linears": "compose_linears:ComposeLinears",
     "contract-products": "contract_products:ContractProducts",
     "eliminate": "eliminate:Eliminate",
+    "factor-mixtures": "factor_mixtures:FactorMixtures",
     "flatten-cin": "flatten_cin:FlattenCin",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",
@@ -23,8 +24,10 @@ PASSES: dict[str, str] = {
     "mix-tokens": "mix_tokens:MixTokens",
     "place-precision": "place_precision:PlacePrecision",
     "quantize-tables": "quantize_tables:QuantizeTables",
+    "raise-linears": "raise_linears:RaiseLinears",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
     "recast-attention": "recast_attention:RecastAttention",
     "sink-transposes": "sink_transposes:SinkTransposes",
+    "sink-unsqueezes": "sink_unsqueezes:SinkUnsqueezes",
     "split-linears": "split_linears:SplitLinears",
 }

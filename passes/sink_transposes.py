@@ -14,27 +14,12 @@ from torch import fx
 from ..optimizer.analysis.cost import elements_of
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision, sweep
-from ..optimizer.ir.pattern import argument, is_op, parameter_name, shape_of
+from ..optimizer.ir.pattern import BINARY, UNARY, argument, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
 _TRANSPOSES = (_aten.transpose.int, _aten.permute.default)
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default)
-_UNARY = frozenset(
-    {
-        _aten.relu.default,
-        _aten.sigmoid.default,
-        _aten.tanh.default,
-        _aten.gelu.default,
-        _aten.silu.default,
-        _aten.leaky_relu.default,
-        _aten.elu.default,
-        _aten.exp.default,
-        _aten.neg.default,
-        _aten.abs.default,
-    }
-)
-_BINARY = frozenset({_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor})
 _LAST = frozenset({_aten.linear.default, _aten.layer_norm.default})
 
 
@@ -131,11 +116,11 @@ class _Rule(ABC):
 
 
 class _Unary(_Rule):
-    targets = _UNARY | _LAST
+    targets = UNARY | _LAST
 
     def fits(self, node: fx.Node) -> bool:
         order = _alone(node.args[0])
-        if order is None or node.target in _UNARY:
+        if order is None or node.target in UNARY:
             return order is not None
         if is_op(node, _aten.layer_norm.default) and len(node.args[1]) != 1:  # type: ignore[arg-type]
             return False
@@ -149,7 +134,7 @@ class _Unary(_Rule):
 
 
 class _Binary(_Rule):
-    targets = _BINARY
+    targets = BINARY
 
     def fits(self, node: fx.Node) -> bool:
         orders = [_alone(operand) for operand in node.args]

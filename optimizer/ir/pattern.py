@@ -16,6 +16,25 @@ from torch import fx
 
 from .rewrite import Rewriter
 
+_aten = torch.ops.aten
+#: Operators that compute every element of their result from one of their only tensor.
+UNARY = frozenset(
+    {
+        _aten.abs.default,
+        _aten.elu.default,
+        _aten.exp.default,
+        _aten.gelu.default,
+        _aten.leaky_relu.default,
+        _aten.neg.default,
+        _aten.relu.default,
+        _aten.sigmoid.default,
+        _aten.silu.default,
+        _aten.tanh.default,
+    }
+)
+#: Operators that do so from one of either operand, with broadcasting.
+BINARY = frozenset({_aten.add.Tensor, _aten.div.Tensor, _aten.mul.Tensor, _aten.sub.Tensor})
+
 
 @dataclass(frozen=True)
 class Miss:
