@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -136,5 +137,10 @@ def size_at(size: int | torch.SymInt, batch: int) -> float:
     """A size as a number: a dynamic one at ``batch`` rows, every symbol in it taken for them."""
     if isinstance(size, int):
         return size
-    symbols = size.node.expr.free_symbols
-    return float(size.node.expr.subs(dict.fromkeys(symbols, batch)))
+    expression = size.node.expr
+    return batch if expression.is_Symbol else _number(expression, batch)
+
+
+@cache
+def _number(expression: Any, batch: int) -> float:
+    return float(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
