@@ -88,12 +88,25 @@ def _spelled(node: fx.Node, program: Program) -> Attention | None:
         else:
             break
         scores = scores.args[0]
+    if not masks and isinstance(scores, fx.Node):
+        scores = _unviewed(scores, program)
     if not is_op(scores, *_PRODUCTS) or len(scores.users) > 1:
         return None
     query, key = scores.args[:2]
     assert isinstance(query, fx.Node)
     assert isinstance(key, fx.Node)
     return Attention(node, query, key, True, value, scale, tuple(masks))
+
+
+def _unviewed(scores: fx.Node, program: Program) -> fx.Node:
+    """The scores before views that only spell their dimensions otherwise, as einsum adds them."""
+    views = ViewTracer(program)
+    source = views.source(scores)
+    if source is None or any(len(view.users) > 1 for view in views.behind(scores)):
+        return scores
+    order, rows = source.order, [str(size) for size in shape_of(scores)[-2:]]
+    same = rows == [str(size) for size in shape_of(source.base)[-2:]]
+    return source.base if same and order == tuple(range(len(order or ()))) else scores
 
 
 def _factor(node: fx.Node, program: Program) -> float | None:
