@@ -102,10 +102,9 @@ def _runs(views: ViewTracer, join: fx.Node) -> list[list[_Pair]]:
 def _pair(views: ViewTracer, part: Any) -> _Pair | None:
     if not is_op(part, _aten.mul.Tensor) or len(part.args) != 2 or _height(part) != 1:
         return None
-    rows = [_row(views, side, part) for side in part.args]
-    if rows[0] is None or rows[1] is None:
+    left, right = (_row(views, side, part) for side in part.args)
+    if left is None or right is None:
         return None
-    left, right = rows
     if right.linear is not None:
         left, right = right, left
     return None if right.linear is not None else _Pair(part, left, right)
@@ -178,10 +177,9 @@ def _left(rw: Rewriter, rows: Sequence[_Row], like: Sequence[fx.Node]) -> fx.Nod
     if rows[0].linear is None:
         return _gathered(rw, rows, like)
     unique = list(dict.fromkeys(rows))
-    linears = [row.linear for row in unique]
+    linears = [row.linear for row in unique if row.linear is not None]
     first = linears[0]
-    assert first is not None
-    shared = {(linear.args[1], argument(linear, 2, "bias")) for linear in linears}  # type: ignore[union-attr]
+    shared = {(linear.args[1], argument(linear, 2, "bias")) for linear in linears}
     if len(shared) == 1:
         plain = _gathered(rw, unique, like)
         made = rw.emit(_aten.linear.default, plain, *first.args[1:], like=like)

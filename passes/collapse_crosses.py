@@ -253,7 +253,8 @@ class _Emitted:
         if wanted.kind == "constant":
             return float(wanted.parts[0])
         if wanted.kind == "linear":
-            return self._dots[wanted.parts[0]]
+            index: int = wanted.parts[0]
+            return self._dots[index]
         if wanted not in self._done:
             one, other = (self._emit(part) for part in wanted.parts)
             if not isinstance(one, fx.Node):

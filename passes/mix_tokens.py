@@ -46,7 +46,7 @@ class MixTokens(Pass):
                 continue
             views = ViewTracer(program)
             source = views.source(node.args[0])
-            columns = source and _columns(source)
+            columns = None if source is None else _columns(source)
             if source is None or columns is None:
                 continue
             if columns.width < self.min_columns:

@@ -236,7 +236,7 @@ def _over_inputs(rw: Rewriter, found: _Found) -> fx.Node:
     sizes = [-1, found.lengths[0], heads * int(shape_of(value.rows)[-1])]
     side = mixed if heads == 1 else rw.emit(_aten.reshape.default, mixed, sizes, like=like)
     wide_v, bias_v = _weights(rw, value)
-    blocks = torch.block_diag(*(wide_v[own] for own in value.columns))
+    blocks: Tensor = torch.block_diag(*(wide_v[own] for own in value.columns))  # type: ignore[no-untyped-call]
     bias = bias_v[torch.cat(value.columns)] if _has_bias(value) else None
     return _linear(rw, side, value, blocks, bias)
 

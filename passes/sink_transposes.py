@@ -216,7 +216,8 @@ class _Sum(_Rule):
     def sink(self, rw: Rewriter, node: fx.Node) -> None:
         order = _order(node.args[0])
         assert order is not None
-        summed = [order[dim] for dim in node.args[1]]  # type: ignore[union-attr]
+        dims: Any = node.args[1]
+        summed = [order[dim] for dim in dims]
         made = rw.emit(node.target, node.args[0].args[0], summed, like=node)  # type: ignore[union-attr]
         left = [dim for dim in order if dim not in summed]
         _turn(rw, node, made, [sorted(left).index(dim) for dim in left])

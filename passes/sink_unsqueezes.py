@@ -104,9 +104,13 @@ class _Squeezed(Rule):
     roots = (_aten.squeeze.dims,)
 
     def match(self, node: fx.Node) -> Any:
-        dim = _added(node.args[0])
-        dims = [int(d) % len(shape_of(node.args[0])) for d in node.args[1]]  # type: ignore[union-attr]
-        return node.args[0].args[0] if dims == [dim] else None  # type: ignore[union-attr]
+        source, dims = node.args
+        if _added(source) is None:
+            return None
+        assert isinstance(source, fx.Node)
+        rank = len(shape_of(source))
+        squeezed = [dim % rank for dim in dims]  # type: ignore[union-attr, operator]
+        return source.args[0] if squeezed == [_added(source)] else None
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
         rw.replace(node, found)

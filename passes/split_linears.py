@@ -92,7 +92,8 @@ class _LinearOfConcat(Rule):
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
         weight = rw.program.tensor(str(node.args[1].target))  # type: ignore[union-attr]
         name = f"{str(node.args[1].target).replace('.', '_')}_part"  # type: ignore[union-attr]
-        bias, made = argument(node, 2, "bias"), None
+        bias = argument(node, 2, "bias")
+        made: fx.Node | None = None
         weights = {base: _columns(weight, base, places) for base, places in found.items()}
         # The smallest first, with the bias: what is added to it broadcasts it.
         for base in sorted(found, key=_work):

@@ -77,7 +77,8 @@ def _spelled(node: fx.Node, program: Program) -> Attention | None:
     assert isinstance(value, fx.Node)
     if softmax.args[1] not in (-1, len(shape_of(softmax)) - 1) or len(softmax.users) > 1:
         return None
-    scale, masks = 1.0, []
+    scale = 1.0
+    masks: list[fx.Node] = []
     scores: Any = softmax.args[0]
     while isinstance(scores, fx.Node) and len(scores.users) == 1:
         factor = _factor(scores, program)

@@ -190,7 +190,7 @@ def _leaf(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
 
 
 def _symbols(value: Tensor) -> set[Any]:
-    sizes = [size for size in value.shape if not isinstance(size, int)]
+    sizes: list[Any] = [size for size in value.shape if not isinstance(size, int)]
     return set().union(*(size.node.expr.free_symbols for size in sizes))
 
 
