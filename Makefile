@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-h100 gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-h100 gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -47,6 +47,15 @@ docs-backends: $(VENV)/test
 # What only a GPU can show, within ten minutes; needs torch 2.11 or newer, and installs nothing.
 gpu-check:
 	$(PYTHON) benchmarks/gpu/check.py $(BENCH)
+
+# Mixtures, train-only parts, several models, conversion windows; under 20 minutes.
+bench-heads: $(VENV)/bench $(VENV)/rechub
+	$(BIN)/python benchmarks/heads.py $(BENCH)
+
+# --no-deps: the libraries ask for torch as they please.
+$(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt
+	$(PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	touch $@
 
 # torch comes first and pinned: anything that pulls another build pulls gigabytes of CUDA.
 $(VENV)/torch: constraints.txt

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .optimizer.artifact import Artifact
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
+    from .optimizer.consistency import consistency
+    from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
     from .optimizer.driver import capture, optimize
     from .optimizer.errors import RankcError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .optimizer.report import Report
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
+    from .optimizer.windows import Windows, cdf_of
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
 _PUBLIC = {
@@ -61,8 +64,12 @@ _PUBLIC = {
     "Task": "optimizer.ir",
     "TaskKind": "optimizer.ir",
     "Verdict": "optimizer.verdict",
+    "Windows": "optimizer.windows",
     "bisect": "optimizer.bisect",
     "capture": "optimizer.driver",
+    "cdf_of": "optimizer.windows",
+    "consistency": "optimizer.consistency",
+    "consolidate": "optimizer.consolidate",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }
@@ -89,9 +96,13 @@ __all__ = [
     "Task",
     "TaskKind",
     "Verdict",
+    "Windows",
     "__version__",
     "bisect",
     "capture",
+    "cdf_of",
+    "consistency",
+    "consolidate",
     "load",
     "optimize",
     "register",

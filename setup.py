@@ -10,7 +10,10 @@ from setuptools import Extension, setup
 
 _FOLDER = "backends/native"
 _SOURCES = ("abi", "features", "kernels", "library", "linear", "rowwise")
-_HEADERS = ("abi.h", "features.h", "kernels.h", "kernels.inc", "lanes.h", "linear.h", "rowwise.h")
+_HEADERS = (
+    *("abi.h", "features.h", "kernels.h", "kernels.inc", "lanes.h", "linear.h", "rowwise.h"),
+    "some.inc",
+)
 
 setup(
     # Otherwise the installer's own script is taken for it, and this one packed with the modules.

@@ -7,5 +7,6 @@ BACKENDS: dict[str, str] = {
     "mlir": "mlir:Mlir",
     "onnx": "onnxruntime:PlainOnnx",
     "onnxruntime": "onnxruntime:OnnxRuntime",
+    "openvino": "openvino:OpenVino",
     "tensorrt": "tensorrt:TensorRT",
 }

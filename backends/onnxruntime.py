@@ -48,6 +48,10 @@ class OnnxRuntime(Backend):
     #: Whether its files have native operators, for which a session needs their library to be fast.
     _native: ClassVar[bool] = True
 
+    def formats(self, target: Target) -> tuple[str, ...]:
+        """All but bf16: its CPU provider has no such product."""
+        return tuple(name for name in target.formats if name != "bf16")
+
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's, and which native operators are used."""
         operators = library().fingerprint if self._native else "none"
@@ -68,7 +72,7 @@ class OnnxRuntime(Backend):
         found = {}
         for name, output in zip(program.signature.names, program.signature.outputs, strict=True):
             part = extractor.extract_model([name], [output])
-            runner = OrtRunner(part.SerializeToString(), 1, self._broken(), native=self._native)
+            runner = self._run_part(part.SerializeToString())
             array = features[name].numpy()
             calls = {
                 str(count): partial(runner, {name: np.ascontiguousarray(array[:count])})
@@ -77,6 +81,9 @@ class OnnxRuntime(Backend):
             timed = side_by_side(calls, rounds=7, seconds=0.004, clock=time.process_time)
             found[name] = {int(count): timing.median for count, timing in timed.items()}
         return found
+
+    def _run_part(self, model: bytes) -> Runner:
+        return OrtRunner(model, 1, self._broken(), native=self._native)
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why the node has no form."""

@@ -55,8 +55,9 @@ def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
 
     Returns:
         How many rewrites were done, by kind: ``shared-scalars``, ``index-to-gather``,
-        ``rowwise-table``, ``quantized-gemm``, ``quantized-matmul``, ``quantized-bias`` (added to
-        one of the quantized-matmul), ``flat-linear``, ``sum-before-norm``.
+        ``rowwise-table``, ``rowwise-table4``, ``quantized-gemm``, ``quantized-matmul``,
+        ``quantized-bias`` (added to one of the quantized-matmul), ``flat-linear``,
+        ``sum-before-norm``.
 
     Raises:
         ValueError: The model's opset has no per-axis dequantization.
@@ -151,6 +152,43 @@ def _rowwise_table(
     if len(sizes) > 1:
         result = op.Reshape(result, op.Constant(value_ints=[*sizes, width]))
     return result
+
+
+def _table4_pattern(
+    op: _Op, codes: Any, scale: Any, bias: Any, ids: Any, ends: Any, shape: Any
+) -> Any:
+    pairs = op.Gather(codes, ids)
+    low, high = op.BitwiseAnd(pairs, 15), op.BitShift(pairs, 4)
+    halves = op.Concat(op.Unsqueeze(low, ends), op.Unsqueeze(high, ends))
+    values = op.Cast(op.Reshape(halves, shape), to=ir.DataType.FLOAT, _outputs=["values"])
+    step = op.Cast(op.Gather(scale, ids, _outputs=["scale_rows"]), to=ir.DataType.FLOAT)
+    least = op.Cast(op.Gather(bias, ids, _outputs=["bias_rows"]), to=ir.DataType.FLOAT)
+    return op.Add(op.Mul(values, step), least)
+
+
+def _rowwise_table4(
+    op: _Op, scale: ir.Value, bias: ir.Value, ids: ir.Value, values: ir.Value, **rows: ir.Value
+) -> object:
+    """Replaces the scales and biases of a table of 4-bit rows by one ``[R, 2]`` table of both.
+
+    It spares a cache miss a row, and two passes over the scales.
+    """
+    gather = _producer(rows["scale_rows"])
+    scales = _constant(scale, gather, "the row scale")
+    biases = _constant(bias, gather, "the row bias")
+    count = scales.shape.numpy()[0]
+    for column in (scales, biases):
+        _require(column.dtype == ir.DataType.FLOAT16, "a row parameter is not float16")
+        _require(column.shape.numpy() == (count, 1), "a row parameter is not one value per row")
+
+    def join() -> npt.NDArray[Any]:
+        return np.concatenate([scales.numpy(), biases.numpy()], axis=1)
+
+    name = f"{scale.name}|{bias.name}"
+    columns = _derived(op, scale, name, join, ir.DataType.FLOAT16, (count, 2))
+    both = op.Cast(op.Gather(columns, ids, axis=0), to=ir.DataType.FLOAT)
+    step, least = op.Split(both, op.Constant(value_ints=[1, 1]), axis=-1, _outputs=2)
+    return op.Add(op.Mul(values, step), least)
 
 
 def _gemm_pattern(op: _Op, x: Any, weight: Any) -> Any:
@@ -405,6 +443,7 @@ def _rule(
 _RULES: tuple[tuple[str, RewriteRule, bool], ...] = (
     ("index-to-gather", _rule(_index_pattern, _index_to_gather, shared=True), False),
     ("rowwise-table", _rule(_table_pattern, _rowwise_table), True),
+    ("rowwise-table4", _rule(_table4_pattern, _rowwise_table4, shared=True), False),
     ("quantized-gemm", _rule(_gemm_pattern, _quantized_linear, shared=True), False),
     ("quantized-matmul", _rule(_matmul_pattern, _quantized_linear, shared=True), False),
     ("quantized-bias", _rule(_bias_pattern, _quantized_bias), True),

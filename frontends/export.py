@@ -76,7 +76,7 @@ def capture(
     notes = _of_training(model)
     with _as_found(model), without_dropout(notes):
         program = _capture(model, arguments, structure, leaves, notes)
-    program.module.meta["notes"] = tuple(notes)
+    program.notes = tuple(notes)
     return with_contract(program, signature, outputs)
 
 

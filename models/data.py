@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from .archive import DataUnavailable
 from .census import load_census
+from .conversions import ConversionLog, simulated_conversions
 from .flights import load_flights
 from .generated import synthetic_flights
 from .movielens import load_movielens
 from .rows import RankingData, Rows, batches
 
 __all__ = [
+    "ConversionLog",
     "DataUnavailable",
     "RankingData",
     "Rows",
@@ -25,5 +27,6 @@ __all__ = [
     "load_census",
     "load_flights",
     "load_movielens",
+    "simulated_conversions",
     "synthetic_flights",
 ]

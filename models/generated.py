@@ -33,7 +33,7 @@ def synthetic_flights(rows: int = 20_000, seed: int = 0) -> RankingData:
         raise ValueError(f"rows must be at least 10, got {rows}")
     rng = np.random.default_rng(seed)
     train_rows = first_rows(rows, TRAIN_SHARE)
-    ids = np.stack([_power_law(rng, rows, values) for values in VALUES], axis=1)
+    ids = np.stack([power_law(rng, rows, values) for values in VALUES], axis=1)
     dense = rng.standard_normal((rows, len(DENSE_NAMES))).astype(np.float32)
     vectors = [rng.normal(0.0, 0.6, (values + 1, 4)) for values in VALUES]
     looked_up = np.stack([table[ids[:, i]] for i, table in enumerate(vectors)], axis=1)
@@ -66,7 +66,7 @@ def synthetic_flights(rows: int = 20_000, seed: int = 0) -> RankingData:
     )
 
 
-def _power_law(
+def power_law(
     rng: np.random.Generator, rows: int, values: int
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Draws ids from 1 to `values`, the low ones often; `[rows]` int64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ def train(
     model: nn.Module,
     rows: Rows,
     *,
-    task: str | tuple[str, ...],
+    task: str | tuple[str, ...] | Mapping[str, str],
     epochs: int = 1,
     batch_size: int = 2048,
     lr: float = 1e-3,
     seed: int = 0,
     id_mask_rate: float = 0.01,
+    probabilities: bool = False,
+    arrange: Callable[[Tensor, Tensor], tuple[Any, ...]] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Trains a model in place with Adam on binary cross-entropy, and leaves it in eval mode.
@@ -31,23 +34,27 @@ def train(
     the same weights.
 
     Args:
-        model: takes `(dense, ids)` and returns logits `[B]`, or `{task: [B]}` for several tasks.
-        rows: the training rows.
+        model: takes `(dense, ids)`, or what `arrange` makes of them, and returns logits `[B]`, or
+            `{task: [B]}` for several tasks.
+        rows: the training rows; labels may be soft, such as another model's predictions.
         task: the label to learn; a tuple of them for a model that returns a dict, whose loss is
-            the sum over the tasks.
+            the sum over the tasks; or `{output: label}` where they are called differently.
         epochs: passes over the rows.
         batch_size: rows per step.
         lr: Adam's learning rate at the first step.
         seed: of the order of the rows, the masked ids and any dropout.
         id_mask_rate: share of ids replaced by 0 in every step, so that the row of the unknown id,
             which no training row uses, learns to stand for an average one.
+        probabilities: whether the model returns probabilities instead of logits, as `ESMM` does.
+        arrange: makes the model's arguments of `(dense, ids)`, such as a `Sides`.
         progress: called after every step with (steps done, steps in all, loss of the step).
 
     Raises:
         ValueError: `rows` has no label called `task`.
     """
-    tasks = (task,) if isinstance(task, str) else task
-    missing = [name for name in tasks if name not in rows.labels]
+    names = (task,) if isinstance(task, str) else task
+    tasks = names if isinstance(names, Mapping) else {name: name for name in names}
+    missing = [name for name in tasks.values() if name not in rows.labels]
     if missing or not tasks:
         raise ValueError(f"no label {missing} in these rows; they have {sorted(rows.labels)}")
     device = next(model.parameters()).device
@@ -66,8 +73,10 @@ def train(
             start = step % steps_per_epoch * batch_size
             (dense, ids), target = batch_at(inputs, labels, order[start : start + batch_size])
             masked = torch.rand(ids.shape, generator=generator) < id_mask_rate
-            output = model(dense.to(device), ids.masked_fill(masked, 0).to(device))
-            loss = _loss(output, {name: target[name].to(device) for name in tasks})
+            taken = dense.to(device), ids.masked_fill(masked, 0).to(device)
+            output = model(*(taken if arrange is None else arrange(*taken)))
+            labels_of = {name: target[label].to(device) for name, label in tasks.items()}
+            loss = _loss(output, labels_of, probabilities)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -77,11 +86,14 @@ def train(
     model.eval()
 
 
-def _loss(output: Tensor | Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-    """Binary cross-entropy, summed over the tasks; logits and targets are `[B]`."""
+def _loss(
+    output: Tensor | Mapping[str, Tensor], target: Mapping[str, Tensor], probabilities: bool
+) -> Tensor:
+    """Binary cross-entropy, summed over the tasks; outputs and targets are `[B]`."""
+    entropy = F.binary_cross_entropy if probabilities else F.binary_cross_entropy_with_logits
     if isinstance(output, Tensor):
         if len(target) != 1:
             raise ValueError(f"one output can't learn {len(target)} tasks: {sorted(target)}")
-        return F.binary_cross_entropy_with_logits(output, next(iter(target.values())))
-    losses = [F.binary_cross_entropy_with_logits(output[name], y) for name, y in target.items()]
+        return entropy(output, next(iter(target.values())))
+    losses = [entropy(output[name], y) for name, y in target.items()]
     return torch.stack(losses).sum()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .data import Batch, Rows, call_of, check_features, synthesize
 from .errors import ArtifactError, SignatureError
-from .ir.program import bind_arguments
+from .ir.program import bind_arguments, with_defaults
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .registry import backend
@@ -165,9 +165,10 @@ class Artifact:
             SignatureError: The batch doesn't fit; which feature, and what was expected.
             DataError: NaN or Inf in a feature.
         """
-        found = self.manifest.inputs.flatten(self._bind(args, kwargs))
+        found = self.manifest.inputs.flatten(self._bind(args, kwargs), self.signature.optional)
         as_torch = any(isinstance(value, Tensor) for value in found.values())
-        features = {name: _tensor(name, value) for name, value in found.items()}
+        given = {name: _tensor(name, value) for name, value in found.items()}
+        features = with_defaults(self.signature, given)
         check_features(self.signature, features)
         results = self.run(features)
         if as_torch:
@@ -178,6 +179,9 @@ class Artifact:
 
     def run(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Output arrays by name, from features by name, unchecked: the fast path."""
+        if any(name not in features for name in self.signature.optional):
+            given = {name: torch.as_tensor(value) for name, value in features.items()}
+            features = with_defaults(self.signature, given)
         arrays = {
             name: value.numpy() if isinstance(value, Tensor) else value
             for name, value in features.items()

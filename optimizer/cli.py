@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     _bisect_parser(commands)
     _doctor_parser(commands)
+    _consolidate_parser(commands)
     return parser
 
 
@@ -90,6 +91,7 @@ def _optimize_parser(commands: Any) -> None:
     _model_arguments(parser)
     parser.add_argument("--budget", default=None, help="limits, such as ne=0.0002,auc=0.001")
     parser.add_argument("--out", required=True, type=Path, help="the new artifact folder")
+    parser.add_argument("--outputs", help="the outputs to keep, comma-separated (default: served)")
     parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
     parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
@@ -164,6 +166,33 @@ def _doctor_parser(commands: Any) -> None:
     parser.set_defaults(run=_doctor)
 
 
+def _consolidate_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "consolidate", help="make one program of several models over one set of features"
+    )
+    parser.add_argument("models", nargs="+", help="pkg.module:factory, or .pt2 or .onnx files")
+    parser.add_argument("--names", help="what to call them, comma-separated")
+    parser.add_argument(
+        "--apart", action="append", default=[], help="a feature that stays an input of each model"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the .pt2 file to write")
+    parser.set_defaults(run=_consolidate)
+
+
+def _consolidate(arguments: argparse.Namespace) -> int:
+    from .consolidate import consolidate
+
+    if arguments.out.suffix != ".pt2":
+        raise RankcError(f"--out takes a .pt2 file, got {arguments.out}")
+    names = arguments.names.split(",") if arguments.names else None
+    program = consolidate(arguments.models, names, apart=arguments.apart)
+    program.save(arguments.out)
+    for note in program.notes:
+        print(note)
+    print(f"saved to {arguments.out}; optimize it as any other model")
+    return _OK
+
+
 def _optimize(arguments: argparse.Namespace) -> int:
     from .artifact import check_destination
     from .budget import Budget
@@ -182,6 +211,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             arguments.target,
             data=_parquet(arguments),
             budget=Budget.parse(arguments.budget) if arguments.budget else None,
+            outputs=arguments.outputs.split(",") if arguments.outputs else None,
             pipeline=arguments.pipeline,
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
@@ -263,7 +293,8 @@ def _inspect_model(arguments: argparse.Namespace) -> int:
     tasks = _table("tasks", "name", "output", "kind", "score")
     for task in signature.tasks:
         column = "" if task.column is None else f"[:, {task.column}]"
-        tasks.add_row(task.name, task.output + column, task.kind.value, task.score.value)
+        kind = f"{task.kind.value}, auxiliary" if task.auxiliary else task.kind.value
+        tasks.add_row(task.name, task.output + column, kind, task.score.value)
     console = _console()
     console.print(features)
     console.print(tasks)

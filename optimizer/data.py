@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DataError, SignatureError
-from .ir.program import Program, bind_arguments
+from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
+from .ir.structure import Structure
 from .ragged import Ragged, join, ragged_of, row_count, take
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
@@ -41,6 +42,22 @@ class Batch:
     labels: Any = None
     group: Any = None
     cohorts: Mapping[str, Any] | None = None
+
+
+class Contract(Protocol):
+    """What a call is held against: a `Program`, or the manifest of an artifact."""
+
+    @property
+    def signature(self) -> Signature:
+        """The features and tasks."""
+
+    @property
+    def inputs(self) -> Structure:
+        """How a call's arguments map to features."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments."""
 
 
 _DELIMITERS = (FeatureKind.OFFSETS, FeatureKind.LENGTHS)
@@ -170,7 +187,7 @@ def first_inputs(data: Any, arguments: tuple[str, ...]) -> tuple[Any, Iterable[A
     return as_batch(first, arguments).inputs, (data if data is not iterator else again())
 
 
-def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) -> Rows:
+def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -> Rows:
     """All rows of ``data``, checked against the program's signature.
 
     Raises:
@@ -223,10 +240,12 @@ def collect(data: Iterable[Any], program: Program, max_rows: int = 1_000_000) ->
     )
 
 
-def features_of(program: Program, inputs: Any) -> dict[str, Tensor]:
+def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
     """One call's inputs as tensors by feature name."""
-    found = program.inputs.flatten(call_of(program.arguments, inputs))
-    return {name: _tensor(name, value) for name, value in found.items()}
+    optional = program.signature.optional
+    found = program.inputs.flatten(call_of(program.arguments, inputs), optional)
+    given = {name: _tensor(name, value) for name, value in found.items()}
+    return with_defaults(program.signature, given)
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -314,6 +333,15 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
                 f"feature {feature.name!r} has NaN or Inf in {len(rows):,} rows, first in row "
                 f"{first_row + int(rows[0])}. Fill missing values before scoring."
             )
+    if feature.bounds is not None:
+        low, high = feature.bounds
+        outside = (value < low) | (value > high)
+        if bool(outside.any()):
+            row = int(outside.reshape(len(value), -1).any(1).to(torch.int8).argmax())
+            raise SignatureError(
+                f"feature {feature.name!r} is {float(value[outside].flatten()[0]):g} in row "
+                f"{first_row + row}, outside of {low:g} to {high:g}, beyond which nothing is known."
+            )
     if feature.cardinalities and feature.kind not in _DELIMITERS:
         _check_ids(feature, value.to(torch.int64), first_row)
 
@@ -359,8 +387,12 @@ def _labels(
             values = torch.as_tensor(labels)
         except (TypeError, ValueError) as error:
             raise DataError(f"the labels aren't numbers: {error}.") from error
-        if values.dim() == 2 and values.shape[1] == len(names) > 1:
-            labels = {name: values[:, index] for index, name in enumerate(names)}
+        every = [task.name for task in signature.tasks]
+        columns = next(
+            (c for c in (names, every) if values.dim() == 2 and values.shape[1] == len(c) > 1), None
+        )
+        if columns is not None:
+            labels = {name: values[:, index] for index, name in enumerate(columns)}
         elif len(names) == 1:
             labels = {names[0]: values}
         else:
@@ -370,6 +402,9 @@ def _labels(
             )
     elif len(names) == 1 and len(labels) == 1:
         labels = {names[0]: next(iter(labels.values()))}
+    # What is only learned isn't judged.
+    auxiliary = {task.name for task in signature.tasks if task.auxiliary}
+    labels = {name: values for name, values in labels.items() if name not in auxiliary}
     unknown = [name for name in labels if name not in names]
     if unknown:
         raise DataError(f"labels for unknown tasks {unknown}; the model's tasks are {names}.")
@@ -456,6 +491,9 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
             return ids
         dense = torch.randn(sizes, generator=generator).to(dtype)
         return torch.where(_limits(feature) > 0, ids, dense)
+    if feature.bounds is not None:
+        low, high = feature.bounds
+        return (low + torch.rand(sizes, generator=generator) * (high - low)).to(dtype)
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
     return torch.zeros(sizes, dtype=dtype)

@@ -51,6 +51,7 @@ from .report import Outcome, Report
 from .scoring import Judge, score
 from .target import Target
 from .verdict import Status, Verdict
+from .windows import Windows
 
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
@@ -61,7 +62,7 @@ _SHARES = (0.8, 0.4, 0.0)
 
 
 def optimize(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     target: str | Target = "cpu-int8",
     *,
     data: Iterable[Any] | Parquet | str | Path | None = None,
@@ -70,6 +71,7 @@ def optimize(
     budget: Budget | None = None,
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
+    windows: Windows | None = None,
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
     strict: bool = False,
@@ -80,8 +82,8 @@ def optimize(
     """Turns a trained ranking model into an artifact that is faster and provably ranks as well.
 
     Args:
-        model: An ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` file of `Program.save` or
-            ``torch.export.save``, or an ``.onnx`` file.
+        model: An ``nn.Module``, a captured or consolidated `Program`, ``"pkg.module:factory"``, a
+            ``.pt2`` file of `Program.save` or ``torch.export.save``, or an ``.onnx`` file.
         target: A target's name, or a `Target`.
         data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, a
             `Parquet`, or the path of a parquet file whose label columns are named like the tasks.
@@ -92,6 +94,8 @@ def optimize(
         budget: How much quality may be given up; ΔNE of 0.02 % when None.
         signature: Overrides the inferred features and tasks.
         outputs: Names for the outputs in order, or the names of the outputs to keep.
+        windows: Conversion windows whose heads become two heads and a formula, with the window as
+            one more feature.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
@@ -113,6 +117,10 @@ def optimize(
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
     program, data = _captured(model, data, inputs, signature, outputs)
+    if windows is not None:
+        steps = windows.added_to(steps, program.signature)
+        if data is None:
+            raise DataError("windows are fitted to data and judged on it; give data= as well.")
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
@@ -252,7 +260,7 @@ class _Job:
             f"({tables} looked up in tables), {len(self.program.signature.tasks)} tasks, "
             f"for {self.target.name}"
         )
-        report.notes += self.program.module.meta.get("notes", ())
+        report.notes += self.program.notes
         return report
 
     def _context(self, target: Target, rows: Rows) -> PassContext:
@@ -410,7 +418,7 @@ def _check_iterable(data: Any) -> None:
 
 
 def _captured(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     data: Any,
     inputs: Any,
     signature: Signature | None,
@@ -420,6 +428,8 @@ def _captured(
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
         return load_program(Path(model), signature, kept), data
+    if isinstance(model, Program):
+        return capture(model, signature=signature, outputs=outputs), data
     module = resolve(model) if isinstance(model, str) else model
     if not isinstance(module, nn.Module):
         raise CaptureError(
@@ -440,7 +450,7 @@ def _captured(
 
 
 def capture(
-    model: nn.Module | str | Path,
+    model: nn.Module | Program | str | Path,
     inputs: Any = None,
     *,
     signature: Signature | None = None,
@@ -449,8 +459,9 @@ def capture(
     """Captures a model into a program with a dynamic batch.
 
     Args:
-        model: A trained ``nn.Module``, ``"pkg.module:factory"``, or a ``.pt2`` or ``.onnx`` file.
-            A module is captured in eval mode; its mode is put back.
+        model: A trained ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` or ``.onnx`` file, or
+            a program, of which a copy is returned. A module is captured in eval mode; its mode is
+            put back.
         inputs: One example: a tuple of arguments, a dict, or a tensor. Not needed for a file, or
             when the model has ``example_inputs()``.
         signature: Overrides the inferred one; its names must be the inferred names.
@@ -463,6 +474,8 @@ def capture(
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
         return load_program(Path(model), signature, kept)
+    if isinstance(model, Program):
+        return frontend().with_contract(model.clone(), signature, kept)  # type: ignore[no-any-return]
     module = resolve(model) if isinstance(model, str) else model
     program: Program = frontend().capture(module, inputs, signature=signature, outputs=kept)
     return program

@@ -51,6 +51,7 @@ class Pass(ABC):
         requires: The form a program must be in.
         produces: The form a program is in afterwards, if it changes.
         idempotent: Whether a second run right after changes nothing.
+        keeps_contract: Whether callers see the same features and outputs as before.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Pass(ABC):
     requires: ClassVar[Form] = Form.CANONICAL
     produces: ClassVar[Form | None] = None
     idempotent: ClassVar[bool] = True
+    keeps_contract: ClassVar[bool] = True
 
     def check(self, program: Program, ctx: PassContext) -> None:  # noqa: B027 - optional hook
         """Raises `Skip` with the reason when the pass can't apply to this program or target."""

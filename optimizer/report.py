@@ -112,7 +112,7 @@ class SiteRecord:
 
     Attributes:
         site: The user's name of it.
-        kind: ``"table"`` or ``"linear"``.
+        kind: ``"table"``, ``"linear"``, or ``"parameter"`` where it is shared with another.
         shape: Rows and width of a table, outputs and inputs of a linear.
         chosen: The format it got.
         candidates: Per other format: error, estimated time, ΔNE and why (not).

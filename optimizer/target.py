@@ -168,16 +168,21 @@ def _gpu(name: str, device: DeviceSpec, *formats: str) -> Target:
     )
 
 
+#: What serves CPU targets; where several are installed, the fastest.
+_CPU_BACKENDS = ("onnxruntime", "openvino")
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu-fp32", _CPU),
+        Target("cpu-fp32", _CPU, backends=_CPU_BACKENDS, measured=True),
+        Target("cpu-bf16", _CPU, formats=("bf16",), backends=_CPU_BACKENDS, measured=True),
         Target(
             "cpu-int8",
             _CPU,
-            formats=("int8-rows", "int8"),
+            formats=("int8-rows", "int8", "bf16"),
             table_formats=("int8", "int4"),
             int8_activations="uint8",
+            backends=_CPU_BACKENDS,
             measured=True,
         ),
         Target("mlir-cpu", _CPU, backends=("mlir",)),

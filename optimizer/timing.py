@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import tempfile
 import time
@@ -101,9 +102,8 @@ def compare(
                 name: partial(runner, arrays) for name, runner in runners.items()
             }
             if model is not None:
-                calls["eager"] = partial(
-                    _eager, model, artifact.manifest.inputs.unflatten(features)
-                )
+                call = artifact.manifest.inputs.unflatten(features)
+                calls["eager"] = partial(_eager, model, _own(model, call))
             timings = side_by_side(calls)
             row = {"batch": float(size)}
             row |= {name: round(1e3 * timing.median, 4) for name, timing in timings.items()}
@@ -134,9 +134,10 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     from .ir.torchapi import silenced
 
     features = synthesize(artifact.signature, 8).features
-    call = artifact.manifest.inputs.unflatten(features)
+    call = _own(model, artifact.manifest.inputs.unflatten(features))
     batch = torch.export.Dim("batch")
-    dynamic = artifact.manifest.inputs.unflatten({name: {0: batch} for name in features})
+    rows = artifact.manifest.inputs.unflatten({name: {0: batch} for name in features})
+    dynamic = _own(model, rows)
     with silenced():
         made = torch.onnx.export(
             model.eval(), kwargs=call, dynamo=True, dynamic_shapes=dynamic, verbose=False
@@ -152,9 +153,16 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     names = [value.name for value in session.get_inputs()]
 
     def run(arrays: Mapping[str, object]) -> object:
-        return session.run(None, dict(zip(names, arrays.values(), strict=True)))
+        # What only the artifact takes comes last.
+        return session.run(None, dict(zip(names, arrays.values(), strict=False)))
 
     return run
+
+
+def _own(model: nn.Module, call: Mapping[str, object]) -> dict[str, object]:
+    """Less the arguments that only the artifact takes."""
+    taken = inspect.signature(model.forward).parameters
+    return {name: value for name, value in call.items() if name in taken}
 
 
 def _eager(model: nn.Module, call: Mapping[str, object]) -> object:

@@ -22,6 +22,9 @@ _UNFIT = "the constant doesn't follow the channels"
 class FoldAffine(Pass):
     """Replaces ``linear(x)·s + t`` and ``linear(x·s + t)`` by one linear, s and t constant.
 
+    Also where heads are squeezed, concatenated or stacked before they are calibrated: Platt
+    scaling, a temperature, a bias per task.
+
     Exact because: s·(Wx + b) + t = (sW)x + (sb + t), and W(s·x + t) + b = (W·s)x + (Wt + b).
     Requires: CANONICAL.
     Misses when: the value between them has other users, s or t doesn't follow the channels, or it
@@ -40,7 +43,7 @@ class FoldAffine(Pass):
             misses.append(miss)
 
         total = 0
-        while applied := apply_rules((_AfterLinear(), _BeforeLinear()), rw, missed):
+        while applied := apply_rules(_RULES, rw, missed):
             total += applied
             misses.clear()
             sweep(program)  # what was folded away would still count as a user
@@ -181,3 +184,79 @@ class _BeforeLinear(Rule):
         else:
             weight = weight * value[None, :]
         return _emit(rw, node, source, weight, bias, dtype, (node, affine))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A plain linear, and the views between it and the constant, the last one first."""
+
+    linear: fx.Node
+    views: tuple[fx.Node, ...]
+
+
+class _Calibration(Rule):
+    """Replaces squeeze(linear(x))·s + t, and the same of several linears side by side."""
+
+    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+
+    def match(self, node: fx.Node) -> Any:
+        channels = shape_of(node)[-1] if len(shape_of(node)) == 2 else 1
+        if not isinstance(channels, int):
+            return None
+        parts = _split(node, channels)
+        if parts is None or isinstance(parts, Miss):
+            return None  # told by the first rule
+        source, constant = parts
+        joined = is_op(source, _aten.cat.default, _aten.stack.default)
+        if joined and (argument(source, 1, "dim", 0) not in (1, -1) or len(shape_of(source)) != 2):
+            return None
+        heads = [_head(part) for part in (source.args[0] if joined else [source])]  # type: ignore[union-attr]
+        found = [head for head in heads if head is not None]
+        if len(found) < len(heads) or not (joined or found[0].views):
+            return None
+        if is_op(node, _aten.div.Tensor, _aten.sub.Tensor) and node.args[0] is not source:
+            return None
+        if not joined and isinstance(constant, fx.Node) and constant.meta["val"].numel() > 1:
+            return Miss(_UNFIT, (node,))
+        between = [source, *(n for head in found for n in (head.linear, *head.views))]
+        shared = tuple(n for n in dict.fromkeys(between) if len(n.users) > 1)
+        if shared:
+            return Miss("the linear before the constant has other users", shared)
+        return source, tuple(found), constant
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        source, heads, constant = found
+        joined = is_op(source, _aten.cat.default, _aten.stack.default)
+        stacked = is_op(source, _aten.stack.default)
+        widths = [1 if stacked or not joined else int(shape_of(h.linear)[1]) for h in heads]
+        values = torch.split(_values(rw, constant, sum(widths)), widths)
+        parts = [_folded(rw, node, head, v) for head, v in zip(heads, values, strict=True)]
+        return rw.emit(source.target, parts, 1, like=node) if joined else parts[0]
+
+
+def _head(value: Any) -> _Head | None:
+    """The linear ``[B, N]`` behind views; as ``[B]`` it has one output."""
+    views = []
+    while is_op(value, _aten.squeeze.dims, _aten.squeeze.dim, _aten.reshape.default):
+        views.append(value)
+        value = value.args[0]
+    if not is_plain_linear(value) or len(shape_of(value)) != 2:
+        return None
+    return _Head(value, tuple(views)) if not views or shape_of(value)[1] == 1 else None
+
+
+def _folded(rw: Rewriter, affine: fx.Node, head: _Head, value: Tensor) -> fx.Node:
+    """The head with the constants ``[N]`` in its linear."""
+    weight, bias, dtype = _linear_parts(rw, head.linear)
+    if is_op(affine, _aten.add.Tensor, _aten.sub.Tensor):
+        bias = bias + value if is_op(affine, _aten.add.Tensor) else bias - value
+    else:
+        value = value.reciprocal() if is_op(affine, _aten.div.Tensor) else value
+        weight, bias = weight * value[:, None], bias * value
+    made = _emit(rw, head.linear, head.linear.args[0], weight, bias, dtype, (head.linear, affine))
+    for view in reversed(head.views):
+        made = rw.emit(view.target, made, *view.args[1:], like=view)
+    return made
+
+
+_RULES = (_AfterLinear(), _BeforeLinear(), _Calibration())

@@ -11,11 +11,12 @@ from torch import fx
 
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
-from ..optimizer.ir.pattern import argument, is_op, shape_of
+from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
 _SUM, _MEAN, _MAX = 0, 1, 2
+_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,25 @@ class _OffsetBag(Rule):
         if bag.padding is not None:
             keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=like)
             ones = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=like)
+            zeros = rw.emit(_aten.full.default, [count], 0.0, dtype=dtype, like=like)
+            length = rw.emit(_aten.index_put.default, zeros, [segments], ones, True, like=like)
         else:
-            ones = rw.emit(_aten.full_like.default, bag.ids, 1.0, dtype=dtype, like=like)
-        zeros = rw.emit(_aten.full.default, [count], 0.0, dtype=dtype, like=like)
-        length = rw.emit(_aten.index_put.default, zeros, [segments], ones, True, like=like)
+            length = rw.emit(_aten._to_copy.default, _lengths(rw, bag), dtype=dtype, like=like)
         length = rw.emit(_aten.clamp.default, length, 1.0, like=like)
         length = rw.emit(_aten.unsqueeze.default, length, -1, like=like)
         return rw.emit(_aten.div.Tensor, pooled, length, like=like)
+
+
+def _lengths(rw: Rewriter, bag: _Bag) -> fx.Node:
+    """How many ids each bag has: where the next one starts, less where it starts itself."""
+    like, bounds = bag.node, bag.offsets
+    if not bag.include_last:
+        size = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like)
+        end = rw.emit(_aten.full.default, [1], size, dtype=dtype_of(bounds), like=like)
+        bounds = rw.emit(_aten.cat.default, [bounds, end], like=like)
+    ends = rw.emit(_aten.slice.Tensor, bounds, 0, 1, _END, like=like)
+    starts = rw.emit(_aten.slice.Tensor, bounds, 0, 0, -1, like=like)
+    return rw.emit(_aten.sub.Tensor, ends, starts, like=like)
 
 
 def _segments(rw: Rewriter, bag: _Bag) -> fx.Node:

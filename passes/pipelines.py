@@ -10,7 +10,7 @@ PIPELINES: dict[str, str] = {
     ),
     "interactions": (
         "fuse-dot-interaction,reassociate-fm,batch-row-products,flatten-cin,factor-mixtures,"
-        "contract-products"
+        "consolidate-heads,contract-products"
     ),
     "attention": "recast-attention,cancel-views,compose-linears",
     "tokens": "mix-tokens,lower-convolution",
@@ -20,6 +20,7 @@ PIPELINES: dict[str, str] = {
     ),
     "grouping": f"group-tables,collapse-slices,{_CLEAN}",
     "default": (
-        "rounding,structure,place-precision,quantize-tables,grouping,insert-quantize,eliminate"
+        "strip-train-only,rounding,structure,place-precision,quantize-tables,grouping,"
+        "insert-quantize,eliminate"
     ),
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rankc.backends.openvino import OpenVino
 from rankc.optimizer import pipeline
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.instruments import Verify
@@ -15,6 +16,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "unverified: runs passes without Verify, to see what happens when it is missing"
     )
+
+
+@pytest.fixture(autouse=True)
+def one_backend_for_cpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides OpenVINO, which would be built and timed besides, from tests that aren't about it."""
+    if not request.node.get_closest_marker("openvino"):
+        monkeypatch.setattr(OpenVino, "missing", lambda self: "pip install openvino")
 
 
 @pytest.fixture(autouse=True)

@@ -332,6 +332,23 @@ def test_bench_against_the_model(out: Path, capsys: pytest.CaptureFixture[str]) 
 # --- lists ----------------------------------------------------------------------------------------
 
 
+def test_consolidate_writes_a_model_that_optimize_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joint, place = tmp_path / "joint.pt2", "rankers:small"
+    twice = ["rankers:SmallWithExample", "rankers:SmallWithExample"]
+    assert main(["consolidate", *twice, "--names", "a,b", "--out", str(joint)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 models in one (a, b)" in printed
+    out = tmp_path / "out"
+    command = ["optimize", str(joint), "--target", "cpu-fp32", "--outputs", "b/score"]
+    assert main([*command, "--out", str(out), "--quiet"]) == 0
+    assert rankc.load(out).signature.outputs == ("b/score",)
+    assert "2 models in one (a, b)" in (out / "report.txt").read_text()
+    assert main(["consolidate", place, "--out", str(tmp_path / "joint.onnx")]) == 1
+    assert "--out takes a .pt2 file" in capsys.readouterr().err
+
+
 def test_passes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["passes"]) == 0
     printed = capsys.readouterr().out

@@ -26,7 +26,7 @@ struct Domain;
 struct SessionOptions;
 
 enum Code : int { kFail = 1, kInvalidArgument = 2 };
-enum Type : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kAnyType = 0 };
+enum Type : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kHalf = 10, kAnyType = 0 };
 enum Arity : int { kRequired = 0, kVariadic = 2 };
 
 struct ApiBase {

@@ -18,17 +18,19 @@
 namespace rankc {
 namespace {
 
-constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kRowsPerTask = 128;
 constexpr int64_t kIdsPerTask = 4096;
 // How many lookups lie between the fetch of a table's row and its use.
 constexpr int64_t kInFlight = 24;
+// Half of a first cache of 32 KiB.
+constexpr int64_t kKeptFloats = 4096;
 
 // Where the vectors come from: a dense input; a table, by bags of fixed sizes in a matrix of ids;
 // a table, by one bag a row, which offsets cut from a list of ids.
 enum Kind : int64_t { kDense = 0, kBags = 1, kOffsets = 2 };
 
 struct Segment {
-  int64_t interacts, kind, width;
+  int64_t interacts, kind, coding, width;
   // Which inputs of the operator it reads; -1 for none.
   int64_t source, ids, scales, weights, divisor, offsets;
   int64_t first_id, first_weight;  // columns; of a dense input, the first vector
@@ -43,7 +45,7 @@ struct Segment {
       return plan[(*at)++];
     };
     Segment s;
-    for (int64_t* field : {&s.interacts, &s.kind, &s.width, &s.source, &s.ids, &s.scales,
+    for (int64_t* field : {&s.interacts, &s.kind, &s.coding, &s.width, &s.source, &s.ids, &s.scales,
                            &s.weights, &s.divisor, &s.offsets, &s.first_id, &s.first_weight})
       *field = next();
     for (std::vector<int64_t>* list : {&s.bags, &s.shifts}) {
@@ -92,61 +94,70 @@ struct Source {
                   " to " + std::to_string(*end) + " of a list of " + std::to_string(ids.rows()));
   }
 
-  const float* weights_of(int64_t row, int64_t first_id) const {
-    if (segment->weights < 0) return nullptr;
-    if (segment->kind == kOffsets) return weights.as<float>() + first_id;
-    return weights.as<float>() + row * weights.stride() + segment->first_weight;
-  }
-
   float factor_of(int64_t row) const {
-    if (segment->divisor < 0) return segment->factor;
     return segment->factor / divisor.as<float>()[row * divisor.stride()];
   }
 };
 
-// Where the rows lie that some rows of the batch look up in one segment's table.
+// What some rows of the batch look up in one segment's table, in order.
 struct Lookups {
-  std::vector<const void*> rows;
-  std::vector<const float*> scales;
-  std::vector<int64_t> starts;  // of each row of the batch in the list of ids, and the end
+  std::vector<const void*> rows, scales;
+  std::vector<float> weights;
+  std::vector<float> factors;  // of each row of the batch, if there is a divisor
+  std::vector<int64_t> sizes;  // of each row of the batch, if offsets say it
   size_t at = 0;
 
   Lookups(const Source& s, int64_t first, int64_t last) {
-    if (s.segment->kind == kDense) return;
-    for (int64_t row = first; row < last; ++row) {
-      int64_t begin, end;
-      s.range(row, &begin, &end);
-      starts.push_back(begin);
-      size_t known = rows.size(), count = size_t(end - begin);
-      if (known + count > rows.capacity()) rows.reserve(known + count * size_t(last - row));
-      rows.resize(known + count);
-      scales.resize(s.data.type == kUint8 ? rows.size() : 0);
-      if (s.ids.type == kInt32)
-        find(s, row, s.ids.as<int32_t>() + begin, known);
-      else
-        find(s, row, s.ids.as<int64_t>() + begin, known);
+    const Segment& segment = *s.segment;
+    if (segment.kind == kDense) return;
+    if (segment.divisor >= 0)
+      for (int64_t row = first; row < last; ++row) factors.push_back(s.factor_of(row));
+    if (segment.kind == kOffsets) {
+      for (int64_t row = first; row < last; ++row) {
+        int64_t begin, end;
+        s.range(row, &begin, &end);
+        sizes.push_back(end - begin);
+        find(s, row, begin, end - begin);
+      }
+    } else {
+      size_t count = size_t((last - first) * segment.per_row);
+      rows.reserve(count);
+      if (segment.scales >= 0) scales.reserve(count);
+      for (int64_t row = first; row < last; ++row)
+        find(s, row, row * s.ids.stride() + segment.first_id, segment.per_row);
     }
-    for (int64_t i = 0; i < std::min<int64_t>(s.ahead, int64_t(rows.size())); ++i)
-      __builtin_prefetch(rows[size_t(i)]);
+    for (size_t i = 0; i < std::min(size_t(s.ahead), rows.size()); ++i)
+      __builtin_prefetch(rows[i]);
   }
 
  private:
+  void find(const Source& s, int64_t row, int64_t begin, int64_t count) {
+    if (s.ids.type == kInt32)
+      find_as(s, row, s.ids.as<int32_t>() + begin, count);
+    else
+      find_as(s, row, s.ids.as<int64_t>() + begin, count);
+    if (s.segment->weights < 0) return;
+    bool listed = s.segment->kind == kOffsets;
+    const float* from = s.weights.as<float>() +
+                        (listed ? begin : row * s.weights.stride() + s.segment->first_weight);
+    weights.insert(weights.end(), from, from + count);
+  }
+
   template <class Id>
-  void find(const Source& s, int64_t row, const Id* ids, size_t known) {
+  void find_as(const Source& s, int64_t row, const Id* ids, int64_t count) {
     const int64_t* shifts = s.segment->shifts.data();
-    size_t step = s.segment->shifts.size() == 1 ? 0 : 1;
-    int64_t size = s.data.rows(), width = s.segment->width;
-    bool coded = s.data.type == kUint8;
-    const char* table = s.data.as<char>();
-    int64_t bytes = width * (coded ? 1 : int64_t(sizeof(float)));
-    for (size_t i = 0, count = rows.size() - known; i < count; ++i) {
+    int64_t step = s.segment->kind == kOffsets ? 0 : 1, size = s.data.rows();
+    int64_t bytes = row_bytes(s.segment->coding, s.segment->width);
+    int64_t scale_bytes = s.segment->coding == kBytes ? 8 : 4;
+    const char *table = s.data.as<char>(), *both = s.scales.as<char>();
+    for (int64_t i = 0; i < count; ++i) {
       int64_t place = int64_t(ids[i]) + shifts[i * step];
       if (place < 0) place += size;  // as ONNX's Gather counts
       if (place < 0 || place >= size)
         throw Error("row " + std::to_string(row) + " looks up id " + std::to_string(ids[i]) +
                     ", beyond a table of " + std::to_string(size) + " rows");
-      rows[known + i] = table + place * bytes;
-      if (coded) scales[known + i] = s.scales.as<float>() + 2 * place;
+      rows.push_back(table + place * bytes);
+      if (both != nullptr) scales.push_back(both + place * scale_bytes);
     }
   }
 };
@@ -161,9 +172,7 @@ class Features {
       throw Error("rankc: the plan of an operator and its factors don't fit");
     for (size_t i = 0; i < segments_.size(); ++i) segments_[i].factor = factors[i];
     plan_pairs(Api::integers(info, "pairs"));
-    for (const Segment& s : segments_)
-      if (!s.interacts) width_ += s.vectors() * s.width;
-    width_ += int64_t(products_.size());
+    place_segments();
     shape_ = Api::integers(info, "shape");
     int64_t size = 1;
     for (int64_t dim : shape_) size *= dim;
@@ -215,6 +224,20 @@ class Features {
     std::mutex guard;
   };
 
+  // Finds where in a row each segment goes; the products are where the first that interacts is.
+  void place_segments() {
+    int64_t vectors = 0;
+    dots_place_ = -1;
+    for (const Segment& s : segments_) {
+      if (s.interacts && dots_place_ < 0) {
+        dots_place_ = width_;
+        width_ += int64_t(products_.size());
+      }
+      places_.push_back(s.interacts ? vectors : width_);
+      (s.interacts ? vectors : width_) += s.vectors() * (s.interacts ? stride_ : s.width);
+    }
+  }
+
   // Finds which blocks of products the pairs need, and where in them each pair is.
   void plan_pairs(const std::vector<int64_t>& pairs) {
     for (const Segment& s : segments_) {
@@ -251,13 +274,17 @@ class Features {
              input(segment.divisor),
              input(segment.offsets)};
     bool dense = segment.kind == kDense, listed = segment.kind == kOffsets;
-    bool fits = s.data.type == (segment.scales < 0 ? kFloat : kUint8) &&
+    bool coded = segment.coding == kBytes || segment.coding == kNibbles;
+    const int types[] = {kFloat, kHalf, kUint8, kUint8};
+    int64_t across = segment.coding == kNibbles ? (segment.width + 1) / 2 : segment.width;
+    bool fits = segment.coding >= 0 && segment.coding < kCodings &&
+                s.data.type == types[segment.coding] &&
                 (dense ? s.data.stride() >= segment.width * (segment.first_id + segment.vectors())
-                       : s.data.stride() == segment.width) &&
+                       : s.data.stride() == across) &&
                 (dense || segment.shifts.size() == size_t(listed ? 1 : segment.per_row)) &&
-                (segment.scales < 0 ||
-                 (s.scales.type == kFloat && s.scales.rows() == s.data.rows() &&
-                  s.scales.stride() == 2)) &&
+                coded == (segment.scales >= 0) &&
+                (!coded || (s.scales.type == (segment.coding == kBytes ? kFloat : kHalf) &&
+                            s.scales.rows() == s.data.rows() && s.scales.stride() == 2)) &&
                 (segment.weights < 0 || s.weights.type == kFloat) &&
                 (dense || s.ids.type == kInt32 || s.ids.type == kInt64) &&
                 (segment.kind != kBags || segment.first_id + segment.per_row <= s.ids.stride()) &&
@@ -282,75 +309,92 @@ class Features {
     }
   }
 
+  // Makes some rows of the batch: segment by segment, a few rows at a time where they are kept in
+  // between, so that what is kept stays in the first cache.
   void rows(const Run& run, int64_t first, int64_t last) const {
     std::vector<Lookups> lookups;
     lookups.reserve(run.sources.size());
     for (const Source& s : run.sources) lookups.emplace_back(s, first, last);
     // Blocks of products read a few vectors more than there are.
-    std::vector<float> vectors(size_t((vectors_ + 4) * stride_));
+    int64_t floats = to_codes_ ? width_ : 0, vectors = vectors_ ? (vectors_ + 4) * stride_ : 0;
+    int64_t at_once = last - first;
+    if (floats + vectors > 0)
+      at_once = std::clamp<int64_t>(kKeptFloats / (floats + vectors), 1, at_once);
+    std::vector<float> kept_floats(size_t(floats * at_once)), kept(size_t(vectors * at_once));
     std::vector<float> products(blocks_.size() / 2 * size_t(kernels_.lanes));
-    std::vector<float> floats(size_t(to_codes_ ? width_ : 0));
-    for (int64_t row = first; row < last; ++row) {
-      float* start = to_codes_ ? floats.data() : static_cast<float*>(run.out) + row * width_;
-      float *out = start, *dots = nullptr, *vector = vectors.data();
+    for (int64_t row = first; row < last; row += at_once) {
+      int64_t count = std::min(at_once, last - row);
+      float* start = to_codes_ ? kept_floats.data() : static_cast<float*>(run.out) + row * width_;
       for (size_t i = 0; i < segments_.size(); ++i) {
         const Segment& s = segments_[i];
-        if (s.interacts && dots == nullptr) {
-          dots = out;
-          out += products_.size();
-        }
-        float*& to = s.interacts ? vector : out;
-        to = vectors_of(run.sources[i], lookups[i], row, first, to, s.interacts ? stride_ : s.width);
+        if (s.interacts)
+          fill(run.sources[i], lookups[i], first, row, count, kept.data() + places_[i], vectors,
+               stride_);
+        else
+          fill(run.sources[i], lookups[i], first, row, count, start + places_[i], width_, s.width);
       }
-      if (dots != nullptr) {
-        kernels_.dot_blocks(vectors.data(), int(stride_), blocks_.data(), int(blocks_.size() / 2),
-                            products.data());
+      for (int64_t i = 0; i < count && !blocks_.empty(); ++i) {
+        kernels_.dot_blocks(kept.data() + i * vectors, int(stride_), blocks_.data(),
+                            int(blocks_.size() / 2), products.data());
+        float* dots = start + i * width_ + dots_place_;
         for (size_t p = 0; p < products_.size(); ++p) dots[p] = products[size_t(products_[p])];
       }
       if (to_codes_)
-        kernels_.quantize(start, width_, scale_, zero_point_,
+        kernels_.quantize(start, count * width_, scale_, zero_point_,
                           static_cast<uint8_t*>(run.out) + row * width_);
     }
   }
 
-  // Writes a segment's vectors, `stride` floats apart, and returns the place behind them.
-  float* vectors_of(const Source& s, Lookups& lookups, int64_t row, int64_t first, float* out,
-                    int64_t stride) const {
+  // Writes a segment's vectors, `apart` floats apart, for some rows, `across` floats apart.
+  void fill(const Source& s, Lookups& lookups, int64_t first, int64_t row, int64_t count,
+            float* out, int64_t across, int64_t apart) const {
     const Segment& segment = *s.segment;
+    int64_t vectors = segment.vectors(), width = segment.width;
     if (segment.kind == kDense) {
-      const float* in =
-          s.data.as<float>() + row * s.data.stride() + segment.first_id * segment.width;
-      for (int64_t v = 0; v < segment.vectors(); ++v, out += stride, in += segment.width)
-        std::memcpy(out, in, size_t(segment.width) * sizeof(float));
-      return out;
+      const float* in = s.data.as<float>() + row * s.data.stride() + segment.first_id * width;
+      for (int64_t i = 0; i < count; ++i, out += across, in += s.data.stride())
+        for (int64_t v = 0; v < vectors; ++v)
+          std::memcpy(out + v * apart, in + v * width, size_t(width) * sizeof(float));
+      return;
     }
-    const float* weights = s.weights_of(row, lookups.starts[size_t(row - first)]);
-    float factor = s.factor_of(row);
-    for (int64_t bag : segment.bags) {
-      if (segment.kind == kOffsets) {
-        int64_t begin, end;
-        s.range(row, &begin, &end);
-        bag = end - begin;
-      }
-      const void* const* rows = lookups.rows.data() + lookups.at;
-      Ahead ahead{s.ahead, int64_t(lookups.rows.size() - lookups.at)};
-      if (s.data.type == kUint8)
-        kernels_.pool_codes(rows, lookups.scales.data() + lookups.at, weights, bag, ahead,
-                            int(segment.width), factor, out);
-      else
-        kernels_.pool_floats(rows, weights, bag, ahead, int(segment.width), factor, out);
-      lookups.at += size_t(bag);
-      if (weights != nullptr) weights += bag;
-      out += stride;
+    auto pool = kernels_.pool[segment.coding];
+    auto bags_at = [&](size_t at) {
+      return Bags{lookups.rows.data() + at,
+                  lookups.scales.data() + at,
+                  lookups.weights.empty() ? nullptr : lookups.weights.data() + at,
+                  nullptr,
+                  nullptr,
+                  segment.bags[0],
+                  vectors,
+                  segment.factor,
+                  s.ahead,
+                  int64_t(lookups.rows.size() - at)};
+    };
+    if (vectors == 1) {
+      Bags bags = bags_at(lookups.at);
+      bags.count = count;
+      if (!lookups.factors.empty()) bags.factors = lookups.factors.data() + (row - first);
+      if (!lookups.sizes.empty()) bags.sizes = lookups.sizes.data() + (row - first);
+      pool(bags, int(width), out, across);
+      for (int64_t i = 0; i < count; ++i)
+        lookups.at += size_t(bags.sizes == nullptr ? bags.size : bags.sizes[i]);
+      return;
     }
-    return out;
+    for (int64_t i = 0; i < count; ++i, out += across) {
+      Bags bags = bags_at(lookups.at);
+      bags.sizes = segment.bags.data();
+      if (!lookups.factors.empty()) bags.factor = lookups.factors[size_t(row - first + i)];
+      pool(bags, int(width), out, apart);
+      lookups.at += size_t(segment.per_row);
+    }
   }
 
   const Kernels& kernels_;
   const bool to_codes_;
   std::vector<Segment> segments_;
   std::vector<int64_t> shape_;  // of the result, behind the batch
-  int64_t width_ = 0, vectors_ = 0, stride_ = 0;
+  std::vector<int64_t> places_;  // of each segment, in a row or among the vectors that interact
+  int64_t width_ = 0, vectors_ = 0, stride_ = 0, dots_place_ = 0;
   std::vector<int32_t> blocks_, products_;
   float scale_ = 1.0f;
   int zero_point_ = 0;

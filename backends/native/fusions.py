@@ -8,6 +8,7 @@ computes what it did before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,8 @@ from .rows import Column, Dots, Row, Tracer, Vector, dims, vectors_of
 _REPEATED = 1.25
 #: Constants up to this size are written into a function's body; larger ones become its inputs.
 _SMALL_BYTES = 65536
-_DENSE, _BAGS = 0, 1
+_DENSE, _BAGS, _OFFSETS = 0, 1, 2
+_FLOATS, _HALVES, _BYTES, _NIBBLES = 0, 1, 2, 3
 
 
 def fuse_natively(model: ir.Model) -> dict[str, int]:
@@ -30,11 +32,7 @@ def fuse_natively(model: ir.Model) -> dict[str, int]:
     Returns:
         How many operators were made, by kind: ``native-features``.
     """
-    tracer = Tracer()
-    roots = _roots(model.graph, tracer)
-    repeated = _repeated(tracer, roots)
-    if repeated:
-        roots = _roots(model.graph, Tracer(repeated))
+    roots = _roots_worth_it(model.graph)
     # All are made from the graph as it is, so that none has another's call in its body.
     calls = [_call_for(value, row, str(count)) for count, (value, row) in enumerate(roots.items())]
     for call in calls:
@@ -46,57 +44,99 @@ def fuse_natively(model: ir.Model) -> dict[str, int]:
     return {"native-features": len(roots)}
 
 
+def _roots_worth_it(graph: ir.Graph) -> dict[ir.Value, Row]:
+    """The values to make natively, and what they are made of."""
+    opaque: frozenset[ir.Value] = frozenset()
+    while True:
+        tracer = Tracer(opaque)
+        roots = _roots(graph, tracer)
+        more = _made_whole(tracer, roots) - opaque or _repeated(tracer, roots) - opaque
+        if not more:
+            return _worth_it(tracer, roots)
+        opaque |= more
+
+
 def _roots(graph: ir.Graph, tracer: Tracer) -> dict[ir.Value, Row]:
-    """The values that are worth an operator, and that something uses as a whole."""
+    """The values made of vectors that something uses as they are."""
     roots: dict[ir.Value, Row] = {}
     for node in graph:
         for value in node.outputs:
             row = tracer.made(value)
-            if row is None or not _worth_it(row):
+            if row is None or (not _lookups(row) and not _dots(row) and not _codes_of(value)):
                 continue
-            users = [use.node for use in value.uses()]
-            if value.is_graph_output() or not all(_absorbs(tracer, u, value) for u in users):
+            absorbed = [_absorbs(tracer, use.node, value) for use in value.uses()]
+            if value.is_graph_output() or not all(absorbed):
                 roots[value] = row
     return roots
 
 
 def _absorbs(tracer: Tracer, user: ir.Node, value: ir.Value) -> bool:
-    """Whether a user is itself part of an operator that makes the value's vectors."""
+    """Whether a user makes something that is made of the value's own parts."""
     for result in user.outputs:
         row = tracer.made(result)
-        if row is not None and _worth_it(row):
-            read = {id(one) for one in vectors_of(row)}
-            weights = {one.matrix for vector in vectors_of(row) for one in vector.weights}
-            sources = {vector.source for vector in vectors_of(row)}
-            return bool(read) and value not in weights and value not in sources
-        inner = user.op_type in ("Transpose", "MatMul", "GatherND") and bool(result.uses())
-        if row is None and inner:
+        if row is not None:
+            return value not in {one for vector in vectors_of(row) for one in vector.read}
+        if user.op_type in ("Transpose", "MatMul", "GatherND") and result.uses():
             return all(_absorbs(tracer, use.node, value) for use in result.uses())
     return False
 
 
-def _worth_it(row: Row) -> bool:
-    """Whether an operator beats those it stands for; single rows of floats it doesn't."""
-    if any(isinstance(part, Dots) for part in row):
-        return True
-    lookups = [part for part in vectors_of(row) if part.is_lookup]
-    plain = all(len(part.ids) == 1 and part.scales is None for part in lookups)
-    return bool(lookups) and (not plain or len(_segments(row)) > 1)
+def _made_whole(tracer: Tracer, roots: dict[ir.Value, Row]) -> set[ir.Value]:
+    """Values that are made anyway, so that what else is made of them may read them."""
+    return {
+        value for value in roots if any(_absorbs(tracer, use.node, value) for use in value.uses())
+    }
 
 
-def _repeated(tracer: Tracer, roots: dict[ir.Value, Row]) -> frozenset[ir.Value]:
+def _repeated(tracer: Tracer, roots: dict[ir.Value, Row]) -> set[ir.Value]:
     """Lookups that would be repeated too often if all that uses them looked up for itself."""
-    wanted: dict[tuple[ir.Value, Column], int] = {}
-    for row in roots.values():
-        read = {(part.source, one) for part in vectors_of(row) for one in part.ids}
-        for key in read:
-            wanted[key] = wanted.get(key, 0) + 1
-    found = set()
-    for value, vectors in tracer.lookups.items():
-        times = [wanted.get((one.source, one.ids[0]), 0) for one in vectors]
-        if sum(times) > _REPEATED * len(times):
-            found.add(value)
-    return frozenset(found)
+    wanted = Counter(key for row in roots.values() for key in _ids(row))
+    return {
+        value
+        for value, row in tracer.lookups.items()
+        if sum(wanted[key] for key in _ids(row)) > _REPEATED * len(row)
+    }
+
+
+def _worth_it(tracer: Tracer, roots: dict[ir.Value, Row]) -> dict[ir.Value, Row]:
+    """The values for which an operator beats what it stands for.
+
+    ONNX Runtime looks single rows of floats up as fast; those are made natively only where the
+    lookup they are part of has other users that gain.
+    """
+    gain = {value: row for value, row in roots.items() if _gains(row)}
+    taken = set().union(*map(_ids, gain.values()))
+    for lookup in tracer.lookups.values():
+        if not taken.isdisjoint(_ids(lookup)):
+            taken |= _ids(lookup)
+    return {
+        value: row
+        for value, row in roots.items()
+        if value in gain or not taken.isdisjoint(_ids(row))
+    }
+
+
+def _gains(row: Row) -> bool:
+    """Whether there is a bag, a table in a low format, an interaction, or a concatenation."""
+    lookups = _lookups(row)
+    plain = all(
+        len(one.ids) == 1 and one.offsets is None and _coding(one) == _FLOATS for one in lookups
+    )
+    dense = {part.source for part in vectors_of(row) if not part.is_lookup}
+    return not plain or bool(_dots(row)) or len(dense) + bool(lookups) > 1
+
+
+def _lookups(row: Row) -> list[Vector]:
+    return [part for part in vectors_of(row) if part.is_lookup]
+
+
+def _dots(row: Row) -> list[Dots]:
+    return [part for part in row if isinstance(part, Dots)]
+
+
+def _ids(row: Row) -> set[tuple[ir.Value, Column]]:
+    """The lookups of a row: which table, and which ids."""
+    return {(part.source, one) for part in _lookups(row) for one in part.ids}
 
 
 @dataclass
@@ -131,26 +171,48 @@ class _Plan:
         self.factors = [segment.vectors[0].factor for segment in segments]
 
     def _of(self, segment: _Segment) -> list[int]:
-        first = segment.vectors[0]
-        kind = _BAGS if first.is_lookup else _DENSE
-        head = [int(segment.interacts), kind, first.width, self._input(first.source)]
-        if not first.is_lookup:
-            bags = [1] * len(segment.vectors)
-            return [*head, -1, -1, -1, -1, -1, first.index, 0, len(bags), *bags, 0]
-        places = [
-            self._input(first.ids[0].matrix),
-            -1 if first.scales is None else self._input(first.scales),
-            self._input(first.weights[0].matrix) if first.weights else -1,
+        first, count = segment.vectors[0], len(segment.vectors)
+        head = [
+            *(int(segment.interacts), self._kind(first), _coding(first)),
+            *(first.width, self._input(first.source)),
         ]
-        starts = [first.ids[0].index, first.weights[0].index if first.weights else 0]
+        if not first.is_lookup:
+            return [*head, -1, -1, -1, -1, -1, first.index, 0, count, *[1] * count, 0]
+        begin = int(first.has_end) if first.offsets else first.ids[0].index
         bags = [len(vector.ids) for vector in segment.vectors]
         shifts = [one.shift for vector in segment.vectors for one in vector.ids]
-        return [*head, *places, -1, -1, *starts, len(bags), *bags, len(shifts), *shifts]
+        return [
+            *head,
+            self._input(first.ids[0].matrix),
+            self._input(first.scales),
+            self._input(first.weights[0].matrix if first.weights else None),
+            self._input(first.divisor),
+            self._input(first.offsets),
+            begin,
+            first.weights[0].index if first.weights else 0,
+            *(count, *bags),
+            *(len(shifts), *shifts),
+        ]
 
-    def _input(self, value: ir.Value) -> int:
+    @staticmethod
+    def _kind(vector: Vector) -> int:
+        if not vector.is_lookup:
+            return _DENSE
+        return _BAGS if vector.offsets is None else _OFFSETS
+
+    def _input(self, value: ir.Value | None) -> int:
+        if value is None:
+            return -1
         if value not in self.inputs:
             self.inputs.append(value)
         return self.inputs.index(value)
+
+
+def _coding(vector: Vector) -> int:
+    """How rows are stored (``Coding`` in kernels.h)."""
+    if vector.scales is None:
+        return _FLOATS if vector.source.dtype == ir.DataType.FLOAT else _HALVES
+    return _BYTES if vector.scales.dtype == ir.DataType.FLOAT else _NIBBLES
 
 
 @dataclass(frozen=True)
@@ -172,7 +234,7 @@ class _Call:
 
 def _call_for(value: ir.Value, row: Row, overload: str) -> _Call:
     plan = _Plan(row)
-    pairs = [one for part in row if isinstance(part, Dots) for pair in part.pairs for one in pair]
+    pairs = [one for part in _dots(row) for pair in part.pairs for one in pair]
     attributes: list[ir.Attr] = [
         ir.AttrInt64s("plan", plan.numbers),
         ir.AttrFloat32s("factors", plan.factors),

@@ -7,16 +7,11 @@
 namespace rankc {
 namespace {
 
-#define RANKC_KERNELS(set)                                                             \
-  {                                                                                    \
-    #set, set::kLanes, set::pool_floats, set::pool_codes, set::dot_blocks, set::quantize \
-  }
-
 const Kernels kSets[] = {
-    RANKC_KERNELS(portable),
+    portable::named("portable"),
 #if defined(__x86_64__)
-    RANKC_KERNELS(avx2),
-    RANKC_KERNELS(avx512),
+    avx2::named("avx2"),
+    avx512::named("avx512"),
 #endif
 };
 
@@ -26,7 +21,8 @@ int best() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     return kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) return kAvx2;
 #endif
   return kPortable;
 }

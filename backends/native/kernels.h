@@ -6,27 +6,38 @@
 
 namespace rankc {
 
-// Rows lie anywhere in memory, so the hardware can't foresee them: while row i of a list is read,
-// row i + by is fetched, if the list has that many.
-struct Ahead {
-  int64_t by;
-  int64_t size;
+// How the rows of a table are stored. Codes have a scale and a bias a row, which lie side by side:
+// two floats for bytes, two halves for nibbles, of which a byte holds two, the low one first.
+enum Coding : int64_t { kFloats = 0, kHalves = 1, kBytes = 2, kNibbles = 3 };
+constexpr int kCodings = 4;
+
+constexpr int64_t row_bytes(int64_t coding, int64_t width) {
+  return coding == kFloats ? 4 * width : coding == kHalves ? 2 * width
+         : coding == kBytes ? width : (width + 1) / 2;
+}
+
+// A list of rows, cut into bags.
+struct Bags {
+  const void* const* rows;
+  const void* const* scales;
+  const float* weights;    // of each row, or null for ones
+  const int64_t* sizes;    // of each bag, or null if all are `size`
+  const float* factors;    // of each bag, or null if all are `factor`
+  int64_t size, count;
+  float factor;
+  // Rows lie anywhere in memory, so the hardware can't foresee them: while row i is read, row
+  // i + ahead is fetched, if the list has that many.
+  int64_t ahead, listed;
 };
 
 struct Kernels {
   const char* name;
   int lanes;  // floats in a register
 
-  // out[width] = factor * sum over i < count of weights[i] * rows[i]; no weights means ones.
-  void (*pool_floats)(const void* const* rows, const float* weights, int64_t count, Ahead ahead,
-                      int width, float factor, float* out);
+  // By coding. Bag b is written to out + b * stride: factor * sum of weights * rows.
+  void (*pool[kCodings])(const Bags& bags, int width, float* out, int64_t stride);
 
-  // The same with rows of codes: row i is codes[i] * scale_i + bias_i, where scales[i] points at
-  // the two.
-  void (*pool_codes)(const void* const* rows, const float* const* scales, const float* weights,
-                     int64_t count, Ahead ahead, int width, float factor, float* out);
-
-  // Dot products of rows of x, `stride` floats apart (a multiple of lanes), in blocks of
+  // Dot products of pairs of rows of x, `stride` floats apart (a multiple of lanes), in blocks of
   // lanes / 4 by 4 rows. Block i lies at products + i * lanes.
   void (*dot_blocks)(const float* x, int stride, const int32_t* blocks, int count, float* products);
 

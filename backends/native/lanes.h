@@ -13,6 +13,19 @@
 
 namespace rankc {
 
+// The number that a half is: a sign, 5 bits of exponent, 10 of fraction.
+inline float from_half(uint16_t half) {
+  uint32_t exponent = half >> 10 & 31, fraction = half & 1023, sign = uint32_t(half & 0x8000) << 16;
+  if (exponent == 0) {
+    float x = float(fraction) * 5.9604644775390625e-8f;  // steps of 2^-24
+    return sign ? -x : x;
+  }
+  uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // Four floats, by the compiler's own vectors: SSE2, NEON, or whatever there is.
 namespace portable {
 #define TARGET
@@ -36,15 +49,22 @@ RANKC_INLINE(TARGET) void store_some(float* p, Floats x, int n) {
   std::memcpy(p, &x, n * sizeof(float));
 }
 RANKC_INLINE(TARGET) Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
-RANKC_INLINE(TARGET) Floats load_codes(const uint8_t* p) {
+RANKC_INLINE(TARGET) Floats load_bytes(const uint8_t* p) {
   return Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
 }
 RANKC_INLINE(TARGET) Floats load_some_codes(const uint8_t* p, int n) {
   uint8_t codes[4] = {};
   std::memcpy(codes, p, n);
-  return load_codes(codes);
+  return load_bytes(codes);
 }
-RANKC_INLINE(TARGET) void store_codes(uint8_t* p, Floats x, float zero_point, int n) {
+RANKC_INLINE(TARGET) Floats load_halves(const uint16_t* p) {
+  return Floats{from_half(p[0]), from_half(p[1]), from_half(p[2]), from_half(p[3])};
+}
+RANKC_INLINE(TARGET) Floats load_nibbles(const uint8_t* p) {
+  return Floats{float(p[0] & 15), float(p[0] >> 4), float(p[1] & 15), float(p[1] >> 4)};
+}
+#include "some.inc"
+RANKC_INLINE(TARGET) void store_bytes(uint8_t* p, Floats x, float zero_point, int n) {
   for (int i = 0; i < n; ++i) {
     float code = __builtin_rintf(x[i]) + zero_point;
     p[i] = code > 255.0f ? 255 : code > 0.0f ? uint8_t(code) : 0;  // NaN becomes 0
@@ -62,7 +82,7 @@ RANKC_INLINE(TARGET) Floats sums(const Floats* x) {
 
 #if defined(__x86_64__)
 namespace avx2 {
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 typedef __m256 Floats;
 constexpr int kLanes = 8;
 
@@ -81,15 +101,27 @@ RANKC_INLINE(TARGET) void store_some(float* p, Floats x, int n) {
 RANKC_INLINE(TARGET) Floats multiply_add(Floats a, Floats b, Floats c) {
   return _mm256_fmadd_ps(a, b, c);
 }
-RANKC_INLINE(TARGET) Floats load_codes(const uint8_t* p) {
+RANKC_INLINE(TARGET) Floats load_bytes(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
 RANKC_INLINE(TARGET) Floats load_some_codes(const uint8_t* p, int n) {
   uint8_t codes[8] = {};
   std::memcpy(codes, p, n);
-  return load_codes(codes);
+  return load_bytes(codes);
 }
-RANKC_INLINE(TARGET) void store_codes(uint8_t* p, Floats x, float zero_point, int n) {
+RANKC_INLINE(TARGET) Floats load_halves(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+RANKC_INLINE(TARGET) Floats load_nibbles(const uint8_t* p) {
+  int32_t pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  __m128i bytes = _mm_cvtsi32_si128(pairs), low = _mm_set1_epi8(15);
+  __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(bytes, low),
+                                    _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes));
+}
+#include "some.inc"
+RANKC_INLINE(TARGET) void store_bytes(uint8_t* p, Floats x, float zero_point, int n) {
   x = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   x = _mm256_add_ps(x, _mm256_set1_ps(zero_point));
   // A NaN is the first operand, so that the second, 0, is taken.
@@ -126,13 +158,33 @@ RANKC_INLINE(TARGET) void store_some(float* p, Floats x, int n) {
 RANKC_INLINE(TARGET) Floats multiply_add(Floats a, Floats b, Floats c) {
   return _mm512_fmadd_ps(a, b, c);
 }
-RANKC_INLINE(TARGET) Floats load_codes(const uint8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+RANKC_INLINE(TARGET) Floats widened(__m128i bytes) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
 }
-RANKC_INLINE(TARGET) Floats load_some_codes(const uint8_t* p, int n) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask(n), p)));
+RANKC_INLINE(TARGET) Floats widened_nibbles(__m128i bytes) {
+  __m128i low = _mm_set1_epi8(15);
+  return widened(_mm_unpacklo_epi8(_mm_and_si128(bytes, low),
+                                   _mm_and_si128(_mm_srli_epi16(bytes, 4), low)));
 }
-RANKC_INLINE(TARGET) void store_codes(uint8_t* p, Floats x, float zero_point, int n) {
+RANKC_INLINE(TARGET) Floats load_bytes(const uint8_t* p) {
+  return widened(_mm_loadu_si128((const __m128i*)p));
+}
+RANKC_INLINE(TARGET) Floats load_some_bytes(const uint8_t* p, int n) {
+  return widened(_mm_maskz_loadu_epi8(mask(n), p));
+}
+RANKC_INLINE(TARGET) Floats load_halves(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+RANKC_INLINE(TARGET) Floats load_some_halves(const uint16_t* p, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p));
+}
+RANKC_INLINE(TARGET) Floats load_nibbles(const uint8_t* p) {
+  return widened_nibbles(_mm_loadl_epi64((const __m128i*)p));
+}
+RANKC_INLINE(TARGET) Floats load_some_nibbles(const uint8_t* p, int n) {
+  return widened_nibbles(_mm_maskz_loadu_epi8(mask((n + 1) / 2), p));
+}
+RANKC_INLINE(TARGET) void store_bytes(uint8_t* p, Floats x, float zero_point, int n) {
   x = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   x = _mm512_add_ps(x, _mm512_set1_ps(zero_point));
   x = _mm512_min_ps(_mm512_max_ps(x, _mm512_setzero_ps()), _mm512_set1_ps(255.0f));

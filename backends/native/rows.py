@@ -41,9 +41,14 @@ class Vector:
         width: Of the vector.
         index: Which piece of the dense value it is.
         ids: Which rows of the table, neighbouring columns of one matrix; empty for a dense value.
-        scales: ``[R, 2]`` scale and bias of each row, if the table holds codes.
+        scales: ``[R, 2]`` scale and bias of each row, if the table holds codes: float32 for codes
+            of 8 bits, float16 for codes of 4 bits.
         weights: Of each id, neighbouring columns as well, or empty.
         factor: Of the sum.
+        divisor: ``[B, 1]``, what the sum is divided by.
+        offsets: ``[B]`` or ``[B + 1]``, where each row's ids begin in a list of ids, which is the
+            one column of ``ids``; None where each row of the matrix has its own.
+        has_end: Whether the last of the offsets is where the last row's ids end.
     """
 
     source: ir.Value
@@ -53,18 +58,31 @@ class Vector:
     scales: ir.Value | None = None
     weights: tuple[Column, ...] = ()
     factor: float = 1.0
+    divisor: ir.Value | None = None
+    offsets: ir.Value | None = None
+    has_end: bool = False
 
     @property
     def is_lookup(self) -> bool:
         """Whether it comes from a table."""
         return bool(self.ids)
 
+    @property
+    def read(self) -> tuple[ir.Value | None, ...]:
+        """The values that are read to make it."""
+        columns = (one.matrix for one in (*self.ids, *self.weights))
+        return self.source, self.scales, self.divisor, self.offsets, *columns
+
     def continued_by(self, other: Vector) -> bool:
         """Whether the other is the next piece, or the bag of the next columns, of the same."""
         same = replace(other, index=self.index, ids=self.ids, weights=self.weights) == self
         if not same or not self.is_lookup or not other.is_lookup:
             return same and not other.is_lookup and other.index == self.index + 1
-        if not self.ids[-1].precedes(other.ids[0]) or bool(self.weights) != bool(other.weights):
+        if (
+            self.offsets
+            or not self.ids[-1].precedes(other.ids[0])
+            or bool(self.weights) != bool(other.weights)
+        ):
             return False
         return not self.weights or self.weights[-1].precedes(other.weights[0])
 
@@ -141,12 +159,27 @@ class Tracer:
         if columns is None:
             return None
         width = dims(table)[1]
+        if scales is not None and scales.dtype == ir.DataType.FLOAT16:
+            width *= 2  # two codes a byte
         row = tuple(Vector(table, width, ids=(one,), scales=scales) for one in columns)
         self.lookups[value] = row
         return row
 
+    def _cast(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Rows of a table of halves."""
+        gather = _made_by(node.inputs[0], "Gather")
+        if gather is None or gather.attributes.get_int("axis", 0) != 0:
+            return None
+        table, ids = gather.inputs
+        assert table is not None
+        halves = is_table(table, ir.DataType.FLOAT16) and value.dtype == ir.DataType.FLOAT
+        return self._lookup(value, table, None, ids) if halves else None
+
     def _add(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Rows of a table of codes, if its ids aren't flattened."""
+        found = _rowwise4(node)
+        if found is not None:
+            return self._lookup(value, *found)
         found = _rowwise(node)
         return None if found is None or _unflattened(found[2]) else self._lookup(value, *found)
 
@@ -232,12 +265,30 @@ class Tracer:
         return None
 
     def _divide(self, node: ir.Node, value: ir.Value) -> Row | None:
-        """Lookups over a constant."""
+        """Lookups over a constant, or all over one number a row."""
         source, other = node.inputs
         assert source is not None
         assert other is not None
         row, constant = self.row(source), _number(other)
-        return None if row is None or not constant else _scaled(row, 1.0 / constant)
+        if row is None or constant is not None:
+            return None if row is None or not constant else _scaled(row, 1.0 / constant)
+        vectors = _lookups(row)
+        single = other.dtype == ir.DataType.FLOAT and dims(other)[1:] == [1] * (rank(source) - 1)
+        free = all(one.divisor is None for one in vectors or ())
+        if vectors is None or not single or not free or other.const_value is not None:
+            return None
+        return tuple(replace(one, divisor=other) for one in vectors)
+
+    def _scatter(self, node: ir.Node, value: ir.Value) -> Row | None:
+        """Rows added up by bags that offsets cut from a list."""
+        found = _bags_by_offsets(node)
+        vectors = None if found is None else _lookups(self.row(found[0]) or ())
+        if found is None or not vectors or len(vectors) != 1:
+            return None
+        (vector,) = vectors
+        if len(vector.ids) != 1 or vector.divisor is not None or rank(vector.ids[0].matrix) != 1:
+            return None
+        return (replace(vector, offsets=found[1], has_end=found[2]),)
 
     def _transpose(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Dot products of pairs."""
@@ -255,12 +306,14 @@ class Tracer:
 #: What makes vectors, by operator.
 _MAKERS: dict[str, Callable[[Tracer, ir.Node, ir.Value], Row | None]] = {
     "Add": Tracer._add,
+    "Cast": Tracer._cast,
     "Concat": Tracer._concat,
     "Div": Tracer._divide,
     "Gather": Tracer._gather,
     "Mul": Tracer._multiply,
     "ReduceMean": Tracer._reduce,
     "ReduceSum": Tracer._reduce,
+    "ScatterND": Tracer._scatter,
     "Slice": Tracer._slice,
     "Transpose": Tracer._transpose,
     **dict.fromkeys(_VIEWS, Tracer._view),
@@ -276,6 +329,12 @@ def _fits(row: Row, value: ir.Value) -> bool:
 
 def _has_dots(parts: Sequence[Vector | Dots]) -> bool:
     return any(isinstance(part, Dots) for part in parts)
+
+
+def _lookups(row: Sequence[Vector | Dots]) -> list[Vector] | None:
+    """The parts, if all of them are lookups."""
+    vectors = [part for part in row if isinstance(part, Vector) and part.is_lookup]
+    return vectors if len(vectors) == len(row) else None
 
 
 def _dense(value: ir.Value) -> Row | None:
@@ -299,9 +358,8 @@ def _bag_size(row: Row, sizes: Sequence[int], axis: int) -> int | None:
 
 def _bag(parts: Row) -> Vector | None:
     """The sum of lookups of neighbouring columns in one table."""
-    vectors = [part for part in parts if isinstance(part, Vector) and part.is_lookup]
-    joined = all(one.continued_by(other) for one, other in pairwise(vectors))
-    if len(vectors) != len(parts) or not joined:
+    vectors = _lookups(parts)
+    if vectors is None or not all(a.continued_by(b) for a, b in pairwise(vectors)):
         return None
     return replace(
         vectors[0],
@@ -311,10 +369,10 @@ def _bag(parts: Row) -> Vector | None:
 
 
 def _scaled(row: Sequence[Vector | Dots], factor: float) -> Row | None:
-    vectors = [part for part in row if isinstance(part, Vector) and part.is_lookup]
-    if len(vectors) != len(row):
+    vectors = _lookups(row)
+    if vectors is None:
         return None
-    return tuple(replace(part, factor=part.factor * factor) for part in vectors)
+    return tuple(replace(one, factor=one.factor * factor) for one in vectors)
 
 
 def _weighted(row: Row, source: ir.Value, weights: ir.Value) -> Row | None:
@@ -324,8 +382,8 @@ def _weighted(row: Row, source: ir.Value, weights: ir.Value) -> Row | None:
         return None
     if dims(weights)[1:] != [*places, 1] or len(row) != prod(places):
         return None
-    vectors = [part for part in row if isinstance(part, Vector) and len(part.ids) == 1]
-    if len(vectors) != len(row) or any(part.weights for part in vectors):
+    vectors = _lookups(row)
+    if vectors is None or any(len(one.ids) != 1 or one.weights for one in vectors):
         return None
     columns = [Column(weights, index) for index in range(len(row))]
     return tuple(replace(part, weights=(one,)) for part, one in zip(vectors, columns, strict=True))
@@ -426,6 +484,34 @@ def _rowwise(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     return codes, scales, ids
 
 
+def _rowwise4(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """The same for a table of 4-bit codes."""
+    scaled, split = _made_by(add.inputs[0], "Mul"), _made_by(add.inputs[1], "Split")
+    halves = None if scaled is None else _before(_before(scaled.inputs[0], "Cast"), "Reshape")
+    joined, both = _made_by(halves, "Concat"), _before(_before(_first_of(split), "Cast"), "Gather")
+    if scaled is None or split is None or joined is None or both is None:
+        return None
+    if [scaled.inputs[1], add.inputs[1]] != list(split.outputs):
+        return None
+    low, high = (_before(one, "Unsqueeze") for one in (*joined.inputs, None, None)[:2])
+    masked, shifted = _made_by(low, "BitwiseAnd"), _made_by(high, "BitShift")
+    scales = _made_by(_before(_first_of(split), "Cast"), "Gather")
+    if masked is None or shifted is None or scales is None:
+        return None
+    gather = _made_by(masked.inputs[0], "Gather")
+    if gather is None or masked.inputs[0] is not shifted.inputs[0]:
+        return None
+    halved = integers(masked.inputs[1]) == [15] and integers(shifted.inputs[1]) == [4]
+    right = shifted.attributes.get_string("direction", "") == "RIGHT"
+    (codes, ids), others = gather.inputs, scales.inputs[1]
+    assert codes is not None
+    by_row = all(one.attributes.get_int("axis", 0) == 0 for one in (gather, scales))
+    tables = is_table(codes, ir.DataType.UINT8) and is_table(both, ir.DataType.FLOAT16)
+    if not (halved and right and by_row and tables) or ids is None or ids is not others:
+        return None
+    return codes, both, ids
+
+
 def _unflattened(ids: ir.Value) -> ir.Value | None:
     """The ids before they were made one long list; None if they weren't."""
     node = _made_by(ids, "Reshape")
@@ -448,6 +534,33 @@ def _dot_interaction(last: ir.Node) -> tuple[ir.Value, tuple[tuple[int, int], ..
     if vectors is None or places is None or dims(pick.inputs[1])[1:] != [2]:
         return None
     return vectors, tuple(zip(places[::2], places[1::2], strict=True))
+
+
+def _bags_by_offsets(add: ir.Node) -> tuple[ir.Value, ir.Value, bool] | None:
+    """The rows, the offsets, and whether these have an end, as `lower-embedding-bag` adds up.
+
+    How many bags began up to each row, less one, is the bag that the row is added to.
+    """
+    zeros, bag, rows = add.inputs
+    bag = _before(bag, "Unsqueeze")
+    begun = _before(_before(bag, "Sub"), "Slice")
+    marks = _made_by(_before(begun, "CumSum"), "ScatterND")
+    if rows is None or marks is None or bag is None or begun is None:
+        return None
+    adds = all(node.attributes.get_string("reduction", "") == "add" for node in (add, marks))
+    less_one, cut = (value.producer() for value in (bag, _before(bag, "Sub")) if value is not None)
+    assert less_one is not None
+    assert cut is not None
+    settings = [integers(less_one.inputs[1]), *(integers(one) for one in cut.inputs[1:4])]
+    empty = _fill(zeros) == 0 and _fill(marks.inputs[0]) == 0 and _fill(marks.inputs[2]) == 1
+    starts = _before(marks.inputs[1], "Unsqueeze")
+    if not adds or not empty or settings != [[1], [0], [-1], [0]] or starts is None:
+        return None
+    whole = _made_by(starts, "Slice")
+    if whole is None:
+        return rows, starts, False
+    all_but_last = [integers(one) for one in whole.inputs[1:4]] == [[0], [-1], [0]]
+    return (rows, _first(whole), True) if all_but_last else None
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -509,6 +622,23 @@ def _joins_columns(node: ir.Node, value: ir.Value) -> bool:
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def _first_of(node: ir.Node | None) -> ir.Value | None:
+    return None if node is None else node.inputs[0]
+
+
+def _before(value: ir.Value | None, op_type: str) -> ir.Value | None:
+    """The first input of the operator that makes a value, if it is that one."""
+    node = _made_by(value, op_type)
+    return None if node is None else node.inputs[0]
+
+
+def _fill(value: ir.Value | None) -> float | None:
+    """What a value is filled with."""
+    filler = _before(value, "Expand")
+    constant = None if filler is None else filler.const_value
+    return None if constant is None or constant.size != 1 else float(constant.numpy().item())
 
 
 def _first(node: ir.Node) -> ir.Value:

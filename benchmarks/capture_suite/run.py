@@ -62,7 +62,7 @@ def examine(case: Any) -> dict[str, Any]:
         program = capture(model, batches[BATCHES[-1]])
         result["seconds"] = time.perf_counter() - start
         result["route"] = program.module.meta.get("route", "")
-        result["notes"] = list(program.module.meta.get("notes", ()))
+        result["notes"] = list(program.notes)
         result["nodes"] = len(program.graph.nodes)
         found = {size: tensors(program(*rows)) for size, rows in batches.items()}
         result["parity"] = worst(expected, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .heads import is_auxiliary, words_of
 from .pattern import argument, is_op, parameter_name, shape_of
 from .signature import BATCH, Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
 
@@ -46,7 +46,8 @@ _SPLITS = frozenset(
         _aten.tensor_split.sections,
     }
 )
-_LOOKUPS: dict[Any, tuple[int, int]] = {
+#: Operators that look rows up: which argument is the table, which the ids.
+LOOKUPS: dict[Any, tuple[int, int]] = {
     _aten.embedding.default: (0, 1),
     torch.ops.rankc.rowwise_embedding.default: (0, 3),
     torch.ops.rankc.rowwise_embedding4.default: (0, 3),
@@ -142,8 +143,14 @@ def infer_signature(
     features = tuple(_feature(node) for node in graph.find_nodes(op="placeholder"))
     (output,) = graph.find_nodes(op="output")
     if tasks is None:
-        pairs = zip(outputs, output.args[0], strict=True)
-        tasks = tuple(task for name, node in pairs for task in _tasks(name, node))
+        pairs = list(zip(outputs, output.args[0], strict=True))
+        found = [(task, node) for name, node in pairs for task in _tasks(name, node)]
+        train_only = [is_auxiliary(task, node) for task, node in found]
+        # Where all look train-only, that is how these heads are called, and they are served.
+        tasks = tuple(
+            replace(task, auxiliary=only and not all(train_only))
+            for (task, _), only in zip(found, train_only, strict=True)
+        )
     return Signature(features, tasks, outputs)
 
 
@@ -157,7 +164,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
         if user in seen:
             continue
         seen.add(user)
-        places = _LOOKUPS.get(user.target) if user.op == "call_function" else None
+        places = LOOKUPS.get(user.target) if user.op == "call_function" else None
         if places is not None:
             table, ids = user.args[places[0]], user.args[places[1]]
             name = parameter_name(table)
@@ -326,10 +333,9 @@ def side_of(name: str) -> Side:
     Names are read word by word: ``user_id``, ``histItemIds`` and ``ad.category`` say it, ``music``
     and ``address`` don't. A history of items belongs to the user.
     """
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
-    words = [word.removesuffix("s") if len(word) > 2 else word for word in words]
-    found = {side for side, known in _SIDES.items() if known & set(words)}
-    if _HISTORY & set(words) and found <= {Side.ITEM, Side.USER}:
+    words = words_of(name)
+    found = {side for side, known in _SIDES.items() if known & words}
+    if _HISTORY & words and found <= {Side.ITEM, Side.USER}:
         return Side.USER
     return found.pop() if len(found) == 1 else Side.UNKNOWN
 

@@ -34,6 +34,7 @@ class Program:
         arguments: The names of the user's ``forward`` arguments, in order.
         form: What the graph may contain.
         recipe: The passes applied so far, as pipeline text.
+        notes: What its user should know of how it came to be.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,7 @@ class Program:
     arguments: tuple[str, ...]
     form: Form
     recipe: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -51,7 +53,7 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program as the user's model is called."""
-        features = self.inputs.flatten(self.bind(args, kwargs))
+        features = self.inputs.flatten(self.bind(args, kwargs), self.signature.optional)
         return self.outputs.unflatten(self.run(features))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +66,9 @@ class Program:
 
     def run(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The output tensors by name, from feature tensors by name, without gradients."""
+        given = with_defaults(self.signature, features)
         with torch.no_grad():
-            results = self.module(*(features[name] for name in self.signature.names))
+            results = self.module(*(given[name] for name in self.signature.names))
         return dict(zip(self.signature.outputs, results, strict=True))
 
     def clone(self) -> Program:
@@ -164,6 +167,7 @@ class Program:
             "arguments": list(self.arguments),
             "form": self.form.value,
             "recipe": list(self.recipe),
+            "notes": list(self.notes),
         }
         torch.export.save(self.exported(), path, extra_files={"rankc.json": json.dumps(contract)})
 
@@ -188,6 +192,7 @@ class Program:
             arguments=tuple(contract["arguments"]),
             form=Form(contract["form"]),
             recipe=tuple(contract["recipe"]),
+            notes=tuple(contract.get("notes", ())),
         )
 
 
@@ -205,6 +210,18 @@ def bind_arguments(
             raise SignatureError(f"argument {name!r} was given twice.")
         bound[name] = value
     return bound
+
+
+def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features, with the default in every row of those that were left out."""
+    found = dict(features)
+    rows = next((len(v) for v in found.values()), 0)
+    for feature in signature:
+        if feature.name not in found and feature.default is not None:
+            sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
+            dtype: torch.dtype = getattr(torch, feature.dtype)
+            found[feature.name] = torch.full((rows, *sizes), feature.default, dtype=dtype)
+    return found
 
 
 def flatten_exported(

@@ -15,6 +15,7 @@ from . import torchapi
 from .facts import facts_of, merged, set_facts, site_of
 from .printer import excerpt
 from .program import Program
+from .signature import BATCH, Feature
 from .verify import same_value
 
 #: Operators whose results may differ from run to run or that do something besides computing.
@@ -161,6 +162,24 @@ class Rewriter:
         old.replace_all_uses_with(new)
         self.program.graph.erase_node(old)
 
+    def defer(self, node: fx.Node, behind: fx.Node) -> None:
+        """Moves ``node``, and what needs it, behind another node where they stand before that one.
+
+        Raises:
+            VerifyError: ``behind`` needs ``node`` itself.
+        """
+        order = list(self.program.graph.nodes)
+        place = order.index(behind)
+        moving = dict.fromkeys([node] if node in order[:place] else [])
+        for later in order[:place]:
+            if any(source in moving for source in later.all_input_nodes):
+                moving[later] = None
+        if any(source in moving for source in behind.all_input_nodes):
+            raise VerifyError(f"{self.made_by}: {behind.name} needs {node.name}\n{excerpt(behind)}")
+        for later in moving:
+            behind.append(later)
+            behind = later
+
     def erase(self, node: fx.Node) -> None:
         """Removes a node that nobody uses."""
         self.program.graph.erase_node(node)
@@ -178,6 +197,56 @@ class Rewriter:
             outputs=tuple(kept),
             tasks=tuple(task for task in signature.tasks if task.output in kept),
         )
+
+    def add_feature(self, feature: Feature) -> fx.Node:
+        """A node for a new input, one value a row ``[B]``, behind the others; callers may omit it.
+
+        It becomes a key of the one dict a model takes, or else an argument of its own.
+
+        Raises:
+            VerifyError: It has no default, or no feature tells how many rows there are.
+        """
+        program = self.program
+        placeholders = program.graph.find_nodes(op="placeholder")
+        pairs = zip(placeholders, program.signature, strict=True)
+        rows = [node for node, other in pairs if other.shape[0] == BATCH]
+        if feature.default is None or not rows:
+            raise VerifyError(f"{self.made_by} can't add the input {feature.name} to these")
+        with program.graph.inserting_after(placeholders[-1]):
+            node = program.graph.placeholder(feature.name)
+        value = rows[0].meta["val"]
+        node.meta["val"] = value.new_empty(
+            (value.shape[0],), dtype=getattr(torch, feature.dtype), requires_grad=False
+        )
+        signature = program.signature
+        program.signature = replace(signature, features=(*signature.features, feature))
+        program.inputs, program.arguments = program.inputs.with_input(
+            feature.name, program.arguments
+        )
+        return node
+
+    def add_output(self, name: str, node: fx.Node) -> None:
+        """Returns one more value, which no task is read from."""
+        program = self.program
+        (output,) = program.graph.find_nodes(op="output")
+        output.args = ((*output.args[0], node),)
+        outputs = (*program.signature.outputs, name)
+        program.signature = replace(program.signature, outputs=outputs)
+        program.outputs = program.outputs.with_output(name)
+
+    def set_output(self, name: str, node: fx.Node) -> None:
+        """Returns ``node`` as the output called so; whatever else needs the old value keeps it.
+
+        Raises:
+            VerifyError: Their shapes or dtypes differ.
+        """
+        (output,) = self.program.graph.find_nodes(op="output")
+        place = self.program.signature.outputs.index(name)
+        values = list(output.args[0])
+        if not same_value(values[place].meta["val"], node.meta["val"]):
+            raise VerifyError(f"{self.made_by} would return {name} in another shape or dtype")
+        values[place] = node
+        output.args = (tuple(values),)
 
     def _stamp(self, node: fx.Node, like: fx.Node | Sequence[fx.Node]) -> None:
         nodes = (like,) if isinstance(like, fx.Node) else tuple(like)

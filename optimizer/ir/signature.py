@@ -71,6 +71,9 @@ class Feature:
         axis: The dimension columns are counted in, where there is one cardinality per column.
         delimiter: The feature that says where this one's rows begin, or how long they are, where
             rows hold different numbers of ids.
+        default: What stands in every row where a caller leaves the feature out; None where it must
+            be given.
+        bounds: The least and the largest value it may have; None for any.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Feature:
     cardinalities: tuple[int, ...] = ()
     axis: int = 1
     delimiter: str = ""
+    default: float | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def is_integer(self) -> bool:
@@ -143,6 +148,11 @@ class Signature:
         return tuple(feature.name for feature in self.features)
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        """The names of the features a caller may leave out."""
+        return tuple(feature.name for feature in self.features if feature.default is not None)
+
+    @property
     def served(self) -> tuple[Task, ...]:
         """The tasks that are served, and therefore judged."""
         return tuple(task for task in self.tasks if not task.auxiliary)
@@ -186,6 +196,8 @@ class Signature:
                     cardinalities=tuple(f["cardinalities"]),
                     axis=f["axis"],
                     delimiter=f.get("delimiter", ""),
+                    default=f.get("default"),
+                    bounds=tuple(f["bounds"]) if f.get("bounds") else None,
                 )
                 for f in data["features"]
             ),

@@ -11,8 +11,8 @@ import dataclasses
 import importlib
 import keyword
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SignatureError
@@ -88,14 +88,59 @@ class Structure:
         """A copy with leaves renamed."""
         return Structure(_rename(self.template, names))
 
-    def flatten(self, value: Any) -> dict[str, Any]:
+    def keep(self, names: Collection[str]) -> Structure:
+        """The structure less other leaves.
+
+        Dicts lose their keys. Where a list, a tuple or a class would lose something, what is left
+        would be counted otherwise: all becomes one dict of leaves by name, or the one leaf left.
+        """
+        kept = _keep(self.template, names)
+        if kept is not None:
+            return Structure(kept)
+        left = tuple(name for name in self.names if name in names)
+        leaves = tuple(map(Leaf, left))
+        return Structure(leaves[0] if len(leaves) == 1 else Branch("dict", left, leaves))
+
+    def with_input(
+        self, name: str, arguments: tuple[str, ...]
+    ) -> tuple[Structure, tuple[str, ...]]:
+        """Arguments with one more leaf: in the one dict that is all of them, or by itself.
+
+        Args:
+            name: The leaf.
+            arguments: The names of the arguments, which are this structure's keys.
+        """
+        assert isinstance(self.template, Branch)
+        inner = self.template.items[0]
+        if len(arguments) == 1 and isinstance(inner, Branch) and inner.kind == "dict":
+            whole = replace(self.template, items=(_plus(inner, name),))
+            return Structure(whole), arguments
+        return Structure(_plus(self.template, name)), (*arguments, name)
+
+    def with_output(self, name: str) -> Structure:
+        """The structure with one more leaf: a dict's key, or the last of a list or a tuple.
+
+        A lone leaf becomes a tuple of both, and what is of a class a dict.
+        """
+        if isinstance(self.template, Branch) and self.template.kind in ("dict", "list", "tuple"):
+            return Structure(_plus(self.template, name))
+        if isinstance(self.template, Branch):
+            names = (*self.names, name)
+            return Structure(Branch("dict", names, tuple(map(Leaf, names))))
+        return Structure(Branch("tuple", (), (self.template, Leaf(name))))
+
+    def flatten(self, value: Any, optional: Collection[str] = ()) -> dict[str, Any]:
         """The leaves of ``value``, which must be nested like this structure.
+
+        Args:
+            value: Nested tensors.
+            optional: Names of leaves that may be missing from a dict or from the arguments.
 
         Raises:
             SignatureError: A key, position or field is missing or unexpected; the message names it.
         """
         found: dict[str, Any] = {}
-        _match(self.template, value, "inputs", found)
+        _match(self.template, value, "inputs", found, optional)
         return found
 
     def unflatten(self, leaves: Mapping[str, Any]) -> Any:
@@ -205,7 +250,28 @@ def _rename(template: Template, names: Mapping[str, str]) -> Template:
     return template
 
 
-def _match(template: Template, value: Any, where: str, found: dict[str, Any]) -> None:
+def _keep(template: Branch | Leaf | Constant, names: Collection[str]) -> Template | None:
+    """The template with other leaves taken out of its dicts; None if they are elsewhere too."""
+    if isinstance(template, Leaf):
+        return template if template.name in names else None
+    if isinstance(template, Constant):
+        return template
+    keys, items = [], []
+    for key, item in zip(template.keys or range(len(template.items)), template.items, strict=True):
+        leaves = list(_leaves(item))
+        if template.kind == "dict" and leaves and not any(leaf.name in names for leaf in leaves):
+            continue
+        kept = _keep(item, names)
+        if kept is None:
+            return None
+        keys.append(key)
+        items.append(kept)
+    return Branch(template.kind, tuple(keys) if template.keys else (), tuple(items))
+
+
+def _match(
+    template: Template, value: Any, where: str, found: dict[str, Any], optional: Collection[str]
+) -> None:
     if isinstance(template, Leaf):
         found[template.name] = value
         return
@@ -216,11 +282,13 @@ def _match(template: Template, value: Any, where: str, found: dict[str, Any]) ->
                 f"program; got {value!r}. Capture again with that value."
             )
         return
-    for label, item, child in _align(template, value, where):
-        _match(item, child, f"{where}{label}", found)
+    for label, item, child in _align(template, value, where, optional):
+        _match(item, child, f"{where}{label}", found, optional)
 
 
-def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Template, Any]]:
+def _align(
+    template: Branch, value: Any, where: str, optional: Collection[str]
+) -> Iterator[tuple[str, Template, Any]]:
     parts = _children(value)
     if parts is None:
         raise SignatureError(f"{where} should be a {template.kind}, got {type(value).__name__}.")
@@ -229,7 +297,9 @@ def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Temp
         given = dict(zip(keys, items, strict=True)) if keys else {}
         if not keys and len(items) == len(template.keys):
             given = dict(zip(template.keys, items, strict=True))
-        missing = [key for key in template.keys if key not in given]
+        pairs = list(zip(template.keys, template.items, strict=True))
+        left_out = {key for key, item in pairs if key not in given and _may_miss(item, optional)}
+        missing = [key for key in template.keys if key not in given and key not in left_out]
         extra = [key for key in given if key not in template.keys]
         if missing or extra:
             raise SignatureError(
@@ -241,8 +311,9 @@ def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Temp
                 )
                 + f". Expected {list(template.keys)}."
             )
-        for key, item in zip(template.keys, template.items, strict=True):
-            yield f"[{key!r}]", item, given[key]
+        for key, item in pairs:
+            if key not in left_out:
+                yield f"[{key!r}]", item, given[key]
         return
     if keys and template.kind in ("list", "tuple"):
         raise SignatureError(f"{where} should be a {template.kind}, got {type(value).__name__}.")
@@ -250,6 +321,17 @@ def _align(template: Branch, value: Any, where: str) -> Iterator[tuple[str, Temp
         raise SignatureError(f"{where} should have {len(template.items)} items, got {len(items)}.")
     for index, (item, child) in enumerate(zip(template.items, items, strict=True)):
         yield f"[{index}]", item, child
+
+
+def _plus(template: Branch, name: str) -> Branch:
+    keys = (*template.keys, name) if template.kind == "dict" else ()
+    return Branch(template.kind, keys, (*template.items, Leaf(name)))
+
+
+def _may_miss(template: Template, optional: Collection[str]) -> bool:
+    """Whether all leaves of a part may be missing."""
+    names = [leaf.name for leaf in _leaves(template)]
+    return bool(names) and all(name in optional for name in names)
 
 
 def _restore(template: Template, leaves: Mapping[str, Any]) -> Any:

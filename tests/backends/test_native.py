@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(library().path is None, reason=library().reason)
 RNG = np.random.default_rng(0)
 TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
@@ -71,15 +72,17 @@ def lookup(
     first: int = 0,
     shifts: list[int] | None = None,
     interacts: bool = False,
+    coding: int | None = None,
 ) -> list[int]:
     """A segment of bags; ``places`` are the inputs of table, ids, scales and weights."""
-    total = sum(bags)
-    head = [int(interacts), 1, width, *(places or [0, 1, -1, -1]), -1, -1, first, 0]
+    total, named = sum(bags), places or [0, 1, -1, -1]
+    kind = coding if coding is not None else 2 if named[2] >= 0 else 0
+    head = [int(interacts), 1, kind, width, *named, -1, -1, first, 0]
     return [*head, len(bags), *bags, total, *(shifts or [0] * total)]
 
 
 def dense(width: int, place: int, count: int = 1, first: int = 0, interacts: bool = False) -> Any:
-    head = [int(interacts), 0, width, place, *ABSENT, -1, -1, first, 0]
+    head = [int(interacts), 0, 0, width, place, *ABSENT, -1, -1, first, 0]
     return [*head, count, *[1] * count, 0]
 
 
@@ -120,6 +123,24 @@ def test_bags_of_codes(instructions: str, width: int) -> None:
     assert_close(got, pooled(rows, ids, bags), 5 * np.abs(rows).max())
 
 
+@pytest.mark.parametrize("width", [1, 3, 8, 10, 16, 64, 70, 128, 200])
+def test_bags_of_halves_and_of_nibbles(instructions: str, width: int) -> None:
+    halves = RNG.normal(size=(50, width)).astype(np.float16)
+    halves[0, 0], halves[1, 0] = 2.0**-24, -(2.0**-15)  # smaller than the exponent goes
+    bags, ids = [2, 1, 5], RNG.integers(0, 50, (70, 8))
+    ids[0] = [0, 1, 0, 1, 0, 1, 0, 1]
+    got = run([halves, ids], 3 * width, plan=lookup(width, bags, coding=1), factors=[1.0])
+    assert_close(got, pooled(halves, ids, bags), 5 * np.abs(halves).max())
+    assert np.array_equal(got[:, width : 2 * width], halves[ids[:, 2]].astype(np.float32))
+    codes = RNG.integers(0, 16, (50, 2 * width)).astype(np.uint8)
+    pairs = codes[:, ::2] | codes[:, 1::2] << 4
+    scales = RNG.normal(size=(50, 2)).astype(np.float16)
+    plan = lookup(2 * width, bags, places=[0, 1, 2, -1], coding=3)
+    got = run([pairs, ids, scales], 6 * width, plan=plan, factors=[1.0])
+    rows = codes * scales[:, :1].astype(np.float64) + scales[:, 1:].astype(np.float64)
+    assert_close(got, pooled(rows, ids, bags), 5 * np.abs(rows).max())
+
+
 @pytest.mark.parametrize("coded", [False, True])
 def test_weights_factors_and_shifts(instructions: str, coded: bool) -> None:
     rows = RNG.normal(size=(40, 20)).astype(np.float32)
@@ -129,12 +150,42 @@ def test_weights_factors_and_shifts(instructions: str, coded: bool) -> None:
     weights = RNG.normal(size=(9, 6, 1)).astype(np.float32)
     shifts = [0, 10, 10, 30]
     plan = lookup(20, [3, 1], places=[0, 1, 3 if coded else -1, 2], first=1, shifts=shifts)
-    plan[10] = 1  # the first weight
+    plan[11] = 1  # the first weight
     inputs = [codes if coded else rows, ids, weights, *([scales] if coded else [])]
     got = run(inputs, 40, plan=plan, factors=[0.25])
     exact = codes * scales[:, :1].astype(np.float64) + scales[:, 1:] if coded else rows
     want = pooled(exact, ids[:, 1:5] + np.array(shifts), [3, 1], weights[:, 1:5]) * 0.25
     assert_close(got, want, np.abs(exact).max() * np.abs(weights).max())
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("has_end", [False, True])
+def test_bags_by_offsets(instructions: str, coded: bool, has_end: bool) -> None:
+    lengths = np.array([2, 0, 5, 1, 0, 300])
+    bounds = np.concatenate([[0], lengths.cumsum()])
+    ids = RNG.integers(0, 30, bounds[-1])
+    table = RNG.normal(size=(40, 20)).astype(np.float32)
+    codes = RNG.integers(0, 256, (40, 20)).astype(np.uint8)
+    scales = RNG.normal(size=(40, 2)).astype(np.float32)
+    weights = RNG.normal(size=(len(ids), 1)).astype(np.float32)
+    divisor = RNG.uniform(1, 2, (6, 1)).astype(np.float32)
+    offsets = bounds if has_end else bounds[:-1]
+    plan = [0, 2, 2 * coded, 20, 0, 1, 5 if coded else -1, 3, 4, 2, int(has_end), 0, 1, 1, 1, 10]
+    inputs = [codes if coded else table, ids, offsets, weights, divisor]
+    got = run([*inputs, *([scales] if coded else [])], 20, plan=plan, factors=[0.5])
+    rows = codes * scales[:, :1].astype(np.float64) + scales[:, 1:] if coded else table
+    parts = np.split(rows.astype(np.float64)[ids + 10] * weights, bounds[1:-1])
+    want = 0.5 * np.stack([part.sum(0) for part in parts]) / divisor
+    assert_close(got, want, 30 * np.abs(rows).max())
+    assert not got[1].any(), "an empty bag is zero"
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2], [0, -1, 4], [0, 2, 9]])
+def test_offsets_that_do_not_cut_a_list_are_told(offsets: list[int]) -> None:
+    plan = [0, 2, 0, 3, 0, 1, -1, -1, -1, 2, 0, 0, 1, 1, 1, 0]
+    inputs = [np.zeros((7, 3), np.float32), np.zeros(5, np.int64), np.array(offsets)]
+    with pytest.raises(Exception, match=r"row \d has the ids from -?\d to -?\d of a list of 5"):
+        run(inputs, 3, plan=plan, factors=[1.0])
 
 
 @pytest.mark.parametrize(("count", "width"), [(3, 4), (9, 16), (14, 10), (27, 64), (33, 17)])

@@ -10,10 +10,18 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import numpy_helper
 from rankc.backends.native import library
 from rankc.backends.native.fusions import fuse_natively
+from rankc.backends.onnx import to_onnx
 from rankc.backends.ort_fusions import fuse_for_onnxruntime
+from rankc.frontends.export import capture
+from rankc.optimizer.analysis.sites import table_sites
+from rankc.optimizer.ir import Rewriter, sweep
+from rankc.optimizer.realise import realise_table
+from support import run_passes
+from torch import Tensor, nn
 
 RNG = np.random.default_rng(0)
 ROWS, WIDTH = 50, 16
@@ -170,6 +178,13 @@ FORMS: dict[str, tuple[str, str, list[str]]] = {
         """rows = Gather(table, ids) w = Unsqueeze(weights, v2) r = Mul(w, rows)
         s = ReduceSum <keepdims = 0> (r, v1) y = Mul(s, half)""",
         f"float[B, {WIDTH}] y",
+        ["Features"],
+    ),
+    "a-masked-mean": (
+        """rows = Gather(table, ids) w = Unsqueeze(weights, v2) r = Mul(rows, w)
+        s = ReduceSum <keepdims = 0> (r, v1) c = ReduceL1 <keepdims = 1> (weights, v1)
+        d = Div(s, c) y = Concat <axis = 1> (d, dense)""",
+        f"float[B, {WIDTH + 4}] y",
         ["Features"],
     ),
     "weights-of-width-one": (
@@ -331,6 +346,77 @@ def test_what_the_kernel_does_not_do_stays_outside(form: str) -> None:
     fuse_natively(model)
     assert outside in kinds(model)
     assert_same(before, run(model, feeds, native=library().path is not None))
+
+
+class Bag(nn.Module):
+    """One bag a row, cut from a list of ids by offsets, beside a dense feature."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bag = nn.EmbeddingBag(50, 8, **options)
+
+    def forward(self, dense: Tensor, ids: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+        if self.bag.mode == "mean":
+            return torch.cat([dense, self.bag(ids, offsets)], 1)
+        return torch.cat([dense, self.bag(ids, offsets, per_sample_weights=weights)], 1)
+
+
+LENGTHS = torch.tensor([2, 0, 3, 1, 0, 4])
+BOUNDS = torch.cat([torch.zeros(1, dtype=torch.int64), LENGTHS.cumsum(0)])
+
+
+@pytest.mark.parametrize(
+    ("mode", "last", "padding"),
+    [("sum", False, None), ("sum", True, 3), ("mean", False, 3), ("mean", True, None)],
+)
+def test_bags_by_offsets(mode: str, last: bool, padding: int | None) -> None:
+    module = Bag(mode=mode, include_last_offset=last, padding_idx=padding).eval()
+    ids = torch.arange(10) * 7 % 50
+    inputs = torch.rand(6, 4), ids, torch.rand(10), BOUNDS if last else BOUNDS[:-1]
+    lowered = run_passes(capture(module, inputs), "canonicalize,lower-embedding-bag").program
+    model = to_onnx(lowered)
+    fuse_for_onnxruntime(model)
+    assert fuse_natively(model) == {"native-features": 1}
+    assert calls(model) == ["Features"]
+    with torch.no_grad():
+        want = module(*inputs).numpy()
+    names = [value.name for value in model.graph.inputs]
+    feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    for native in (False, library().path is not None):
+        assert_same([want], run(model, feeds, native))
+
+
+class History(nn.Module):
+    """A row and a masked mean of rows of one table, beside dense features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.items = nn.Embedding(50, 6)
+
+    def forward(self, dense: Tensor, item: Tensor, history: Tensor) -> Tensor:
+        mask = (history != 0).unsqueeze(-1).float()
+        pooled = (self.items(history) * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return torch.cat([dense, self.items(item), pooled], 1)
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "fp16", "int8", "int4"])
+def test_tables_in_every_format(number_format: str) -> None:
+    inputs = torch.rand(7, 4), torch.arange(7), torch.arange(35).reshape(7, 5) % 11
+    program = run_passes(capture(History().eval(), inputs), "canonicalize").program
+    for lookups in table_sites(program).values():
+        if number_format != "fp32":
+            realise_table(Rewriter(program, "test"), lookups, number_format)
+    sweep(program)
+    want = program.run(dict(zip(program.signature.names, inputs, strict=True)))
+    model = to_onnx(program)
+    fuse_for_onnxruntime(model)
+    assert fuse_natively(model) == {"native-features": 1}
+    names = [value.name for value in model.graph.inputs]
+    feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    for native in (False, library().path is not None):
+        assert_same([one.numpy() for one in want.values()], run(model, feeds, native))
 
 
 def test_the_function_holds_what_was_there() -> None:

@@ -20,6 +20,7 @@ NOTHING = {
     "shared-scalars": 0,
     "index-to-gather": 0,
     "rowwise-table": 0,
+    "rowwise-table4": 0,
     "quantized-gemm": 0,
     "quantized-matmul": 0,
     "quantized-bias": 0,
@@ -417,6 +418,46 @@ def test_table_left_alone(name):
     names = [n.op_type for n in model.graph]
     assert fuse_for_onnxruntime(model) == NOTHING
     assert [n.op_type for n in model.graph] == names
+
+
+NIBBLES = [
+    node("Gather", "codes i", "pairs"),
+    node("BitwiseAnd", "pairs fifteen", "low"),
+    node("BitShift", "pairs four", "high", direction="RIGHT"),
+    node("Unsqueeze", "low last", "low1"),
+    node("Unsqueeze", "high last", "high1"),
+    node("Concat", "low1 high1", "halves", axis=-1),
+    node("Reshape", "halves shape", "values"),
+    node("Cast", "values", "v", to=TensorProto.FLOAT),
+    node("Gather", "scale i", "s"),
+    node("Cast", "s", "sf", to=TensorProto.FLOAT),
+    node("Gather", "bias i", "b"),
+    node("Cast", "b", "bf", to=TensorProto.FLOAT),
+    node("Mul", "v sf", "vs"),
+    node("Add", "vs bf", "y"),
+]
+NIBBLE_TABLE = {
+    **{name: value.astype(np.float16) for name, value in TABLE.items() if name != "codes"},
+    "codes": TABLE["codes"],
+    "fifteen": np.uint8(15),
+    "four": np.uint8(4),
+    "last": np.array([-1]),
+    "shape": np.array([0, -1]),
+}
+
+
+def test_rowwise_table_of_4_bits():
+    model = build(NIBBLES, NIBBLE_TABLE, {"i": ["B"]})
+    before, after, counts = run_before_and_after(model, ids())
+    assert fused(counts) == {"rowwise-table4": 1}
+    assert ops(model)["Gather"] == 2
+    assert_same_bits(before, after)
+
+
+@pytest.mark.parametrize("changed", [{"scale": TABLE["scale"]}, {"fifteen": np.uint8(7)}])
+def test_another_table_of_4_bits_is_left_alone(changed):
+    model = build(NIBBLES, {**NIBBLE_TABLE, **changed}, {"i": ["B"]})
+    assert fuse_for_onnxruntime(model) == NOTHING
 
 
 def test_table_bytes_are_not_read():

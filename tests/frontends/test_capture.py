@@ -517,7 +517,7 @@ def test_dropout_in_eval_is_left_out_and_told() -> None:
     module = DropsAlways().eval()
     program = capture(module, X)
     assert torch.equal(program(X), module.linear(X))
-    (note,) = program.module.meta["notes"]
+    (note,) = program.notes
     assert "F.dropout at" in note
     assert "`return self.linear(nn.functional.dropout(x, 0.5))`" in note
     assert "training=self.training" in note
@@ -563,7 +563,7 @@ def test_a_model_in_training_mode_is_captured_in_eval_and_told() -> None:
     module = Noisy().train()
     program = capture(module, X)
     assert module.training
-    (note,) = program.module.meta["notes"]
+    (note,) = program.notes
     assert "in training mode; captured in eval mode" in note
     assert "(norm, drop)" in note
     check_same(program, module.eval(), (X,))
@@ -586,7 +586,7 @@ def test_a_loss_beside_the_scores_is_left_out_and_told() -> None:
     program = capture(module, X)
     assert program.signature.outputs == ("ctr", "cvr")
     assert set(program(X)) == {"ctr", "cvr"}
-    assert "left out 'loss': a single number" in program.module.meta["notes"][0]
+    assert "left out 'loss': a single number" in program.notes[0]
     pair = PairWithLoss().eval()
     assert torch.equal(capture(pair, X)(X), pair(X)[0])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from rankc.frontends.export import capture
 from rankc.optimizer.errors import VerifyError
 from rankc.optimizer.ir import (
     Miss,
@@ -21,7 +22,7 @@ from rankc.optimizer.ir import (
     verify,
 )
 from rankc.optimizer.ir.pattern import is_op, shape_of
-from torch import fx
+from torch import Tensor, fx, nn
 
 aten = torch.ops.aten
 
@@ -117,6 +118,31 @@ def test_an_argument_is_replaced_and_the_format_kept(program: Program) -> None:
     assert facts_of(node).made_by == "skip-relu"
     assert facts_of(node).origin == ("deep.2",)
     verify(program)
+
+
+def test_a_deferred_node_takes_what_needs_it_along() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()) * self.c(x)
+
+    program = capture(Two().eval(), (torch.randn(6, 4),))
+    x = {"x": torch.randn(5, 4)}
+    before = program.run(x)["score"]
+    first, last = linear(program, "a"), linear(program, "c")
+    rw = Rewriter(program, "p")
+    rw.defer(first, last)
+    order = [site_of(n) for n in program.graph.nodes if is_op(n, aten.linear.default)]
+    assert order == ["c", "a", "b"]
+    rw.defer(first, last)  # stands behind it already
+    verify(program)
+    program.module.recompile()
+    assert torch.equal(program.run(x)["score"], before)
+    with pytest.raises(VerifyError, match=r"p: linear_1 needs"):
+        rw.defer(first, linear(program, "b"))
 
 
 def test_dropped_outputs_take_their_tasks_and_parameters_along(program: Program, rows: Any) -> None:

@@ -11,6 +11,7 @@ from rankc.frontends.export import capture
 from rankc.optimizer.data import check_features, synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
+from rankc.optimizer.ir.program import with_defaults
 from torch import Tensor, nn
 
 SIGNATURE = Signature(
@@ -27,6 +28,22 @@ SIGNATURE = Signature(
 
 def test_json_round_trip() -> None:
     assert Signature.from_json(json.loads(json.dumps(SIGNATURE.to_json()))) == SIGNATURE
+
+
+def test_defaults_and_bounds() -> None:
+    feature = Feature(
+        "window", FeatureKind.DENSE, "float32", ("batch",), default=7.0, bounds=(1.0, 28.0)
+    )
+    signature = Signature((*SIGNATURE.features, feature), SIGNATURE.tasks, SIGNATURE.outputs)
+    assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
+    assert signature.optional == ("window",)
+    rows = synthesize(signature, 200).features
+    assert 1.0 <= float(rows["window"].min()) <= float(rows["window"].max()) <= 28.0
+    given = {name: value for name, value in rows.items() if name != "window"}
+    assert with_defaults(signature, given)["window"].tolist() == [7.0] * 200
+    rows["window"][3] = 0.5
+    with pytest.raises(SignatureError, match=r"'window' is 0\.5 in row 3, outside of 1 to 28"):
+        check_features(signature, rows)
 
 
 def test_looking_up_and_changing() -> None:

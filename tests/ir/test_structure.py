@@ -138,3 +138,51 @@ def test_what_does_not_fit_is_named(template: Any, value: Any, message: str) -> 
 def test_what_holds_no_tensors_is_refused(value: Any, message: str) -> None:
     with pytest.raises(SignatureError, match=message):
         of(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "left"),
+    [
+        ({"a": A, "aux": {"b": B}}, ("a",), {"a": A}),
+        ({"a": {"x": A, "y": B}, "b": C}, ("a_x", "b"), {"a": {"x": A}, "b": C}),
+        ((A, B, C), ("input_0", "input_2"), {"input_0": A, "input_2": C}),
+        ((A, B), ("input_0",), A),
+        ({"a": [A, B]}, ("a_1",), B),
+        ((A, B), ("input_0", "input_1"), (A, B)),
+    ],
+)
+def test_keeping_some_leaves(value: Any, kept: tuple[str, ...], left: Any) -> None:
+    structure = of(value)
+    assert structure.keep(kept).unflatten(structure.flatten(value)) == left
+
+
+@pytest.mark.parametrize(
+    ("value", "more"),
+    [
+        ({"a": A}, {"a": A, "new": C}),
+        ((A, B), (A, B, C)),
+        ([A], [A, C]),
+        (A, (A, C)),
+        (Pair(A, B), {"user": A, "item": B, "new": C}),
+    ],
+    ids=["dict", "tuple", "list", "leaf", "class"],
+)
+def test_one_more_output(value: Any, more: Any) -> None:
+    structure = of(value)
+    assert structure.with_output("new").unflatten({**structure.flatten(value), "new": C}) == more
+
+
+def test_one_more_input() -> None:
+    plain, arguments = of({"a": A, "b": B}).with_input("new", ("a", "b"))
+    assert (plain.names, arguments) == (("a", "b", "new"), ("a", "b", "new"))
+    nested, arguments = of({"features": {"a": A}}).with_input("new", ("features",))
+    assert arguments == ("features",)
+    assert nested.flatten({"features": {"a": A, "new": B}}) == {"features_a": A, "new": B}
+
+
+def test_leaves_that_may_be_missing() -> None:
+    structure = of({"a": A, "b": {"c": B, "d": C}})
+    assert structure.flatten({"a": A}, optional=("b_c", "b_d")) == {"a": A}
+    assert structure.flatten({"a": A, "b": {"c": B}}, optional=("b_d",)) == {"a": A, "b_c": B}
+    with pytest.raises(SignatureError, match=r"missing \['b'\]"):
+        structure.flatten({"a": A}, optional=("b_d",))

@@ -54,6 +54,13 @@ def test_divergence_is_over_the_outputs_both_have() -> None:
     assert (both.max_abs, both.relative) == (1.0, 0.25)
 
 
+def test_divergence_is_over_the_first_columns_both_have() -> None:
+    wide, one = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [3.5]])
+    moved = divergence({"a": wide}, {"a": one})
+    assert (moved.max_abs, moved.bit_equal) == (0.5, False)
+    assert divergence({"a": one}, {"a": wide}).max_abs == 0.5
+
+
 def test_another_dtype_is_not_bit_equal() -> None:
     moved = divergence({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.float64)})
     assert moved == Divergence(0.0, 0.0, bit_equal=False)

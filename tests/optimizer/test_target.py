@@ -32,7 +32,7 @@ def test_presets_are_sound(name: str) -> None:
     [
         ("h100-fp9", "unknown target 'h100-fp9'; did you mean h100-fp8"),
         ("cpu_int8", "did you mean cpu-int8"),
-        ("", "did you mean cpu-fp32 or cpu-int8"),
+        ("", "did you mean cpu-fp32 or cpu-bf16"),
         (8, "a target is a name or a rankc.Target, got int. Known names: cpu-fp32"),
     ],
 )

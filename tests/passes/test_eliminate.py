@@ -73,6 +73,65 @@ def test_stores_identical_tables_once() -> None:
     ]
 
 
+class Tower(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1), nn.Flatten(0))
+
+
+def test_a_cascade_written_naively_is_computed_once() -> None:
+    """p(click) is asked for again by each task that is conditioned on it."""
+
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.click, self.cart, self.buy = Tower(), Tower(), Tower()
+
+        def p_click(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.click(x))
+
+        def p_cart(self, x: Tensor) -> Tensor:
+            return self.p_click(x) * torch.sigmoid(self.cart(x))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            bought = self.p_cart(x) * torch.sigmoid(self.buy(x))
+            return [self.p_click(x), self.p_cart(x), bought]
+
+    class Expected(Before):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            # In the order in which the first task asks.
+            cart = (click := self.p_click(x)) * torch.sigmoid(self.cart(x))
+            return [click, cart, cart * torch.sigmoid(self.buy(x))]
+
+    before, expected = Before(), Expected()
+    expected.load_state_dict(before.state_dict())
+    ran = run_passes(capture_small(before, X), "canonicalize,eliminate")
+    assert_same_graph(ran.program, expected, (X,), tolerance=BIT_EQUAL)
+
+
+def test_identical_sub_networks_are_computed_once() -> None:
+    """A tower that was copied, as when a head is warm-started from another, is one by content."""
+
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.copy = Tower(), Tower()
+            self.copy.load_state_dict(self.one.state_dict())
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.one(x), torch.sigmoid(self.copy(x))]
+
+    class Expected(Before):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            logit = self.one(x)
+            return [logit, torch.sigmoid(logit)]
+
+    before, expected = Before(), Expected()
+    expected.load_state_dict(before.state_dict())
+    ran = run_passes(capture_small(before, X), "canonicalize,eliminate")
+    assert_same_graph(ran.program, expected, (X,), tolerance=BIT_EQUAL)
+    assert ran.program.nbytes == sum(p.nbytes for p in before.one.parameters())
+
+
 def test_keeps_parameters_that_are_equal_but_not_identical() -> None:
     """Same bytes in another shape or dtype, and zeros of another sign."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 X = torch.randn(5, 6)
 Step = Callable[[Tensor], Tensor]
+_OTHERS = "the linear before the constant has other users"
 
 
 class Affine(nn.Module):
@@ -241,3 +243,90 @@ def test_a_shared_weight_keeps_its_values_for_the_other_linear() -> None:
     ran = run_passes(program, "fold-affine")
     assert operators(ran.program) == ["linear", "sum", "linear", "sum"]
     assert torch.equal(ran.program(X, X)[1], program(X, X)[1])
+
+
+class Calibrated(nn.Module):
+    """Heads of one output each, squeezed, and ``after`` makes scores of them."""
+
+    def __init__(self, after: Callable[[Calibrated, list[Tensor]], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+        self.s, self.t = nn.Parameter(torch.rand(3) + 0.5), nn.Parameter(torch.randn(3))
+        self.one, self.shift = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.tensor([0.3]))
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self, [head(x) for head in self.heads])
+
+
+class Folded(Calibrated):
+    """The same with other weights and nothing behind the heads but ``after``."""
+
+    def __init__(
+        self, before: Calibrated, after: Any, scales: Sequence[float], shifts: Sequence[float]
+    ) -> None:
+        super().__init__(after)
+        for new, old, scale, shift in zip(self.heads, before.heads, scales, shifts, strict=True):
+            new.weight = nn.Parameter((old.weight.double() * scale).float())
+            new.bias = nn.Parameter((old.bias.double() * scale + shift).float())
+
+
+def _squeezed(m: Calibrated, heads: list[Tensor]) -> list[Tensor]:
+    return [head.squeeze(1) for head in heads]
+
+
+@pytest.mark.parametrize(
+    ("body", "scale", "shift"),
+    [
+        (lambda m, h: torch.sigmoid(m.one * h[0].squeeze(1) + m.shift), 1.5, 0.3),
+        (lambda m, h: torch.sigmoid(h[0].squeeze(-1) / m.one), 1 / 1.5, 0.0),
+        (lambda m, h: torch.sigmoid(h[0].view(-1) / 1.7), 1 / 1.7, 0.0),
+        (lambda m, h: torch.sigmoid(h[0].squeeze(1) - 0.25), 1.0, -0.25),
+        (lambda m, h: torch.sigmoid((h[0].squeeze(1) - m.shift) * 2.0), 2.0, -0.6),
+    ],
+    ids=["Platt", "temperature", "number", "-t", "(z-t)·s"],
+)
+def test_calibrations_behind_a_squeeze(body: Any, scale: float, shift: float) -> None:
+    before = Calibrated(body)
+    ran = folded(before, X)
+    view = (lambda z: z.view(-1)) if "reshape" in operators(ran.program) else lambda z: z.squeeze(1)
+    expected = Folded(
+        before, lambda m, h: torch.sigmoid(view(h[0])), [scale, 1, 1], [shift, 0.0, 0.0]
+    )
+    # A constant read as fp32 and a shift of two terms: a rounding each.
+    assert_same_graph(ran.program, expected, (X,), tolerance=4 * ONE_ROUNDING)
+
+
+@pytest.mark.parametrize("squeezed", [True, False])
+def test_calibrations_of_tasks_side_by_side(squeezed: bool) -> None:
+    def joined(m: Calibrated, heads: list[Tensor]) -> Tensor:
+        return torch.stack(_squeezed(m, heads), 1) if squeezed else torch.cat(heads, 1)
+
+    before = Calibrated(lambda m, h: joined(m, h) * m.s + m.t)
+    expected = Folded(before, joined, before.s.tolist(), before.t.tolist())
+    assert_same_graph(folded(before, X).program, expected, (X,), tolerance=2 * ONE_ROUNDING)
+
+
+def test_a_bias_per_task() -> None:
+    before = Calibrated(lambda m, h: [z.squeeze(1) + m.t[i] for i, z in enumerate(h)])
+    ran = run_passes(canonical(before, X), "fold-constants,fold-affine")
+    expected = Folded(before, _squeezed, [1.0] * 3, before.t.tolist())
+    assert_same_graph(ran.program, expected, (X,), tolerance=ONE_ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("body", "reasons"),
+    [
+        (lambda m, h: [h[0].squeeze(1) * 2.0, h[0].squeeze(1)], [_OTHERS]),
+        (lambda m, h: [torch.cat(h, 1) * 2.0, h[1]], [_OTHERS]),
+        (lambda m, h: 1.0 / h[0].squeeze(1), []),
+        (lambda m, h: torch.stack([h[0].squeeze(1), h[1].squeeze(1).relu()], 1) * 2.0, []),
+        (lambda m, h: h[0].squeeze(1).sigmoid() * 2.0, []),
+    ],
+    ids=["logit too", "one of them too", "reciprocal", "not all linear", "probability"],
+)
+def test_calibrations_that_stay(body: Any, reasons: list[str]) -> None:
+    ran = run_passes(canonical(Calibrated(body), X), "eliminate,fold-affine")
+    assert ran.outcomes[1] is Outcome.UNCHANGED
+    assert ran.missed("fold-affine") == reasons

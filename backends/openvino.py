@@ -1,0 +1,184 @@
+"""OpenVINO on the CPU: competes with ONNX Runtime, and has linears in bf16."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
+from ..optimizer.ir import Program
+from ..optimizer.ir.ops import HALF_LINEAR
+from ..optimizer.target import Target
+from .base import Arrays, Built, Here
+from .onnxruntime import MODEL, OnnxRuntime
+from .rowwise import inline_rowwise
+
+FACTS = "openvino.json"
+_PIP = "pip install openvino"
+#: OpenVINO's own names of the precision that everything is computed in that has no codes.
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVino(OnnxRuntime):
+    """Builds standard ONNX, which OpenVINO compiles when the artifact is opened.
+
+    Q/DQ run in INT8. All the rest runs in one precision: bf16 if every linear that is not in INT8
+    was placed in bf16, and fp32 otherwise.
+    """
+
+    name: ClassVar[str] = "openvino"
+    _native: ClassVar[bool] = False
+
+    def missing(self) -> str:
+        """The pip line, where it isn't installed."""
+        return "" if importlib.util.find_spec("openvino") is not None else _PIP
+
+    def here(self, target: Target) -> Here:
+        """ONNX, run in process."""
+        return Here("", "") if self.missing() else Here("ONNX", "yes")
+
+    def versions(self) -> dict[str, str]:
+        """OpenVINO's."""
+        return {"openvino": _openvino().__version__}
+
+    def formats(self, target: Target) -> tuple[str, ...]:
+        """Static INT8 and bf16."""
+        return tuple(name for name in target.formats if name in ("int8", "bf16"))
+
+    def build(
+        self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
+    ) -> Built:
+        """Writes ``model.onnx`` and ``openvino.json``.
+
+        Raises:
+            TargetError: OpenVINO isn't installed.
+            UnsupportedError: It doesn't take the model.
+        """
+        if self.missing():
+            raise TargetError(f"openvino isn't installed: {self.missing()}")
+        built = super().build(program, target, folder, metadata)
+        precision = _precision(program)
+        (folder / FACTS).write_text(json.dumps({"precision": precision}) + "\n")
+        try:
+            self.open(folder, 1)
+        except ArtifactError as error:
+            raise UnsupportedError(str(error)) from error
+        notes = (f"openvino computes in {precision} what isn't INT8",)
+        versions = {**built.versions, **self.versions()}
+        return Built((*built.files, FACTS), versions, notes, built.fused)
+
+    def open(self, folder: Path, threads: int | None = None) -> OpenVinoRunner:
+        """Compiles ``model.onnx``."""
+        try:
+            precision = json.loads((folder / FACTS).read_text())["precision"]
+        except (OSError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{folder / FACTS} is damaged or foreign: {error!r}") from error
+        return OpenVinoRunner(folder / MODEL, precision, threads)
+
+    def _fuse(self, model: ir.Model) -> Mapping[str, int]:
+        inline_rowwise(model)
+        return {"bf16": _without_casts(model.graph)}
+
+    def _run_part(self, model: bytes) -> Any:
+        half = ir.from_proto(_proto(model)).graph
+        precision = "bf16" if any("rankc.half" in n.metadata_props for n in half) else "fp32"
+        return OpenVinoRunner(model, precision, 1)
+
+    def _notes(self) -> tuple[str, ...]:
+        return ()
+
+
+class OpenVinoRunner:
+    """A compiled model that takes and returns numpy arrays by name."""
+
+    def __init__(self, model: Path | bytes, precision: str, threads: int | None = None) -> None:
+        openvino = _openvino()
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        try:
+            read = (
+                core.read_model(model, b"") if isinstance(model, bytes) else core.read_model(model)
+            )
+            compiled = core.compile_model(read, "CPU", settings)
+        except RuntimeError as error:
+            reasons = [line for line in str(error).splitlines() if line.strip()]
+            why = "; ".join(reasons[:4])
+            raise ArtifactError(f"openvino can't open the model: {why}") from error
+        self._request = compiled.create_infer_request()
+        self._inputs = [value.get_any_name() for value in compiled.inputs]
+        self._outputs = {value.get_any_name(): value for value in compiled.outputs}
+
+    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Scores one batch."""
+        given = [features[name] for name in self._inputs]
+        found = self._request.infer(given, share_inputs=True)
+        return {name: found[value] for name, value in self._outputs.items()}
+
+
+def _openvino() -> Any:
+    """The package; its telemetry is not asked for anything."""
+    return importlib.import_module("openvino")
+
+
+def _proto(model: bytes) -> Any:
+
+    return onnx.ModelProto.FromString(model)
+
+
+def _precision(program: Program) -> str:
+    """bf16 if some linears were placed in it and none that was worth placing stayed in fp32."""
+    halves = [node for node in program.graph.nodes if node.target is HALF_LINEAR.op]
+    return "bf16" if halves and not any(map(_stayed, program.graph.nodes)) else "fp32"
+
+
+def _stayed(node: fx.Node) -> bool:
+    """Whether a linear stayed in fp32 though it is large enough for another format."""
+    if node.target is not torch.ops.aten.linear.default:
+        return False
+    weight = node.args[1]
+    plain = isinstance(weight, fx.Node) and weight.op == "get_attr"
+    return plain and min(weight.meta["val"].shape) >= 16  # type: ignore[union-attr]
+
+
+def _without_casts(graph: ir.Graph) -> int:
+    """Makes products in bf16 products in fp32 of the same weights; which, OpenVINO decides."""
+    count = 0
+    for product in list(graph):
+        if product.op_type != "MatMul" or product.inputs[0] is None:
+            continue
+        if product.inputs[0].dtype is not ir.DataType.BFLOAT16:
+            continue
+        count += 1
+        narrowed = product.inputs[0].producer()
+        assert narrowed is not None
+        product.replace_input_with(0, narrowed.inputs[0])
+        weight = product.inputs[1]
+        assert weight is not None
+        wide = ir.Node("", "Cast", [weight], [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
+        graph.insert_before(product, wide)
+        product.replace_input_with(1, wide.outputs[0])
+        made = product.outputs[0]
+        made.type = ir.TensorType(ir.DataType.FLOAT)
+        for use in list(made.uses()):
+            if use.node.op_type == "Cast":
+                ir.convenience.replace_all_uses_with(use.node.outputs[0], made)
+                graph.remove(use.node, safe=True)
+        if not narrowed.outputs[0].uses():
+            graph.remove(narrowed, safe=True)
+        product.metadata_props["rankc.half"] = "bf16"
+    return count

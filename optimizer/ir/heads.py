@@ -1,0 +1,92 @@
+"""What a task's score is made by, and whether its name says that it is only learned."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from .facts import facts_of
+from .pattern import argument, is_op, shape_of
+from .signature import Task
+
+_aten = torch.ops.aten
+#: Words of an output's or a module's name that say it is there for training alone.
+_TRAIN_ONLY = frozenset({"aux", "auxiliary", "auxloss", "distill", "distilled"}) | frozenset(
+    {"distillation", "kd", "teacher"}
+)
+JOINS = (_aten.cat.default, _aten.stack.default)
+#: What may stand between a head and an output of several columns, each computed by itself.
+_ELEMENTWISE = (
+    _aten.sigmoid.default,
+    _aten.tanh.default,
+    _aten.exp.default,
+    _aten.softplus.default,
+    _aten.relu.default,
+    _aten.clamp.default,
+    _aten.logit.default,
+    _aten.reshape.default,
+    _aten.view.default,
+)
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a name, in lower case and in the singular: ``histItemIds`` is hist, item, id."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+    return {word.removesuffix("s") if len(word) > 2 else word for word in words}
+
+
+def is_auxiliary_name(name: str) -> bool:
+    """Whether a name says that what it names is there for training alone."""
+    return bool(words_of(name) & _TRAIN_ONLY)
+
+
+def is_auxiliary(task: Task, output: fx.Node) -> bool:
+    """Whether a task is only learned: its output is called so, or the module that computes it.
+
+    Args:
+        task: The task.
+        output: The node whose value is the task's output.
+    """
+    if is_auxiliary_name(task.output):
+        return True
+    origins = facts_of(_maker(columns_of(output)[task.column or 0])).origin
+    return any(is_auxiliary_name(path) for path in origins)
+
+
+def columns_of(output: fx.Node) -> list[fx.Node]:
+    """The node that gives each column of an output ``[B, T]``; the output itself where none is."""
+    count = shape_of(output)[1] if len(shape_of(output)) == 2 else 1
+    assert isinstance(count, int)
+    node = output
+    for step in elementwise(output):
+        node = step.args[0]  # type: ignore[assignment]
+    if not is_op(node, *JOINS) or argument(node, 1, "dim", 0) not in (1, -1):
+        return [output] * count
+    parts: Any = node.args[0]
+    stacked = is_op(node, _aten.stack.default)
+    widths = [1 if stacked else shape_of(part)[-1] for part in parts]
+    found = [part for part, width in zip(parts, widths, strict=True) for _ in range(int(width))]
+    return found if len(found) == count else [output] * count
+
+
+def elementwise(output: fx.Node) -> list[fx.Node]:
+    """The activations and idle views behind an output, the last one first."""
+    found: list[fx.Node] = []
+    node: Any = output
+    while is_op(node, *_ELEMENTWISE) and len(node.all_input_nodes) == 1:
+        source = node.args[0]
+        if [str(s) for s in shape_of(source)] != [str(s) for s in shape_of(node)]:
+            break
+        found.append(node)
+        node = source
+    return found
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The last node a module of the user's computed, seen from a score."""
+    while not facts_of(node).origin and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node
