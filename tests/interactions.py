@@ -170,6 +170,30 @@ class Attended(nn.Module):
         return (weights * x).sum(1)
 
 
+class Experts(nn.Module):
+    """A mixture of low-rank experts as DCN V2 has them, over columns, or over rows."""
+
+    def __init__(self, width: int, count: int, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.down = nn.ModuleList(nn.Linear(width, 3, bias=False) for _ in range(count))
+        self.up = nn.ModuleList(nn.Linear(3, width) for _ in range(count))
+        self.gates = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = [self._expert(x, *pair) for pair in zip(self.down, self.up, strict=True)]
+        weights = torch.stack([gate(x) for gate in self.gates], 1).softmax(1)
+        return torch.matmul(torch.stack(experts, 2), weights).squeeze(2) + x
+
+    def _expert(self, x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
+        if self.way == "columns":
+            inner = torch.tanh(torch.matmul(down.weight, x.unsqueeze(2)))
+            made = torch.matmul(up.weight, inner) + up.bias.unsqueeze(1)
+            return (x.unsqueeze(2) * made).squeeze(2)
+        made = up(torch.tanh(down(x)))
+        return x * made if self.way == "crossed" else made
+
+
 class Turned(nn.Module):
     """Elementwise operators between transposes that undo one another."""
 
@@ -256,6 +280,11 @@ _HEADS = st.one_of(
         st.sampled_from(["own", "each", "all", "plain", "dots"]),
     ),
     st.builds(lambda way: lambda sizes: Attended(sizes, way), st.sampled_from(["target", "rows"])),
+    st.builds(
+        lambda count, way: lambda sizes: _Flat(Experts(sizes.fields * sizes.width, count, way)),
+        st.integers(1, 3),
+        st.sampled_from(["columns", "crossed", "plain"]),
+    ),
 )
 _SIZES = st.builds(Sizes, st.integers(2, 6), st.sampled_from([4, 6, 8, 40]), st.integers(0, 2**16))
 #: Rankers of up to two layers over rows and up to three heads, in eval mode.
@@ -286,5 +315,6 @@ class Interactions(Ranker):
                 lambda sizes: Pairs(sizes, "own"),
                 lambda sizes: Attended(sizes, "target"),
                 lambda sizes: Attended(sizes, "rows"),
+                lambda sizes: _Flat(Experts(200, 3, "columns")),
             ],
         )

@@ -32,7 +32,9 @@ _BEFORE = {
     "canonicalize": "",
     "collapse-slices": "canonicalize,eliminate,group-tables",
     "lower-convolution": "canonicalize,mix-tokens",
+    "factor-mixtures": "canonicalize,fold-constants,raise-linears,sink-unsqueezes,fold-affine",
     "sink-transposes": "canonicalize,flatten-cin",
+    "sink-unsqueezes": "canonicalize,raise-linears",
     "insert-quantize": "canonicalize,place-precision",
     "quantize-tables": "canonicalize,place-precision",
 }
