@@ -121,14 +121,15 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
         outcome, note, moved = _attempt(pass_, program, snapshot, ctx)
     finally:
         ctx.current = None
+    before = size_of(snapshot)
     record = PassRecord(
         index=len(ctx.report.records) + 1,
         spec=pass_.spec(),
         exactness=pass_.exactness.value,
         outcome=outcome,
         seconds=time.perf_counter() - started,
-        before=size_of(snapshot),
-        after=size_of(program),
+        before=before,
+        after=size_of(program) if outcome is Outcome.CHANGED else before,
         divergence=moved.to_json() if moved else None,
         note=note,
     )
