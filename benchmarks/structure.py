@@ -347,8 +347,7 @@ def passes(found: Mapping[str, Measured]) -> list[str]:
     ]
     for name, measured in found.items():
         changed = [r for r in measured.records if r.outcome is Outcome.CHANGED]
-        for record in changed:
-            lines.append(_pass_line(name, record.spec, record, record, record.seconds))
+        lines += [_pass_line(name, r.spec, r, r, r.seconds) for r in changed]
         if changed:
             lines.append(_pass_line(name, "**all**", changed[0], changed[-1], measured.seconds))
     return lines
