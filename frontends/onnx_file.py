@@ -24,6 +24,7 @@ from ..optimizer.ir.torchapi import core_decompositions, silenced
 from .contract import with_contract
 from .onnx_call import DTYPES
 from .onnx_graph import ORIGIN, STORE, OnnxGraph, as_arrays
+from .origins import drop_effects
 from .parity import BATCHES, check_rows, compare
 
 #: Example sizes of dynamic dimensions: unlike any width.
@@ -62,6 +63,7 @@ def load(
     graph = OnnxGraph(model)
     _check_weights(path, graph)
     module = _exported(path, graph, examples, dims, features)
+    drop_effects(module)
     _record_origins(module)
     program = Program(
         module,
