@@ -155,11 +155,16 @@ class Judge:
         this one, narrower by the root of their number, and one standard error is left to chance.
         """
         verdict = self(program)
-        if verdict.status is Status.PASS:
-            return True
         if verdict.status is Status.FAIL:
             return False
-        damages = self.damages(program)
+        if verdict.status is Status.PASS and not self.slices:
+            return True
+        damages, limits = self.damages(program), self.allowances()
+        cohorts = [name for name in limits if name not in self.reference]
+        if any(damages.get(name, 0.0) > limits[name] for name in cohorts):
+            return False  # a cohort may be too small here for the verdict to say so
+        if verdict.status is Status.PASS:
+            return True
         z = float(norm.ppf(0.5 + split_confidence(verdict.confidence, 0) / 2.0))
         for task in verdict.tasks:
             if any(c.status is not Status.PASS for c in task.checks if c.measure != DELTA_NE):

@@ -157,7 +157,7 @@ def test_what_it_says_as_text_and_json() -> None:
     program, features = with_outlier()
     found = compare(program, lowered(program, features, {"top.2": "int8"}), features)
     lines = str(found).splitlines()
-    assert lines[0].startswith("on 512 rows, scores shift by 0.0")
+    assert lines[0].startswith("on 512 rows, scores shift by 0.")
     assert lines[2].startswith("  'top.2' (int8): isolated ")
     assert found.to_json()["findings"][0]["site"] == "bottom.0"
 
