@@ -44,6 +44,7 @@ from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .knowledge import Knowledge, Subject
+from .lockstep import compare
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .race import Race
@@ -58,6 +59,8 @@ from .windows import Windows
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
+#: Optimized programs up to this size are kept, to tell where their error enters if they fail.
+_KEPT_BYTES = 256 * 2**20
 #: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
 #: no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.0)
@@ -227,7 +230,7 @@ class _Job:
                         candidates.remove(finish)
                         return finish(verdict)
                     smallest = _least(smallest, verdict.worst_delta_ne)
-                    given_up.append("; ".join(verdict.reasons))
+                    given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
             finally:
                 for finish in candidates:
                     finish.discard()
@@ -243,10 +246,7 @@ class _Job:
     def _verdict(
         self, finish: _Finish, choice: Judge, proof: Judge, attempt: int
     ) -> tuple[Verdict, tuple[Slice, ...]]:
-        """What the proof rows say of what was built, and the found cohorts it surely damages.
-
-        Scores that can't be judged fail it.
-        """
+        """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
         signature = self.program.signature
         try:
@@ -264,6 +264,14 @@ class _Job:
         if told:
             verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
         return verdict, damaged
+
+    def _where(self, finish: _Finish, rows: Split) -> list[str]:
+        """Where the error of what was given up enters, as far as its program is at hand."""
+        if finish.program is None or not _gave_up_exactness(finish.report):
+            return []
+        features = rows.choice.part(0, _CHECK_ROWS).features
+        found = compare(self.program, finish.program, features)
+        return [found.sentence] if found.worst else []
 
     def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""
@@ -337,7 +345,7 @@ class _Job:
         return sorted(found, key=lambda finish: race.relative[finish.backend])
 
     def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
-        """Runs the passes and lowers; the optimized program's tables are freed on return."""
+        """Runs the passes and lowers; the optimized program's tables, if large, are freed."""
         self.say("optimizing", 0.3)
         optimized = self.program.clone()
         steps.run(optimized, context)
@@ -360,7 +368,8 @@ class _Job:
             manifest = self._manifest(optimized, steps, name, folder, built)
             if self.strict:
                 built.require_plan(name)
-            finish = _Finish(folder, manifest, context.report)
+            kept = optimized if optimized.nbytes <= _KEPT_BYTES else None
+            finish = _Finish(folder, manifest, context.report, kept)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -404,13 +413,17 @@ class _Finish:
     Attributes:
         report: What the passes did.
         backend: What built it.
+        program: What was built; None where it is too large to keep.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, report: Report, program: Program | None
+    ) -> None:
         self._folder = folder
         self._artifact = Artifact(folder, manifest, report)
         self.report = report
         self.backend = manifest.backend
+        self.program = program
         # The folder lives as long as the artifact does.
         weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
 

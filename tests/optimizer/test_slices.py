@@ -283,3 +283,4 @@ def test_damage_to_one_rare_cohort_of_a_trained_model(wrecked: str, find: bool) 
     assert outcome is Outcome.ROLLED_BACK
     (given_up,) = [note for note in report.notes if "given up" in note]
     assert f"found cohort (ids[{TABLE}]: {RARE})" in given_up
+    assert f"the error enters at 'tables.{TABLE}'" in given_up
