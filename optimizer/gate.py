@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from . import intervals, quality
 from .budget import Budget, check_confidence
@@ -25,6 +26,7 @@ from .verdict import (
     CohortResult,
     CohortStatus,
     Metrics,
+    Ranking,
     Status,
     TaskResult,
     Verdict,
@@ -47,6 +49,11 @@ MIN_CLASS_ROWS: Final = 10
 
 DELTA_NE: Final = "ΔNE"
 """What the check of ``Budget.ne`` is called."""
+
+SATURATED_LOGIT: Final = 30.0
+"""A sigmoid of more is 0 or 1 to thirteen digits, and in fp32 exactly 1."""
+
+_LARGEST: Final = tuple(float(np.finfo(dtype).max) for dtype in (np.float16, np.float32))
 
 _UNKNOWN_LISTED: Final = 20
 
@@ -173,7 +180,7 @@ def judge(
         tasks=tasks,
         cohorts=damage,
         reasons=tuple(filter(None, reasons)),
-        notes=notes(soft, codes is None, damage, unlisted),
+        notes=notes(tasks, soft, codes is None, damage, unlisted),
     )
 
 
@@ -190,7 +197,20 @@ def _judge_task(task: TaskRows, budget: Budget, codes: IntArray | None) -> TaskR
         after=_metrics(task, task.optimized, task.loss, codes),
         shift=shift,
         checks=checks,
+        ranking=tuple(_ranking(task, budget, codes)),
     )
+
+
+def _ranking(task: TaskRows, budget: Budget, codes: IntArray | None) -> Iterable[Ranking]:
+    """Hard and soft recall of the original's top of each group, where it is limited."""
+    if codes is None:
+        return
+    value = task.reference if task.regression else special.expit(task.reference)
+    summed = bool((value >= 0.0).all())
+    for k, _ in budget.cuts:
+        hard = intervals.recall_interval(value, task.optimized, codes, k, budget.confidence)
+        recall = quality.recall_at_k(value, task.optimized, codes, k, soft=summed)
+        yield Ranking(k, hard, recall if summed else None)
 
 
 def _checks(
@@ -252,9 +272,12 @@ def _metrics(
     task: TaskRows, scores: FloatArray, loss: FloatArray, codes: IntArray | None
 ) -> Metrics:
     mean = float(loss.mean())
+    size = np.abs(scores)
+    ended = np.isin(size, _LARGEST) if task.regression else size >= SATURATED_LOGIT
+    saturated = int(ended.sum())
     if task.regression:
         spread = float(task.labels.var())
-        return Metrics(mean, mean / spread if spread else None)
+        return Metrics(mean, mean / spread if spread else None, saturated=saturated)
     try:
         gauc = None if codes is None else quality.gauc(scores, task.labels, codes)
     except DataError:
@@ -265,6 +288,7 @@ def _metrics(
         auc=quality.auc(scores, task.labels),
         gauc=gauc,
         calibration=quality.calibration_ratio(scores, task.labels),
+        saturated=saturated,
     )
 
 
