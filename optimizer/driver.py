@@ -226,7 +226,8 @@ class _Job:
                     if verdict.status is Status.PASS:
                         notes = [f"a faster plan was given up: {why}" for why in given_up]
                         finish.report.notes += notes
-                        _note_rows(finish.report, rows)
+                        few = proof.advice() if _has_low_formats(self.target) else []
+                        finish.report.notes += [f"rows apart: {rows}", *few]
                         candidates.remove(finish)
                         return finish(verdict)
                     smallest = _least(smallest, verdict.worst_delta_ne)
@@ -679,6 +680,10 @@ def _gave_up_exactness(report: Report) -> bool:
     return any(r.outcome is Outcome.CHANGED and r.exactness in lossy for r in report.records)
 
 
+def _has_low_formats(target: Target) -> bool:
+    return bool(target.formats or target.table_formats)
+
+
 def _reachable(smallest: float | None) -> str:
     if smallest is None:
         return "No ΔNE could be measured."
@@ -691,10 +696,3 @@ def _reachable(smallest: float | None) -> str:
 def _least(left: float | None, right: float | None) -> float | None:
     known = [value for value in (left, right) if value is not None]
     return min(known, default=None)
-
-
-def _note_rows(report: Report, rows: Split) -> None:
-    report.notes.append(
-        f"rows apart: {len(rows.calibration):,} to calibrate, {len(rows.choice):,} to choose the "
-        f"plan, {len(rows.proof):,} to prove it"
-    )

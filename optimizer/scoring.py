@@ -25,7 +25,7 @@ from .gate import (
 )
 from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
-from .placement import allowance
+from .placement import allowance, rows_to_use
 from .quality import logits_from_probabilities
 from .ragged import row_count
 from .replay import Replay
@@ -37,6 +37,8 @@ Scores = dict[str, np.ndarray[Any, Any]]
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 #: Soft labels have no noise, so this many rows measure a damage to a few percent.
 _DAMAGE_ROWS = 4096
+#: Where a plan may use less of its budget than this, more rows would help much.
+_FEW = 0.25
 
 
 def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH) -> Scores:
@@ -179,6 +181,22 @@ class Judge:
             if damages[task.task] + kept * beyond + (z + 1.0) * narrower > limit:
                 return False
         return True
+
+    def advice(self) -> list[str]:
+        """How many rows would do, for each task that these are few for."""
+        found = []
+        for task, allowed in self.allowances().items():
+            limit = self.budget.for_task(task).ne if task in self.reference else None
+            if not limit or allowed >= _FEW * limit:
+                continue
+            entropy = 0.5 if task in self._regressions else self._bases[task]
+            needed = rows_to_use(0.5, limit, entropy, self.confidence or self.budget.confidence)
+            found.append(
+                f"task {task!r}: {len(self.rows):,} rows that prove are few for ΔNE within "
+                f"{100 * limit:.3g} %: a plan may use {allowed / limit:.1%} of it, since the noise "
+                f"of labels takes the rest; with about {needed:,} it may use half"
+            )
+        return found
 
     @property
     def _proof_rows(self) -> int:
