@@ -237,12 +237,14 @@ class Verdict:
             for result in self.tasks
             for one in result.ranking
         ]
-        worst = next((cohort for cohort in self.cohorts if cohort.delta_ne), None)
-        if worst is not None and worst.delta_ne is not None:
-            lines.append(
-                f"  worst {worst.name} ({worst.task}): "
-                f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
-            )
+        for found in (False, True):
+            cohorts = (c for c in self.cohorts if c.delta_ne is not None and c.found is found)
+            worst = next(cohorts, None)
+            if worst is not None and worst.delta_ne is not None:
+                lines.append(
+                    f"  worst {worst.name} ({worst.task}): "
+                    f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
+                )
         return "\n".join([*lines, *_bullets(self.reasons), *_bullets(self.notes)])
 
 
