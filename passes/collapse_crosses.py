@@ -17,6 +17,8 @@ from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, sh
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
+#: Views that keep elements in order, where they keep their number.
+_VIEWS = MOVES - {_aten.index_select.default}
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class _Chain:
             if node.op != "call_function" or not self._knows(node.all_input_nodes):
                 continue
             found = self._read(node)
-            if isinstance(found, _Number):
+            if isinstance(found, _Number) and _has_sizes(node, shape_of(self.x0)[:1]):
                 self.numbers[node] = found
-            elif found is not None:
+            elif isinstance(found, tuple) and _has_sizes(node, shape_of(self.x0)):
                 self.forms[node] = found
 
     def _knows(self, inputs: Sequence[fx.Node]) -> bool:
@@ -113,9 +115,11 @@ class _Chain:
     def _read(self, node: fx.Node) -> _Form | _Number | None:
         """What the node's value is, or None if it is neither a form nor a number."""
         first: Any = node.args[0]
-        if node.target in MOVES and isinstance(first, fx.Node) and _keeps_elements(first, node):
+        if node.target in _VIEWS and isinstance(first, fx.Node):
             return self.forms.get(first) or self.numbers.get(first)
-        if is_plain_linear(node) and first in self.forms and shape_of(node.args[1])[0] == 1:
+        if is_plain_linear(node) and first in self.forms:
+            if tuple(shape_of(node.args[1])) != (1, shape_of(self.x0)[1]):
+                return None
             return self._dot(node, self.forms[first])
         if node.kwargs or len(node.args) != 2:
             return None
@@ -216,12 +220,11 @@ class _Chain:
         return rw.arrange(made, order, node)
 
 
-def _keeps_elements(source: fx.Node, view: fx.Node) -> bool:
-    """Whether a view only adds or drops dimensions of size 1."""
-    value = view.meta.get("val")
-    if not isinstance(value, Tensor) or not isinstance(source.meta.get("val"), Tensor):
+def _has_sizes(node: fx.Node, sizes: Sequence[Any]) -> bool:
+    """Whether a value has these sizes, besides dimensions of size 1."""
+    if not isinstance(node.meta.get("val"), Tensor):
         return False
-    left, right = ([str(s) for s in shape_of(n) if s != 1] for n in (source, view))
+    left, right = ([str(s) for s in each if s != 1] for each in (shape_of(node), sizes))
     return left == right
 
 

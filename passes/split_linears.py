@@ -25,8 +25,9 @@ class SplitLinears(Pass):
 
     A part that is a sum or difference of others needs no weights of its own, and one that is the
     same for all rows of an example is multiplied once. So DIN's attention (1706.06978) over a
-    candidate beside every item of a history takes half the multiplications. Where the linear has
-    fewer than ``few_outputs`` outputs, what is saved is the copy.
+    candidate beside every item of a history takes half the multiplications. Where the linear has at
+    most ``few_outputs`` outputs of two parts of ``min_columns`` columns or more, what is saved is
+    the copy.
 
     Where x is the same for all L rows y of an example, ``W1 y + W2 (x · y)`` is ``(W1 + W2 diag(x))
     y``: a matrix per example and one product instead of two. That pays from ``min_rows`` rows per
