@@ -99,11 +99,6 @@ def test_without_a_bias_and_with_sums() -> None:
     assert split(before).outcomes == [Outcome.CHANGED]
 
 
-def _wide(query: Tensor, items: Tensor, linear: nn.Module) -> Tensor:
-    made: Tensor = linear(torch.cat([torch.relu(items), torch.tanh(items)], -1).flatten(1))
-    return made
-
-
 class Two(nn.Module):
     """A narrow linear over two wide parts, whose concatenation is read twice or not."""
 
