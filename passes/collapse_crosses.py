@@ -9,12 +9,14 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.interactions import matrix_crosses
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import MOVES, ViewTracer
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.report import Kind
 
 _aten = torch.ops.aten
 #: Views that keep elements in order, where they keep their number.
@@ -43,6 +45,8 @@ class CollapseCrosses(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Tries every value that a linear makes one number of."""
+        for node in matrix_crosses(program):
+            ctx.remark(Kind.ANALYSIS, "a cross layer with a matrix, which doesn't collapse", node)
         rw = ctx.rewriter(program)
         tried: set[fx.Node] = set()
         for node in program.graph.find_nodes(op="call_function", target=_aten.linear.default):
