@@ -26,7 +26,7 @@ types: $(VENV)/test
 	cd build/types && ../../$(BIN)/mypy --config-file rankc/setup.cfg
 
 unit: $(VENV)/test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
 
 # Ours beside the peers in fp32 over the whole zoo; about half an hour on a quiet machine.
 bench-structure: $(VENV)/bench
