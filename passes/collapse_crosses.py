@@ -127,7 +127,7 @@ class _Chain:
             return self._dot(node, self.forms[first])
         if node.kwargs or len(node.args) != 2:
             return None
-        if is_op(node, _aten.mul.Tensor):
+        if is_op(node, _aten.mul.Tensor) or _is_outer_product(node):
             return self._product(node)
         return self._sum(node) if is_op(node, _aten.add.Tensor) else None
 
@@ -222,6 +222,12 @@ class _Chain:
             offset = rw.parameter(f"{node.name}_offset", constant.float())
             made = rw.emit(_aten.add.Tensor, made, offset, like=node)
         return rw.arrange(made, order, node)
+
+
+def _is_outer_product(node: fx.Node) -> bool:
+    """Whether a matrix product adds nothing up, as of a column ``[B, W, 1]`` and a number."""
+    products = (_aten.matmul.default, _aten.bmm.default)
+    return is_op(node, *products) and shape_of(node.args[0])[-1] == 1
 
 
 def _has_sizes(node: fx.Node, sizes: Sequence[Any]) -> bool:

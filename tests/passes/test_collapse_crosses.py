@@ -73,7 +73,7 @@ def test_before_and_expected() -> None:
 
 
 def _columns(x0: Tensor, linears: nn.ModuleList, biases: nn.ParameterList) -> Tensor:
-    """As deepctr has it, over columns."""
+    """Over columns."""
     first = x0.unsqueeze(2)
     x = first
     for linear, bias in zip(linears, biases, strict=True):
@@ -89,7 +89,17 @@ def _in_the_linear(x0: Tensor, linears: nn.ModuleList, biases: nn.ParameterList)
     return x
 
 
-@pytest.mark.parametrize("body", [_columns, _in_the_linear])
+def _outer_products(x0: Tensor, linears: nn.ModuleList, biases: nn.ParameterList) -> Tensor:
+    """As deepctr has it, by a product of a column and a number."""
+    first = x0.unsqueeze(2)
+    x = first
+    for linear, bias in zip(linears, biases, strict=True):
+        dot = F.linear(x.squeeze(2), linear.weight).unsqueeze(2)
+        x = torch.matmul(first, dot) + bias[:, None] + x
+    return x.squeeze(2)
+
+
+@pytest.mark.parametrize("body", [_columns, _outer_products, _in_the_linear])
 def test_other_ways_to_write_it(body: Callable[..., Tensor]) -> None:
     ran = collapsed(Crosses(body))
     assert ran.applied("collapse-crosses") == ["collapsed 3 cross layers to numbers"]

@@ -90,6 +90,21 @@ def test_before_and_expected_with_linears_alone(options: str, target: str) -> No
     assert_same_graph(ran.program, expected, (X,), tolerance=ONE_ROUNDING)
 
 
+def test_with_its_rows_in_one_dimension() -> None:
+    """As torch-rechub has it."""
+
+    def body(query: Tensor, items: Tensor, linear: nn.Module) -> Tensor:
+        wide = query.expand(-1, ITEMS, -1)
+        features = torch.cat([wide, items, wide - items, wide * items], -1)
+        made: Tensor = linear(features.view(-1, 4 * D)).view(-1, ITEMS, OUT)
+        return made
+
+    before = Attention(body)
+    ran = run_passes(canonical(before, X), "split-linears,cancel-views")
+    expected = Split(before, per_example=True)
+    assert_same_graph(ran.program, expected, (X,), tolerance=ONE_ROUNDING)
+
+
 def test_without_a_bias_and_with_sums() -> None:
     def body(query: Tensor, items: Tensor, linear: nn.Module) -> Tensor:
         made: Tensor = linear(torch.cat([items, items + query, query.repeat(1, ITEMS, 1)], -1))
