@@ -108,8 +108,20 @@ HAS: dict[str, dict[str, tuple[str, ...]]] = {
         "AITM": ("attention pooling",),
     },
 }
-#: Why an interaction isn't recognised where no pass says so, by kind.
-WHY: dict[str, str] = {}
+#: Why an interaction isn't recognised where no pass says so: by kind, or by model and kind.
+WHY: dict[str, str] = {
+    "AFM attention pooling": "written as one product of rows already",
+    "AFM products of pairs": "written as one product of joined rows already",
+    "BST self-attention": "its mask is an argument of scaled_dot_product_attention",
+    "DIEN target attention": "its attention weighs the states of a recurrent layer",
+    "DIN attention pooling": "written as a matrix product already",
+    "EDCN cross with a vector": "a bridge after every layer: one layer alone doesn't collapse",
+    "FatDeepFFM gate over fields": "it pools with weights, where SENet takes a mean",
+    "ONN products of pairs": "they are joined side by side, not one below the other",
+    "logarithmic": "no pass knows it",
+    "outer products": "no pass knows them",
+    "recurrent": "no pass knows it",
+}
 
 
 def examine(case: Any) -> dict[str, Any]:
@@ -194,7 +206,11 @@ def reason(result: dict[str, Any], kind: str) -> str:
         return "the model can't be captured"
     passes = {way.pass_name for way in KINDS[kind]}
     missed = [r[2] for r in result["remarks"] if r[0] == "missed" and r[1] in passes]
-    return "; ".join(dict.fromkeys(missed)) or WHY.get(kind, "not known")
+    return "; ".join(dict.fromkeys(missed)) or _why(result["model"], kind)
+
+
+def _why(model: str, kind: str) -> str:
+    return WHY.get(f"{model.partition('[')[0]} {kind}") or WHY.get(kind, "not known")
 
 
 def document(results: list[dict[str, Any]]) -> str:
