@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-h100 gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -56,6 +56,10 @@ gpu-check:
 bench-heads: $(VENV)/bench $(VENV)/rechub
 	$(BIN)/python benchmarks/heads.py $(BENCH)
 
+# How long the structural pipeline takes on the zoo and on large graphs; some minutes.
+bench-pipeline: $(VENV)/test
+	$(BIN)/python benchmarks/pipeline_time.py $(BENCH)
+
 # --no-deps: the libraries ask for torch as they please.
 $(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt
 	$(PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
@@ -82,6 +86,10 @@ $(VENV)/bench: $(VENV)/torch $(BUILD)
 # Captures every model of three third-party libraries; the table goes to docs/capture.md.
 capture-suite: .venv-capture/made
 	.venv-capture/bin/python benchmarks/capture_suite/run.py
+
+# Which interactions of two third-party libraries are recognised, by kind.
+interactions: .venv-capture/made
+	.venv-capture/bin/python benchmarks/capture_suite/interactions.py
 
 # --no-deps: the libraries ask for torch as they please, and the suite needs none of the rest.
 .venv-capture/made: constraints.txt setup.cfg benchmarks/capture_suite/requirements.txt
