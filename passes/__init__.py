@@ -19,5 +19,8 @@ PASSES: dict[str, str] = {
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
     "share-similar": "share_similar:ShareSimilar",
+    "share-user-side": "share_user_side:ShareUserSide",
+    "split-linears": "split_linears:SplitLinears",
+    "stack-candidates": "stack_candidates:StackCandidates",
     "strip-train-only": "strip_train_only:StripTrainOnly",
 }

@@ -146,3 +146,15 @@ def _half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 HALF_LINEAR = define_op(
     "half_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _half_linear
 )
+
+
+def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
+    """As many rows as ``rows`` has; all of ``x`` where it has as many itself."""
+    return x.expand([rows.shape[0], *[-1] * (x.dim() - 1)])
+
+
+#: x ``[1, …]``, rows ``[B, …]`` -> ``[B, …]``: a value of the request, once for each candidate.
+#: With x ``[B, …]`` it is x: a program for requests also scores rows that each have a user.
+REQUEST_BROADCAST = define_op(
+    "request_broadcast(Tensor x, Tensor rows) -> Tensor", _request_broadcast
+)
