@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from .artifact import Artifact, Manifest, file_facts
+from .agreement import disagree, request_shift
+from .artifact import REQUEST, Artifact, Manifest, file_facts
 from .batchmates import batch_shift, too_far
 from .budget import Budget
 from .context import PassContext
@@ -37,7 +38,14 @@ from .data import (
     split,
     synthesize,
 )
-from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
+from .errors import (
+    BudgetExceeded,
+    CaptureError,
+    DataError,
+    TargetError,
+    UnsupportedError,
+    VerifyError,
+)
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
@@ -48,6 +56,15 @@ from .pipeline import Pipeline
 from .race import Race
 from .registry import backend, frontend
 from .report import Outcome, Report
+from .requests import (
+    Entry,
+    Request,
+    as_flat,
+    as_request,
+    check_shared,
+    one_user,
+    with_requests,
+)
 from .scoring import Judge, score
 from .target import Target
 from .verdict import Status, Verdict
@@ -72,6 +89,7 @@ def optimize(
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
     windows: Windows | None = None,
+    request: Request | None = None,
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
     strict: bool = False,
@@ -96,6 +114,8 @@ def optimize(
         outputs: Names for the outputs in order, or the names of the outputs to keep.
         windows: Conversion windows whose heads become two heads and a formula, with the window as
             one more feature.
+        request: What the candidates of a request have in common; the artifact then scores requests
+            as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
@@ -121,9 +141,13 @@ def optimize(
         steps = windows.added_to(steps, program.signature)
         if data is None:
             raise DataError("windows are fitted to data and judged on it; give data= as well.")
+    shared: tuple[str, ...] = ()
+    if request is not None:
+        shared, steps = request.features(program.signature), with_requests(steps)
     say("reading the data", 0.15)
-    rows = _rows(program, data, calibration)
-    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
+    rows = _rows(program, data, calibration, shared)
+    watching = tuple(instruments)
+    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say, shared)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -161,6 +185,7 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: _Milestones
+    shared: tuple[str, ...] = ()
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -179,6 +204,9 @@ class _Job:
         finish, *others = self._built(steps, context_for, rows)
         for other in others:
             other.discard()
+        told = finish.disagreement(rows, self.budget)
+        if told:
+            raise VerifyError("; ".join(told))
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         verdict = Verdict.unverified(reason, self.budget.confidence)
         return finish(verdict)
@@ -239,7 +267,7 @@ class _Job:
             reason = f"what was built can't be judged: {error}"
             return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
         verdict = proof.on(scores, confidence)
-        told = too_far(mates, self.budget)
+        told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
         if not told:
             return verdict
         return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
@@ -316,7 +344,7 @@ class _Job:
     def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
         """Runs the passes and lowers; the optimized program's tables are freed on return."""
         self.say("optimizing", 0.3)
-        optimized = self.program.clone()
+        optimized = as_request(self.program, self.shared) if self.shared else self.program.clone()
         steps.run(optimized, context)
         return self._lower(optimized, context, steps)
 
@@ -332,9 +360,15 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
+        flat = as_flat(optimized, self.shared) if self.shared else optimized
         try:
-            built = backend(name).build(optimized, context.target, folder, metadata)
-            manifest = self._manifest(optimized, steps, name, folder, built)
+            built = backend(name).build(flat, context.target, folder, metadata)
+            if self.shared:
+                beside = backend(name).build_beside(
+                    REQUEST, optimized, context.target, folder, metadata
+                )
+                built = replace(built, files=(*built.files, *beside.files))
+            manifest = self._manifest(flat, steps, name, folder, built)
             if self.strict:
                 built.require_plan(name)
             finish = _Finish(folder, manifest, context.report)
@@ -371,6 +405,7 @@ class _Job:
             outputs=optimized.outputs,
             arguments=optimized.arguments,
             verdict=Verdict.unverified("not judged yet"),
+            request=Entry(self.shared) if self.shared else None,
         )
 
 
@@ -395,8 +430,27 @@ class _Finish:
         return self._artifact.run(features)
 
     def open(self) -> Any:
-        """The artifact's runner on one thread."""
-        return backend(self.backend).open(self._folder, 1)
+        """The artifact's runner on one thread; where it takes requests, all rows are one."""
+        entry = self._artifact.manifest.request
+        if entry is None:
+            return backend(self.backend).open(self._folder, 1)
+        runner = self._artifact.open_request(1)
+        return lambda arrays: runner(one_user(arrays, entry.shared))
+
+    def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
+        """Where requests are scored otherwise than flat rows; told in the report besides."""
+        entry = self._artifact.manifest.request
+        if entry is None:
+            return ()
+        shifts = request_shift(
+            self.run, self._artifact.run_request, rows, entry.shared, self._artifact.signature
+        )
+        worst = max(shifts.values())
+        self.report.notes.append(
+            f"requests are scored as flat batches are, up to {worst:.2g} of the logits' spread "
+            f"(rms); they share {', '.join(entry.shared)}"
+        )
+        return disagree(shifts, budget, lossy=_gave_up_exactness(self.report))
 
     def discard(self) -> None:
         """Removes what was built."""
@@ -574,6 +628,7 @@ def _rows(
     program: Program,
     data: Any,
     calibration: Iterable[Any] | None,
+    shared: Sequence[str],
 ) -> Split | None:
     if data is None:
         if calibration is not None:
@@ -584,7 +639,9 @@ def _rows(
     if isinstance(data, Parquet):
         data = data.batches(program)
     apart = collect(calibration, program) if calibration is not None else None
-    return split(collect(data, program), apart)
+    rows = collect(data, program)
+    check_shared(rows, shared)
+    return split(rows, apart)
 
 
 def _shrunk(budget: Budget, share: float) -> Budget:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch import Tensor
 
 from .data import Rows
 from .errors import DataError, SignatureError
-from .ir.ops import REQUEST_BROADCAST
+from .ir.ops import REQUEST_BROADCAST, REQUEST_MATMUL
 from .ir.program import Program
 from .ir.rewrite import Rewriter, sweep
 from .ir.signature import BATCH, Side, Signature
 from .ir.verify import verify
 from .ragged import ragged_of
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 _aten = torch.ops.aten
 
@@ -106,6 +109,55 @@ def _check_shareable(signature: Signature, shared: Collection[str]) -> None:
                 f"feature {feature.name!r} can't be shared by a request: it has no row per "
                 f"candidate to begin with, but {list(feature.shape)}."
             )
+    if not any(f.shape[:1] == (BATCH,) for f in signature if f.name not in shared):
+        raise SignatureError(
+            "no feature that isn't shared has a row per candidate, so the number of candidates "
+            "can't be told."
+        )
+
+
+#: What a pipeline is given for requests, before formats are placed: how many rows a linear sees
+#: decides whether one pays.
+_PASSES = ("share-user-side", "split-linears", "stack-candidates")
+_FORMATS = "place-precision"
+
+
+def with_requests(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with the passes for requests in it."""
+    named = re.split(r"[,(){}]", pipeline.spec())
+    place = f"@before:{_FORMATS}" if _FORMATS in named else ""
+    added = [f"+{name}{place}" for name in _PASSES if name not in named]
+    return type(pipeline).parse(",".join([pipeline.spec(), *added]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an artifact takes requests.
+
+    Attributes:
+        shared: The features of which a request has one row.
+        vectors: What is computed of each candidate ahead, by the names requests take it by; empty
+            where requests take the candidates' own features.
+    """
+
+    shared: tuple[str, ...]
+    vectors: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back."""
+        return {"shared": list(self.shared), "vectors": list(self.vectors)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Entry:
+        """The entry that `to_json` wrote."""
+        return cls(tuple(data["shared"]), tuple(data["vectors"]))
+
+    def signature(self, signature: Signature) -> Signature:
+        """The signature of requests, from that of flat batches."""
+        for name in self.shared:
+            shape = signature.feature(name).shape
+            signature = signature.with_feature(name, shape=(1, *shape[1:]))
+        return signature
 
 
 def as_request(program: Program, shared: Collection[str]) -> Program:
@@ -128,9 +180,7 @@ def as_request(program: Program, shared: Collection[str]) -> Program:
                 counted = user.target is _aten.sym_size.int and user.args[1] == 0
                 user.replace_input_with(node, rows if counted else broadcast)
             rw.refresh([broadcast])
-    for name in shared:
-        shape = result.signature.feature(name).shape
-        result.signature = result.signature.with_feature(name, shape=(1, *shape[1:]))
+    result.signature = Entry(tuple(shared)).signature(result.signature)
     sweep(result)
     verify(result)
     return result
@@ -150,6 +200,8 @@ def as_flat(program: Program, shared: Collection[str]) -> Program:
     for node in result.graph.find_nodes(op="call_function", target=REQUEST_BROADCAST.op):
         changed += list(node.users)
         node.replace_all_uses_with(node.args[0])
+    for node in result.graph.find_nodes(op="call_function", target=REQUEST_MATMUL.op):
+        node.target = _aten.matmul.default
     rw.refresh(changed)
     for name in shared:
         shape = result.signature.feature(name).shape
@@ -188,51 +240,9 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
             )
 
 
-def by_request(
-    run: Callable[[Mapping[str, Tensor]], Mapping[str, Any]], shared: Sequence[str]
-) -> Callable[[Mapping[str, Tensor]], dict[str, np.ndarray[Any, Any]]]:
-    """Scores flat rows request by request: rows that agree in the shared features are one.
-
-    Args:
-        run: Scores one request: one row of the shared features, any number of the others'.
-        shared: Their names.
-    """
-
-    def scored(features: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-        found: dict[str, np.ndarray[Any, Any]] = {}
-        for members in requests_in(features, shared):
-            places = torch.from_numpy(members)
-            request = {name: value[places] for name, value in features.items()}
-            for name, value in run(one_user(request, shared)).items():
-                array = np.asarray(value)
-                sizes = (len(features[name]) for name in features)
-                whole = found.setdefault(
-                    name, np.empty((max(sizes), *array.shape[1:]), array.dtype)
-                )
-                whole[members] = array
-        return found
-
-    return scored
-
-
 def one_user(features: Mapping[str, Tensor], shared: Collection[str]) -> dict[str, Tensor]:
     """Rows as one request: the first row of the shared features, all of the others'."""
     return {name: value[:1] if name in shared else value for name, value in features.items()}
-
-
-def requests_in(
-    features: Mapping[str, Tensor], shared: Sequence[str]
-) -> list[np.ndarray[Any, Any]]:
-    """The positions of the rows of each request: those that agree in all shared features."""
-    columns = [
-        np.ascontiguousarray(features[name].numpy()).reshape(len(features[name]), -1)
-        for name in shared
-    ]
-    raw = np.concatenate([column.view(np.uint8) for column in columns], axis=1)
-    keys = np.ascontiguousarray(raw).view(np.dtype((np.void, raw.shape[1]))).ravel()
-    _, number = np.unique(keys, return_inverse=True)
-    order = np.argsort(number, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
 
 
 def without_copies(
@@ -244,9 +254,7 @@ def without_copies(
         DataError: No candidate, or a shared feature that varies: which, and in which row first.
     """
     found = dict(features)
-    candidates = max(
-        (len(v) for n, v in features.items() if n not in shared and v.dim()), default=0
-    )
+    candidates = candidates_in(signature, features, shared)
     if candidates == 0:
         raise DataError("a request without candidates: give at least one row of their features.")
     for name in signature.names:
@@ -264,15 +272,19 @@ def without_copies(
     return found
 
 
-def replicated(features: Mapping[str, Tensor], shared: Collection[str]) -> dict[str, Tensor]:
+def replicated(
+    features: Mapping[str, Tensor], shared: Collection[str], candidates: int
+) -> dict[str, Tensor]:
     """A request as flat rows: the shared features once a candidate."""
-    count = max(len(v) for n, v in features.items() if n not in shared)
     return {
-        name: value.expand(count, *value.shape[1:]).contiguous() if name in shared else value
+        name: value.expand(candidates, *value.shape[1:]).contiguous() if name in shared else value
         for name, value in features.items()
     }
 
 
-def of_one_row(rows: Rows, shared: Collection[str]) -> Rows:
-    """Rows as one request, for timing and for checking: the first row's user for all of them."""
-    return replace(rows, features=one_user(rows.features, shared))
+def candidates_in(
+    signature: Signature, features: Mapping[str, Tensor], shared: Collection[str]
+) -> int:
+    """How many candidates a request has."""
+    (first, *_) = (f for f in signature if f.name not in shared and f.shape[:1] == (BATCH,))
+    return len(features[first.name]) if first.name in features else 0
