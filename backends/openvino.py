@@ -203,7 +203,8 @@ def _without_casts(graph: ir.Graph) -> int:
         made = product.outputs[0]
         made.type = ir.TensorType(ir.DataType.FLOAT)
         for use in list(made.uses()):
-            if use.node.op_type == "Cast":
+            # An output's name is its Cast's, which then casts nothing.
+            if use.node.op_type == "Cast" and not use.node.outputs[0].is_graph_output():
                 ir.convenience.replace_all_uses_with(use.node.outputs[0], made)
                 graph.remove(use.node, safe=True)
         if not narrowed.outputs[0].uses():

@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 _aten = torch.ops.aten
+#: A tensor or a numpy array.
+Array = TypeVar("Array", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
             )
 
 
-def one_user(features: Mapping[str, Tensor], shared: Collection[str]) -> dict[str, Tensor]:
+def one_user(features: Mapping[str, Array], shared: Collection[str]) -> dict[str, Array]:
     """Rows as one request: the first row of the shared features, all of the others'."""
     return {name: value[:1] if name in shared else value for name, value in features.items()}
 

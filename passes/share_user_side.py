@@ -208,7 +208,8 @@ def _broadcast_implicitly(rw: Rewriter) -> int:
 def _repeating(node: fx.Node) -> tuple[Any, ...]:
     """The operators whose repetition a node would do by itself."""
     if is_op(node, _aten.matmul.default):
-        return (_BROADCAST,) if len({len(shape_of(n)) for n in node.args}) == 1 else ()
+        ranks = {len(shape_of(operand)) for operand in node.args}
+        return (_BROADCAST,) if len(ranks) == 1 and min(ranks) > 2 else ()
     tags = getattr(node.target, "tags", ())
     pointwise = torch.Tag.pointwise in tags and isinstance(node.meta["val"], Tensor)
     return (_BROADCAST, _aten.expand.default) if pointwise else ()

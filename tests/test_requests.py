@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import rankc
 import torch
 from rankc.models import zoo
+from rankc.optimizer.cli import _parser, _request, main
 from rankc.optimizer.errors import (
     ArtifactError,
     BudgetExceeded,
@@ -19,6 +21,7 @@ from rankc.optimizer.errors import (
     VerifyError,
 )
 from rankc.optimizer.report import Kind
+from rankc.optimizer.requests import Entry
 from rankers import EAGER, EAGER_FP32, LOOSE
 from torch import Tensor, nn
 
@@ -185,3 +188,40 @@ def test_entries_that_disagree_are_never_returned(monkeypatch: pytest.MonkeyPatc
         rankc.optimize(program(), EAGER_FP32, request=request, pipeline=passes)
     with pytest.raises(BudgetExceeded, match="the logits of requests differ"):
         rankc.optimize(program(), EAGER_FP32, data=traffic(), request=request, pipeline=passes)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+MODEL = "rankc.models.two_sided:TwoSided.small"
+
+
+def test_the_command_line_builds_shows_and_times_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    out = str(tmp_path / "out")
+    more = ["--target", "cpu-fp32", "--pipeline", "canonicalize", "--out", out, "--quiet"]
+    names = "user.dense, user_ids,user.history"
+    assert main(["optimize", MODEL, "--request", names, *more]) == 0
+    assert rankc.load(out).manifest.request == Entry(SHARED)
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    assert "user_dense, user_ids, user_history" in capsys.readouterr().out
+    assert main(["bench", out, "--batch", "4", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert set(row) == {"batch", "artifact", "request"}
+
+
+def test_the_command_line_tells_an_unknown_feature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["optimize", MODEL, "--request", "user.age", "--out", str(out)]) == 1
+    assert "no feature is called 'user.age'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_bare_request_shares_what_is_known_to_be_the_users() -> None:
+    arguments = _parser().parse_args(["optimize", MODEL, "--out", "out", "--request"])
+    assert _request(arguments) == rankc.Request()
+    assert _request(_parser().parse_args(["optimize", MODEL, "--out", "out"])) is None
