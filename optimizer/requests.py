@@ -42,13 +42,9 @@ class Request:
     Attributes:
         shared: The features that are the same for all candidates of a request, by name;
             ``"user.age"`` is ``user_age``. When None, those whose side is the user or the context.
-        precompute_items: Whether what depends on the candidate alone becomes an artifact of its
-            own, to be computed ahead; requests then take its results in place of the candidates'
-            features.
     """
 
     shared: Sequence[str] | None = None
-    precompute_items: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shared, str):
@@ -138,21 +134,18 @@ class Entry:
 
     Attributes:
         shared: The features of which a request has one row.
-        vectors: What is computed of each candidate ahead, by the names requests take it by; empty
-            where requests take the candidates' own features.
     """
 
     shared: tuple[str, ...]
-    vectors: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists; `from_json` reads them back."""
-        return {"shared": list(self.shared), "vectors": list(self.vectors)}
+        """A plain dict; `from_json` reads it back."""
+        return {"shared": list(self.shared)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
         """The entry that `to_json` wrote."""
-        return cls(tuple(data["shared"]), tuple(data["vectors"]))
+        return cls(tuple(data["shared"]))
 
     def signature(self, signature: Signature) -> Signature:
         """The signature of requests, from that of flat batches."""

@@ -97,7 +97,7 @@ def test_a_history_is_split_into_heads_once() -> None:
     ("of_user", "reason"),
     [
         (lambda user: user * user.mean(0, keepdim=True), "it works across rows"),
-        (lambda user: user @ user.t() @ user, "it multiplies rows with other rows"),
+        (lambda user: user @ user.t() @ user, "it combines rows with other rows"),
         (lambda user: user.flip(0), "it isn't known to keep rows apart"),
         (lambda user: user.cumsum(0), "it works across rows"),
         (lambda user: user[:1] + user, "it picks rows"),
