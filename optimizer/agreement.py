@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .artifact import Artifact
 from .budget import Budget
 from .data import Rows
 from .ir.signature import Signature
 from .ragged import Ragged, row_count, take
+from .report import Report
 from .requests import one_user, replicated
 from .scoring import Runner, score
 
@@ -62,18 +64,30 @@ def request_shift(
     }
 
 
-def disagree(shifts: Mapping[str, float], budget: Budget, *, lossy: bool) -> tuple[str, ...]:
+def disagreement(
+    artifact: Artifact, report: Report, rows: Rows, budget: Budget, *, lossy: bool
+) -> tuple[str, ...]:
     """A sentence for each task whose requests are scored otherwise than flat rows.
 
     Args:
-        shifts: What `request_shift` found.
+        artifact: What was built.
+        report: Is told how far apart they are.
+        rows: Real rows.
         budget: Its ``batch_shift`` limits what quantized artifacts may differ by.
         lossy: Whether the artifact is quantized.
     """
+    entry = artifact.manifest.request
+    if entry is None:
+        return ()
+    shared, signature = entry.shared, artifact.signature
+    shifts = request_shift(artifact.run, artifact.run_request, rows, shared, signature)
+    report.notes.append(
+        f"requests are scored as flat batches are, up to {max(shifts.values()):.2g} of the logits' "
+        f"spread (rms); they share {', '.join(shared)}"
+    )
     told = []
     for task, shift in shifts.items():
-        allowed = budget.for_task(task).batch_shift
-        limit = allowed if lossy else _ROUNDING
+        limit = budget.for_task(task).batch_shift if lossy else _ROUNDING
         if limit is not None and shift > limit:
             told.append(
                 f"{task}: the logits of requests differ from those of flat batches by {shift:.3g} "

@@ -23,15 +23,13 @@ from .ir.signature import Signature
 from .ir.structure import Structure
 from .registry import backend
 from .report import Report
-from .requests import Entry, one_user, without_copies
+from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
 from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
 
 ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]
 
-#: The name of the entry for requests.
-REQUEST = "request"
 MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
 #: Raised when the folder's layout changes.
 FORMAT = 1
@@ -137,7 +135,11 @@ class Artifact:
         self.manifest = manifest
         self.report = report
         self._runner = backend(manifest.backend).open(folder)
-        self._request = self.open_request() if manifest.request else None
+        entry = manifest.request
+        self._request = self.open_request() if entry else None
+        self._items: ArrayRunner | None = None
+        if entry is not None and entry.ahead:
+            self._items = backend(manifest.backend).open_beside(ITEMS, folder)
 
     @property
     def verdict(self) -> Verdict:
@@ -201,17 +203,39 @@ class Artifact:
     def run_request(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """A request's output arrays by name, from features by name, unchecked: the fast path.
 
+        What `precompute` gave takes the place of the candidates' features.
+
         Raises:
             ArtifactError: It takes flat batches alone.
         """
         self._entry()
         assert self._request is not None
-        return self._request(
-            {
-                name: value.numpy() if isinstance(value, Tensor) else value
-                for name, value in features.items()
-            }
-        )
+        return self._request(_arrays(features))
+
+    def precompute(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """What requests take of candidates, ``{name: [N, …]}``, to be kept with each candidate.
+
+        Args:
+            features: The candidates' own, by name.
+
+        Raises:
+            ArtifactError: It wasn't built with ``precompute_items``.
+            SignatureError: A feature is missing or doesn't fit.
+            DataError: NaN or Inf in a feature.
+        """
+        entry = self._entry()
+        if self._items is None:
+            raise ArtifactError(
+                "this artifact computes nothing ahead; build one with "
+                "rankc.Request(…, precompute_items=True)."
+            )
+        own = tuple(f for f in self.signature if f.name not in entry.shared)
+        missing = [f.name for f in own if f.name not in features]
+        if missing:
+            raise SignatureError(f"features {missing} of the candidates are missing.")
+        given = {f.name: _tensor(f.name, features[f.name]) for f in own}
+        check_features(replace(self.signature, features=own), given)
+        return _ahead(entry, self._items, _arrays(given))
 
     def open_request(self, threads: int | None = None) -> ArrayRunner:
         """What scores requests, feature arrays by name, opened anew.
@@ -219,11 +243,18 @@ class Artifact:
         Raises:
             ArtifactError: It takes flat batches alone.
         """
-        self._entry()
-        runner: ArrayRunner = backend(self.manifest.backend).open_beside(
-            REQUEST, self.folder, threads
-        )
-        return runner
+        entry, opened = self._entry(), backend(self.manifest.backend)
+        request: ArrayRunner = opened.open_beside(REQUEST, self.folder, threads)
+        if not entry.ahead:
+            return request
+        items: ArrayRunner = opened.open_beside(ITEMS, self.folder, threads)
+
+        def scored(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            if all(name in arrays for name in entry.ahead):
+                return request(arrays)
+            return request({**arrays, **_ahead(entry, items, arrays)})
+
+        return scored
 
     def _entry(self) -> Entry:
         if self.manifest.request is None:
@@ -252,11 +283,7 @@ class Artifact:
         if any(name not in features for name in self.signature.optional):
             given = {name: torch.as_tensor(value) for name, value in features.items()}
             features = with_defaults(self.signature, given)
-        arrays = {
-            name: value.numpy() if isinstance(value, Tensor) else value
-            for name, value in features.items()
-        }
-        found: dict[str, np.ndarray[Any, Any]] = self._runner(arrays)
+        found: dict[str, np.ndarray[Any, Any]] = self._runner(_arrays(features))
         return found
 
     def benchmark(
@@ -279,7 +306,9 @@ class Artifact:
         for size in batch_sizes:
             rows: Rows = synthesize(self.signature, size, seed)
             features = one_user(rows.features, shared)
-            arrays = {name: value.numpy() for name, value in features.items()}
+            arrays = _arrays(features)
+            if requests and self._items is not None:
+                arrays |= self.precompute(arrays)
             found[size] = side_by_side({"artifact": lambda a=arrays: runner(a)})["artifact"]  # type: ignore[misc]
         return found
 
@@ -357,6 +386,21 @@ class Artifact:
             if isinstance(inputs, (tuple, list, Mapping)) and not nested:
                 return call_of(arguments, inputs)
         return bind_arguments(arguments, args, kwargs)
+
+
+def _arrays(features: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.numpy() if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
+
+
+def _ahead(
+    entry: Entry, items: ArrayRunner, features: Mapping[str, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What is computed ahead, and the features that requests need as they are."""
+    made = {**features, **items(features)}
+    return {name: made[name] for name in entry.ahead}
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -101,6 +101,11 @@ def _optimize_parser(commands: Any) -> None:
         help="also take requests, whose candidates share these features, comma-separated "
         "(alone: those that are known to be the user's)",
     )
+    parser.add_argument(
+        "--precompute-items",
+        action="store_true",
+        help="requests may take what was computed of each candidate ahead",
+    )
     parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
     parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
@@ -245,8 +250,11 @@ def _request(arguments: argparse.Namespace) -> Request | None:
     from .requests import Request
 
     if arguments.request is None:
+        if arguments.precompute_items:
+            raise RankcError("--precompute-items is for requests; give --request as well")
         return None
-    return Request([name.strip() for name in arguments.request.split(",") if name.strip()] or None)
+    names = [name.strip() for name in arguments.request.split(",") if name.strip()]
+    return Request(names or None, arguments.precompute_items)
 
 
 def _parquet(arguments: argparse.Namespace) -> Parquet | None:

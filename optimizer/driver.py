@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from .agreement import disagree, request_shift
-from .artifact import REQUEST, Artifact, Manifest, file_facts
+from .agreement import disagreement
+from .artifact import Artifact, Manifest, file_facts
 from .batchmates import batch_shift, too_far
 from .budget import Budget
 from .context import PassContext
@@ -53,11 +53,11 @@ from .ir.signature import Signature
 from .ir.structure import Structure
 from .passbase import Exactness
 from .pipeline import Pipeline
+from .precompute import entries_of
 from .race import Race
 from .registry import backend, frontend
 from .report import Outcome, Report
 from .requests import (
-    Entry,
     Request,
     as_flat,
     as_request,
@@ -147,7 +147,9 @@ def optimize(
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration, shared)
     watching = tuple(instruments)
-    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say, shared)
+    job = _Job(
+        program, goal, limits, steps, batch_sizes, strict, seed, watching, say, request, shared
+    )
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -185,6 +187,7 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: _Milestones
+    request: Request | None = None
     shared: tuple[str, ...] = ()
 
     def unverified(self) -> Artifact:
@@ -363,12 +366,11 @@ class _Job:
         flat = as_flat(optimized, self.shared) if self.shared else optimized
         try:
             built = backend(name).build(flat, context.target, folder, metadata)
-            if self.shared:
-                beside = backend(name).build_beside(
-                    REQUEST, optimized, context.target, folder, metadata
-                )
-                built = replace(built, files=(*built.files, *beside.files))
-            manifest = self._manifest(flat, steps, name, folder, built)
+            entry, beside = entries_of(self.request, self.shared, optimized)
+            for kind, program in beside.items():
+                more = backend(name).build_beside(kind, program, context.target, folder, metadata)
+                built = replace(built, files=(*built.files, *more.files))
+            manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
             if self.strict:
                 built.require_plan(name)
             finish = _Finish(folder, manifest, context.report)
@@ -405,7 +407,6 @@ class _Job:
             outputs=optimized.outputs,
             arguments=optimized.arguments,
             verdict=Verdict.unverified("not judged yet"),
-            request=Entry(self.shared) if self.shared else None,
         )
 
 
@@ -439,18 +440,8 @@ class _Finish:
 
     def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
         """Where requests are scored otherwise than flat rows; told in the report besides."""
-        entry = self._artifact.manifest.request
-        if entry is None:
-            return ()
-        shifts = request_shift(
-            self.run, self._artifact.run_request, rows, entry.shared, self._artifact.signature
-        )
-        worst = max(shifts.values())
-        self.report.notes.append(
-            f"requests are scored as flat batches are, up to {worst:.2g} of the logits' spread "
-            f"(rms); they share {', '.join(entry.shared)}"
-        )
-        return disagree(shifts, budget, lossy=_gave_up_exactness(self.report))
+        lossy = _gave_up_exactness(self.report)
+        return disagreement(self._artifact, self.report, rows, budget, lossy=lossy)
 
     def discard(self) -> None:
         """Removes what was built."""

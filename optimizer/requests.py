@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 _aten = torch.ops.aten
+#: The names of the entry for requests, and of that which computes candidates ahead.
+REQUEST, ITEMS = "request", "items"
 #: A tensor or a numpy array.
 Array = TypeVar("Array", bound=Any)
 
@@ -42,9 +44,12 @@ class Request:
     Attributes:
         shared: The features that are the same for all candidates of a request, by name;
             ``"user.age"`` is ``user_age``. When None, those whose side is the user or the context.
+        precompute_items: Whether what depends on the candidate alone becomes a program of its own,
+            to be run ahead; requests may then take its results in place of candidates' features.
     """
 
     shared: Sequence[str] | None = None
+    precompute_items: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shared, str):
@@ -134,18 +139,21 @@ class Entry:
 
     Attributes:
         shared: The features of which a request has one row.
+        ahead: What requests take of the candidates when that is computed ahead; empty where they
+            take the candidates' own features.
     """
 
     shared: tuple[str, ...]
+    ahead: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict; `from_json` reads it back."""
-        return {"shared": list(self.shared)}
+        """Plain lists; `from_json` reads them back."""
+        return {"shared": list(self.shared), "ahead": list(self.ahead)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
         """The entry that `to_json` wrote."""
-        return cls(tuple(data["shared"]))
+        return cls(tuple(data["shared"]), tuple(data["ahead"]))
 
     def signature(self, signature: Signature) -> Signature:
         """The signature of requests, from that of flat batches."""

@@ -108,6 +108,8 @@ def compare(
             if requests is not None:
                 assert artifact.manifest.request is not None
                 once = one_user(arrays, artifact.manifest.request.shared)
+                if artifact.manifest.request.ahead:
+                    once |= artifact.precompute(once)
                 calls["request"] = partial(requests, once)
             if model is not None:
                 call = artifact.manifest.inputs.unflatten(features)

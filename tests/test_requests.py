@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import rankc
 import torch
@@ -17,6 +18,7 @@ from rankc.optimizer.errors import (
     ArtifactError,
     BudgetExceeded,
     DataError,
+    RankcError,
     SignatureError,
     VerifyError,
 )
@@ -134,6 +136,64 @@ def test_an_unknown_feature_is_told_before_anything_is_built() -> None:
         rankc.optimize(program(), FP32, request=rankc.Request(["user.age"]))
 
 
+# --- candidates computed ahead --------------------------------------------------------------------
+
+
+@functools.cache
+def ahead() -> rankc.Artifact:
+    request = rankc.Request(SHARED, precompute_items=True)
+    return rankc.optimize(program(), FP32, request=request)
+
+
+def test_what_is_computed_ahead_gives_the_same_scores(tmp_path: Path) -> None:
+    inputs = request_inputs(7)
+    user = {name: inputs[name] for name in SHARED}
+    items = {name: inputs[name] for name in inputs if name not in SHARED}
+    loaded = rankc.load(ahead().save(tmp_path / "made"))
+    with torch.no_grad():
+        want = model()(flat_inputs(7)).numpy()
+    for made in (ahead(), loaded):
+        vectors = made.precompute(items)
+        assert all(len(vector) == 7 for vector in vectors.values())
+        kept = {name: vector[[4, 0]] for name, vector in vectors.items()}
+        assert abs(made.run_request({**user, **kept})["score"] - want[[4, 0]]).max() <= EQUAL
+        assert abs(made.request(inputs).numpy() - want).max() <= EQUAL
+    assert loaded.benchmark((4,), requests=True)[4].median > 0.0
+
+
+def test_requests_compute_nothing_of_the_candidates_alone() -> None:
+    assert ahead().manifest.request.ahead
+    request = onnx.load(ahead().folder / "request.onnx", load_external_data=False)
+    assert not {value.name for value in request.graph.input} & {"item_dense", "item_ids"}
+    items = onnx.load(ahead().folder / "items.onnx", load_external_data=False)
+    assert [value.name for value in items.graph.input] == ["item_dense", "item_ids"]
+    assert {value.name for value in items.graph.output} == set(ahead().manifest.request.ahead)
+
+
+def test_bad_candidates_are_told() -> None:
+    with pytest.raises(SignatureError, match=r"\['item_dense'\] of the candidates are missing"):
+        ahead().precompute({"item_ids": torch.zeros(2, 2, dtype=torch.int64)})
+    beyond = {"item_ids": torch.full((2, 2), 999), "item_dense": torch.zeros(2, 3)}
+    with pytest.raises(SignatureError, match="beyond its table"):
+        ahead().precompute(beyond)
+    with pytest.raises(ArtifactError, match="precompute_items=True"):
+        artifact().precompute(beyond)
+
+
+class OnlyProducts(nn.Module):
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return (user * item).sum(1)
+
+
+def test_nothing_to_compute_ahead_is_told() -> None:
+    request = rankc.Request(["user"], precompute_items=True)
+    inputs = (torch.randn(3, 4), torch.randn(3, 4))
+    with pytest.raises(SignatureError, match="nothing to precompute"):
+        rankc.optimize(
+            OnlyProducts(), EAGER_FP32, inputs=inputs, request=request, pipeline="canonicalize"
+        )
+
+
 # --- with data ------------------------------------------------------------------------------------
 
 
@@ -225,3 +285,7 @@ def test_a_bare_request_shares_what_is_known_to_be_the_users() -> None:
     arguments = _parser().parse_args(["optimize", MODEL, "--out", "out", "--request"])
     assert _request(arguments) == rankc.Request()
     assert _request(_parser().parse_args(["optimize", MODEL, "--out", "out"])) is None
+    more = ["optimize", MODEL, "--out", "out", "--precompute-items"]
+    assert _request(_parser().parse_args([*more, "--request"])) == rankc.Request(None, True)
+    with pytest.raises(RankcError, match="give --request as well"):
+        _request(_parser().parse_args(more))

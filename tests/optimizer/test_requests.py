@@ -154,5 +154,5 @@ def test_passes_for_requests_run_before_formats_are_placed() -> None:
 
 
 def test_an_entry_goes_to_json_and_back() -> None:
-    entry = Entry(("user_dense",))
+    entry = Entry(("user_dense",), ("item_top",))
     assert Entry.from_json(entry.to_json()) == entry
