@@ -9,7 +9,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from .agreement import disagreement
 from .artifact import Artifact, Manifest, file_facts
 from .batchmates import batch_shift, too_far
 from .budget import Budget
@@ -46,23 +44,24 @@ from .errors import (
     UnsupportedError,
     VerifyError,
 )
+from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
+from .knowledge import Knowledge, Subject
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
 from .race import Race
-from .registry import backend, frontend
-from .report import Outcome, Report
+from .registry import backend, frontend, served
+from .report import Report
 from .requests import (
     Request,
     as_flat,
     as_request,
     check_shared,
-    one_user,
     with_requests,
 )
 from .scoring import Judge, score
@@ -73,9 +72,9 @@ from .windows import Windows
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
-#: Shares of the budget the plan may use on the choice rows, attempt by attempt; the last attempt
-#: applies no lossy pass at all.
-_SHARES = (0.8, 0.4, 0.0)
+#: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
+#: no lossy pass at all.
+_SHARES = (1.0, 0.5, 0.0)
 
 
 def optimize(
@@ -92,6 +91,7 @@ def optimize(
     request: Request | None = None,
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
+    checkpoint: str | Path | Artifact | None = None,
     strict: bool = False,
     seed: int = 0,
     instruments: Sequence[Instrument] = (),
@@ -118,6 +118,8 @@ def optimize(
             as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
+        checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
+            goes on from there; or an artifact of the same model and rows, whose probe is used.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
         instruments: Observers of the passes.
@@ -127,6 +129,7 @@ def optimize(
         CaptureError: The model can't be captured; where in its code, and what to change.
         DataError: Rows, labels or weights that can't be used; which, and where first.
         TargetError: An unknown target.
+        CheckpointError: The checkpoint is of another model or other rows.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
     """
     say = _Milestones(progress)
@@ -147,9 +150,11 @@ def optimize(
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration, shared)
     watching = tuple(instruments)
-    job = _Job(
-        program, goal, limits, steps, batch_sizes, strict, seed, watching, say, request, shared
-    )
+    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
+    job.request, job.shared = request, shared
+    if rows is not None:
+        subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
+        job.knowledge = _knowledge(checkpoint, subject)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -187,6 +192,7 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: _Milestones
+    knowledge: Knowledge | None = None
     request: Request | None = None
     shared: tuple[str, ...] = ()
 
@@ -251,7 +257,7 @@ class _Job:
             finally:
                 for finish in candidates:
                     finish.discard()
-            if not any(_gave_up_exactness(finish.report) for finish in candidates):
+            if not any(finish.lossy for finish in candidates):
                 break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
@@ -260,7 +266,7 @@ class _Job:
             smallest,
         )
 
-    def _verdict(self, finish: _Finish, proof: Judge, attempt: int) -> Verdict:
+    def _verdict(self, finish: Finish, proof: Judge, attempt: int) -> Verdict:
         """What the proof rows say of what was built; scores that can't be judged fail it."""
         confidence = split_confidence(self.budget.confidence, attempt)
         try:
@@ -280,7 +286,8 @@ class _Job:
         context = self._context(target, rows.calibration)
         context.calibration = tuple(rows.calibration.batches())
         if share > 0.0:
-            context.judge = replace(choice, budget=_shrunk(self.budget, share))
+            limits = _shrunk(self.budget, share)
+            context.judge = replace(choice, budget=limits, proof_rows=len(rows.proof))
         return context
 
     def _report(self) -> Report:
@@ -304,11 +311,13 @@ class _Job:
             strict=self.strict,
             batch_sizes=self.batch_sizes,
             seed=self.seed,
+            knowledge=self.knowledge,
+            say=self.say.detail,
         )
 
     def _built(
         self, steps: Pipeline, context_for: Callable[[Target], PassContext], rows: Rows
-    ) -> list[_Finish]:
+    ) -> list[Finish]:
         """What the target's backends make of the program, the fastest first.
 
         Where the target can't be timed here, what its first backend makes.
@@ -317,11 +326,10 @@ class _Job:
             UnsupportedError: No backend takes the program.
         """
         refusals: list[str] = []
-        found: list[_Finish] = []
+        found: list[Finish] = []
         for name in self.target.backends:
             try:
-                served = self.target.served_by(name, backend(name).formats(self.target))
-                found.append(self._build(steps, context_for(served)))
+                found.append(self._build(steps, context_for(served(self.target, name))))
             except (TargetError, UnsupportedError) as error:
                 refusals.append(str(error))
                 continue
@@ -331,7 +339,7 @@ class _Job:
             raise UnsupportedError("\n".join(refusals))
         return self._ranked(found, refusals, rows)
 
-    def _ranked(self, found: list[_Finish], refusals: list[str], rows: Rows) -> list[_Finish]:
+    def _ranked(self, found: list[Finish], refusals: list[str], rows: Rows) -> list[Finish]:
         """Candidates by measured time, and their reports with it."""
         if len(found) == 1:
             if self.target.measured:
@@ -344,14 +352,14 @@ class _Job:
             finish.report.race = race
         return sorted(found, key=lambda finish: race.relative[finish.backend])
 
-    def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
+    def _build(self, steps: Pipeline, context: PassContext) -> Finish:
         """Runs the passes and lowers; the optimized program's tables are freed on return."""
         self.say("optimizing", 0.3)
-        optimized = as_request(self.program, self.shared) if self.shared else self.program.clone()
+        optimized = as_request(self.program, self.shared)
         steps.run(optimized, context)
         return self._lower(optimized, context, steps)
 
-    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> _Finish:
+    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> Finish:
         """Builds with the backend that the context's target names."""
         (name,) = context.target.backends
         self.say(f"lowering for {self.target.name} with {name}", 0.7)
@@ -363,7 +371,7 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
-        flat = as_flat(optimized, self.shared) if self.shared else optimized
+        flat = as_flat(optimized, self.shared)
         try:
             built = backend(name).build(flat, context.target, folder, metadata)
             entry, beside = entries_of(self.request, self.shared, optimized)
@@ -373,7 +381,7 @@ class _Job:
             manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
             if self.strict:
                 built.require_plan(name)
-            finish = _Finish(folder, manifest, context.report)
+            finish = Finish(folder, manifest, context.report)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -393,6 +401,7 @@ class _Job:
             fingerprints={
                 "captured": self.program.fingerprint(),
                 "optimized": optimized.fingerprint(),
+                **({"rows": self.knowledge.subject.rows} if self.knowledge else {}),
             },
             versions={
                 "rankc": __version__,
@@ -410,48 +419,13 @@ class _Job:
         )
 
 
-class _Finish:
-    """A built artifact that waits for its verdict.
-
-    Attributes:
-        report: What the passes did.
-        backend: What built it.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
-        self._folder = folder
-        self._artifact = Artifact(folder, manifest, report)
-        self.report = report
-        self.backend = manifest.backend
-        # The folder lives as long as the artifact does.
-        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
-
-    def run(self, features: Any) -> Any:
-        """Scores features with the built artifact."""
-        return self._artifact.run(features)
-
-    def open(self) -> Any:
-        """The artifact's runner on one thread; where it takes requests, all rows are one."""
-        entry = self._artifact.manifest.request
-        if entry is None:
-            return backend(self.backend).open(self._folder, 1)
-        runner = self._artifact.open_request(1)
-        return lambda arrays: runner(one_user(arrays, entry.shared))
-
-    def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
-        """Where requests are scored otherwise than flat rows; told in the report besides."""
-        lossy = _gave_up_exactness(self.report)
-        return disagreement(self._artifact, self.report, rows, budget, lossy=lossy)
-
-    def discard(self) -> None:
-        """Removes what was built."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __call__(self, verdict: Verdict) -> Artifact:
-        """The artifact with its verdict."""
-        self.report.verdict = verdict
-        self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
-        return self._artifact
+def _knowledge(checkpoint: str | Path | Artifact | None, subject: Subject) -> Knowledge:
+    """What the probe needn't measure."""
+    if checkpoint is None:
+        return Knowledge(subject)
+    if isinstance(checkpoint, Artifact):
+        return Knowledge.of_artifact(checkpoint.manifest.fingerprints, checkpoint.sites, subject)
+    return Knowledge.open(Path(checkpoint), subject)
 
 
 def _check_iterable(data: Any) -> None:
@@ -492,6 +466,40 @@ def _captured(
         _blame_inputs(module, inputs)
         raise
     return program, data
+
+
+def replan(
+    artifact: Artifact,
+    model: nn.Module | Program | str | Path,
+    *,
+    data: Iterable[Any] | Parquet | str | Path,
+    budget: Budget,
+) -> Artifact:
+    """An artifact of the same model for another budget, from the probe of the first.
+
+    Nothing that was measured at a site is measured again; the new plan is judged and proved as any.
+
+    Args:
+        artifact: Optimized from this model on this data.
+        model: The model.
+        data: The rows.
+        budget: The new limits.
+
+    Raises:
+        CheckpointError: The artifact is of another model or other rows.
+        BudgetExceeded: Not even the original is within the budget.
+    """
+    made = artifact.manifest
+    return optimize(
+        model,
+        made.target,
+        data=data,
+        budget=budget,
+        pipeline=made.pipeline,
+        batch_sizes=made.batch_sizes,
+        seed=made.seed,
+        checkpoint=artifact,
+    )
 
 
 def capture(
@@ -639,12 +647,6 @@ def _shrunk(budget: Budget, share: float) -> Budget:
     """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
     tasks = {task: _shrunk(own, share) for task, own in budget.overrides.items()}
     return replace(budget, ne=None if budget.ne is None else budget.ne * share, tasks=tasks)
-
-
-def _gave_up_exactness(report: Report) -> bool:
-    """Whether a lossy pass changed something."""
-    lossy = (Exactness.LOSSY, Exactness.TRAINED)
-    return any(r.outcome is Outcome.CHANGED and r.exactness in lossy for r in report.records)
 
 
 def _reachable(smallest: float | None) -> str:

@@ -121,7 +121,7 @@ def _check_shareable(signature: Signature, shared: Collection[str]) -> None:
 
 #: What a pipeline is given for requests, before formats are placed: how many rows a linear sees
 #: decides whether one pays.
-_PASSES = ("share-user-side", "split-linears", "stack-candidates")
+_PASSES = ("share-user-side", "split-sides", "stack-candidates")
 _FORMATS = "place-precision"
 
 
@@ -164,8 +164,10 @@ class Entry:
 
 
 def as_request(program: Program, shared: Collection[str]) -> Program:
-    """The program for one row of the shared features: each is broadcast to the candidates."""
+    """A copy of the program for one row of what is shared, if anything is; it is broadcast."""
     result = program.clone()
+    if not shared:
+        return result
     rw = Rewriter(result, "request")
     placeholders = result.graph.find_nodes(op="placeholder")
     rows = _counted(result, shared)
@@ -191,6 +193,8 @@ def as_request(program: Program, shared: Collection[str]) -> Program:
 
 def as_flat(program: Program, shared: Collection[str]) -> Program:
     """A request program for flat rows again, as many of the shared features as of the others."""
+    if not shared:
+        return program
     result = program.clone()
     rw = Rewriter(result, "flat rows")
     batch = _counted(result, shared).meta["val"].shape[0]

@@ -14,7 +14,7 @@ from support import Ran, capture_small, run_passes
 from torch import nn
 from two_sided import _KINDS, USER, TwoSides, inputs, two_sided
 
-SHARING = "share-user-side,split-linears{min_columns=1},stack-candidates"
+SHARING = "share-user-side,split-sides{min_columns=1},stack-candidates"
 PASSES = f"rounding,structure,{SHARING},merge-linears,grouping,eliminate"
 
 

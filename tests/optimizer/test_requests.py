@@ -101,7 +101,7 @@ def test_a_request_program_scores_requests_and_flat_rows(program: Program) -> No
 
 def test_as_flat_takes_rows_of_many_users_again(program: Program) -> None:
     made = as_request(program, ("user_dense",))
-    ran = run_passes(made, "share-user-side,split-linears").program
+    ran = run_passes(made, "share-user-side,split-sides").program
     flat = as_flat(ran, ("user_dense",))
     assert flat.signature == program.signature
     rows = made_up(program, 9, seed=0)
@@ -148,9 +148,9 @@ def test_a_request_without_candidates_is_refused(program: Program) -> None:
 def test_passes_for_requests_run_before_formats_are_placed() -> None:
     names = [p.name for p in with_requests(Pipeline.parse("default")).passes]
     place = names.index("place-precision")
-    assert names[place - 3 : place] == ["share-user-side", "split-linears", "stack-candidates"]
-    again = with_requests(Pipeline.parse("canonicalize,split-linears"))
-    assert again.spec() == "canonicalize,split-linears,share-user-side,stack-candidates"
+    assert names[place - 3 : place] == ["share-user-side", "split-sides", "stack-candidates"]
+    again = with_requests(Pipeline.parse("canonicalize,split-sides"))
+    assert again.spec() == "canonicalize,split-sides,share-user-side,stack-candidates"
 
 
 def test_an_entry_goes_to_json_and_back() -> None:

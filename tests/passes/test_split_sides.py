@@ -13,7 +13,7 @@ from torch.nn import functional as F
 USER, ITEM, HISTORY = torch.randn(6, 24), torch.randn(6, 8), torch.randn(6, 5, 16)
 
 
-def split(module: nn.Module, *inputs: Tensor, passes: str = "split-linears") -> Ran:
+def split(module: nn.Module, *inputs: Tensor, passes: str = "split-sides") -> Ran:
     """A model of a user and an item after the pass, the user's part having been shared."""
     program = as_request(canonical(module, *inputs), ("user",))
     return run_passes(program, f"share-user-side,{passes}")
@@ -55,7 +55,7 @@ def test_before_and_expected() -> None:
     before = Joined(lambda user, item: torch.cat([user, item], 1), 32)
     ran = split(before, USER, ITEM)
     assert ran.outcomes[1] is Outcome.CHANGED
-    assert ran.applied("split-linears") == ["split 1 linears by how often their columns repeat"]
+    assert ran.applied("split-sides") == ["split 1 linears by how often their columns repeat"]
     expected = as_request(canonical(Apart(before), USER, ITEM), ("user",))
     expected = run_passes(expected, "share-user-side").program
     assert operators(ran.program) == operators(expected)
@@ -80,9 +80,9 @@ def test_target_attention_multiplies_pairs_only_where_there_are_pairs() -> None:
 def test_few_columns_are_a_miss() -> None:
     ran = split(Joined(lambda user, item: torch.cat([user[:, :8], item], 1), 16), USER, ITEM)
     assert ran.outcomes[1] is Outcome.UNCHANGED
-    assert ran.missed("split-linears") == ["too few of its columns repeat along rows"]
+    assert ran.missed("split-sides") == ["too few of its columns repeat along rows"]
     few = Joined(lambda user, item: torch.cat([user[:, :8], item], 1), 16)
-    ran = split(few, USER, ITEM, passes="split-linears{min_columns=8}")
+    ran = split(few, USER, ITEM, passes="split-sides{min_columns=8}")
     assert ran.outcomes[1] is Outcome.CHANGED
 
 
@@ -98,12 +98,12 @@ def test_what_is_no_plain_concatenation_of_columns_stays(
     join: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     width = join(USER, ITEM).shape[-1]
-    ran = split(Joined(join, width), USER, ITEM, passes="split-linears{min_columns=1}")
+    ran = split(Joined(join, width), USER, ITEM, passes="split-sides{min_columns=1}")
     assert ran.outcomes[1] is Outcome.UNCHANGED
 
 
 def test_flat_rows_stay_as_they_are() -> None:
     module = Joined(lambda user, item: torch.cat([user, item], 1), 32)
-    ran = run_passes(canonical(module, USER, ITEM), "split-linears")
+    ran = run_passes(canonical(module, USER, ITEM), "split-sides")
     assert ran.outcomes == [Outcome.UNCHANGED]
     assert_same_graph(ran.program, module, (USER, ITEM), tolerance=BIT_EQUAL)
