@@ -45,15 +45,13 @@ class Case:
     name: str
     model: nn.Module
     shared: tuple[str, ...]
-    peers: tuple[str, ...] = PEERS
 
 
 def cases() -> Iterator[Case]:
     """Models of the sizes that are served."""
     yield Case("TwoSided", TwoSided.paper(MAX_ROWS), SIDES)
     early = replace(EarlyStage.paper(MAX_ROWS).config, auxiliary=())
-    # OpenVINO can't read the Loop that torch.onnx makes of its EmbeddingBag.
-    yield Case("EarlyStage", EarlyStage(early), SIDES, ("eager", "onnxruntime"))
+    yield Case("EarlyStage", EarlyStage(early), SIDES)
     yield Case("TwoTower", TwoTower.paper(MAX_ROWS), ("user_dense", "user_ids"))
     yield Case("DIN", DIN.paper(MAX_ROWS), ("dense", "ids", "history", "mask"))
 
@@ -62,6 +60,7 @@ def main() -> None:
     """Measures the models and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="", help="comma-separated; all when empty")
+    parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--candidates", default=",".join(map(str, CANDIDATES)))
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
@@ -73,7 +72,7 @@ def main() -> None:
         if arguments.models and case.name not in arguments.models.split(","):
             continue
         started = time.perf_counter()
-        for line in rows_of(case, sizes):
+        for line in rows_of(case, arguments.targets.split(","), sizes):
             print(line, flush=True)
             lines.append(line)
         print(f"[{case.name}: {time.perf_counter() - started:.0f} s]", flush=True)
@@ -106,11 +105,11 @@ def head() -> Lines:
     )
 
 
-def rows_of(case: Case, sizes: Sequence[int]) -> Lines:
+def rows_of(case: Case, targets: Sequence[str], sizes: Sequence[int]) -> Lines:
     """A line per target and number of candidates."""
     program = rankc.capture(case.model.eval())
     traffic = requests(program, case.shared)
-    for target in TARGETS:
+    for target in targets:
         artifact = rankc.optimize(
             program,
             target,
@@ -119,12 +118,12 @@ def rows_of(case: Case, sizes: Sequence[int]) -> Lines:
             budget=rankc.Budget(ne=2e-4, two_sided=False),
         )
         with tempfile.TemporaryDirectory() as folder:
-            scorers = make_scorers(case.model, artifact, Path(folder), case.peers)
+            scorers = make_scorers(case.model, artifact, Path(folder), PEERS)
             for size in sizes:
                 times, apart = measured(case, artifact, scorers, size)
-                best = min(times[peer] for peer in case.peers)
+                best = min(times[peer] for peer in PEERS)
                 names = (*PEERS, "rankc", "request")
-                shown = " | ".join(f"{times[n]:.3f}" if n in times else "–" for n in names)
+                shown = " | ".join(f"{times[n]:.3f}" for n in names)
                 ratios = " | ".join(
                     f"{over / times['request']:.2f}×"
                     for over in (best, times["onnxruntime"], times["rankc"])
