@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -59,6 +59,10 @@ bench-heads: $(VENV)/bench $(VENV)/rechub
 # How long the structural pipeline takes on the zoo and on large graphs; some minutes.
 bench-pipeline: $(VENV)/test
 	$(BIN)/python benchmarks/pipeline_time.py $(BENCH)
+
+# One user and many candidates beside peers that get the user once for each; under 15 minutes.
+bench-requests: $(VENV)/bench
+	$(BIN)/python benchmarks/requests.py $(BENCH)
 
 # --no-deps: the libraries ask for torch as they please.
 $(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .optimizer.pipeline import Pipeline
     from .optimizer.registry import register
     from .optimizer.report import Report
+    from .optimizer.requests import Request
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
     from .optimizer.windows import Windows, cdf_of
@@ -57,6 +58,7 @@ _PUBLIC = {
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
     "Report": "optimizer.report",
+    "Request": "optimizer.requests",
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",
@@ -90,6 +92,7 @@ __all__ = [
     "Program",
     "RankcError",
     "Report",
+    "Request",
     "Score",
     "Side",
     "Signature",

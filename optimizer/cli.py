@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .data import Parquet
     from .doctor_report import Diagnosis
     from .ir.program import Program
+    from .requests import Request
 
 _OK, _ERROR, _OVER = 0, 1, 2
 
@@ -94,6 +95,19 @@ def _optimize_parser(commands: Any) -> None:
     parser.add_argument("--budget", default=None, help="limits, such as ne=0.0002,auc=0.001")
     parser.add_argument("--out", required=True, type=Path, help="the new artifact folder")
     parser.add_argument("--outputs", help="the outputs to keep, comma-separated (default: served)")
+    parser.add_argument(
+        "--request",
+        nargs="?",
+        const="",
+        metavar="FEATURES",
+        help="also take requests, whose candidates share these features, comma-separated "
+        "(alone: those that are known to be the user's)",
+    )
+    parser.add_argument(
+        "--precompute-items",
+        action="store_true",
+        help="requests may take what was computed of each candidate ahead",
+    )
     parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
     parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
@@ -253,6 +267,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             data=_parquet(arguments),
             budget=Budget.parse(arguments.budget) if arguments.budget else None,
             outputs=arguments.outputs.split(",") if arguments.outputs else None,
+            request=_request(arguments),
             pipeline=arguments.pipeline,
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
@@ -271,6 +286,17 @@ def _optimize(arguments: argparse.Namespace) -> int:
         artifact.report.print(_console())
         print(f"saved to {arguments.out}")
     return _OK if artifact.verdict.status in (Status.PASS, Status.UNVERIFIED) else _OVER
+
+
+def _request(arguments: argparse.Namespace) -> Request | None:
+    from .requests import Request
+
+    if arguments.request is None:
+        if arguments.precompute_items:
+            raise RankcError("--precompute-items is for requests; give --request as well")
+        return None
+    names = [name.strip() for name in arguments.request.split(",") if name.strip()]
+    return Request(names or None, arguments.precompute_items)
 
 
 def _parquet(arguments: argparse.Namespace) -> Parquet | None:
@@ -306,6 +332,8 @@ def _facts(manifest: dict[str, Any]) -> Table:
     table = _table("artifact", "", "")
     for name in ("target", "backend", "pipeline", "budget", "batch_sizes", "seed"):
         table.add_row(name, str(manifest[name]))
+    if manifest["request"]:
+        table.add_row("requests share", ", ".join(manifest["request"]["shared"]))
     table.add_row("recipe", ", ".join(manifest["recipe"]))
     for name, facts in manifest["files"].items():
         table.add_row(name, f"{readable_bytes(facts['bytes'])}, sha256 {facts['sha256'][:16]}…")
