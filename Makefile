@@ -32,7 +32,7 @@ unit: $(VENV)/test
 bench-structure: $(VENV)/bench
 	$(BIN)/python benchmarks/structure.py $(BENCH)
 
-# Ours beside the peers on trained models, each judged by the same gate; some minutes.
+# Ours beside the peers on trained models, each judged by the same gate; two minutes a model and seed.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
 
