@@ -88,17 +88,27 @@ def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     return leaves
 
 
-def delimited(leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
+def delimited(leaves: Mapping[str, Tensor], named: Sequence[Ragged] = ()) -> tuple[Ragged, ...]:
     """Which of the example's tensors say where the rows of others begin.
+
+    Args:
+        leaves: The example's tensors.
+        named: Those whose names say it.
 
     Raises:
         SignatureError: No rows, or numbers of rows that no delimiter explains.
     """
-    sizes = {name: len(leaf) for name, leaf in leaves.items()}
-    ragged = find_ragged(leaves)
-    if row_count(leaves, ragged) == 0 or (not ragged and 0 in sizes.values()):
+    known = {name for one in named for name in (one.delimiter, *one.values)}
+    rest = {name: leaf for name, leaf in leaves.items() if name not in known}
+    sizes = {name: len(leaf) for name, leaf in rest.items()}
+    ragged = (*named, *find_ragged(rest))
+    rows = row_count(leaves, ragged)
+    if rows == 0 or (not ragged and 0 in sizes.values()):
         raise SignatureError("the example has no rows.")
-    if len(set(sizes.values())) != 1 and not ragged:
+    explained = {name for one in ragged for name in (one.delimiter, *one.values)}
+    odd = any(size != rows for name, size in sizes.items() if name not in explained)
+    if odd or len({one.rows(leaves) for one in ragged}) > 1:
+        sizes = {name: len(leaf) for name, leaf in leaves.items()}
         raise SignatureError(
             f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
             "of every input is the row; what all rows share belongs in a buffer of the model. Ids "
@@ -109,8 +119,25 @@ def delimited(leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
 
 
 def as_rows(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> dict[str, Tensor]:
-    """The example's rows, repeated to a batch that can't be mistaken for another size."""
-    return take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
+    """The example's rows, repeated to a batch that can't be mistaken for another size.
+
+    The last row gets more ids where their number could be: the number of rows, or 0 or 1, which
+    torch.export takes for constants.
+    """
+    rows = take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
+    for one in ragged:
+        count = len(rows[one.values[0]])
+        extra = 1 if count == _EXAMPLE_ROWS else max(0, 2 - count)
+        if extra == 0:
+            continue
+        lengths = one.bounds(rows).diff()
+        lengths[-1] += extra
+        rows[one.delimiter] = one.delimiter_of(lengths, rows[one.delimiter].dtype)
+        for name in one.values:
+            values = rows[name]
+            last = values[-1:] if count else values.new_zeros(1, *values.shape[1:])
+            rows[name] = torch.cat([values, last.expand(extra, *values.shape[1:])])
+    return rows
 
 
 def short_names(

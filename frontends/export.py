@@ -37,7 +37,8 @@ from .example import (
     forward_arguments,
     short_names,
 )
-from .jagged import first_dims, with_delimiters
+from .jagged import first_dims, named_ragged, with_delimiters
+from .keyed import plain_torchrec
 from .origins import drop_effects, record_origins
 from .rowwise import keep_rows
 from .trace import trace
@@ -121,10 +122,7 @@ def _capture(
     notes: list[str],
 ) -> Program:
     wrapper = _Flat(model, structure)
-    ragged = delimited(given)
-    leaves = as_rows(given, ragged)
-    rows = row_count(leaves, ragged)
-    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()), notes, rows)
+    ragged, leaves, expected = _start(wrapper, given, notes)
     wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
     failure: CaptureError | None = None
     for route in Route:
@@ -156,6 +154,26 @@ def _capture(
     raise failure
 
 
+def _start(
+    wrapper: _Flat, given: Mapping[str, Tensor], notes: list[str]
+) -> tuple[tuple[Ragged, ...], dict[str, Tensor], tuple[Tensor, ...]]:
+    """What is jagged, the example's rows repeated, and the model's scores of them."""
+    named = named_ragged(wrapper.inputs, given)
+    ragged = delimited(given, named)
+    leaves = as_rows(given, ragged)
+    try:
+        return ragged, leaves, _run(wrapper, leaves, given, notes, row_count(leaves, ragged))
+    except CaptureError:
+        # One id in every row, in a jagged tensor: a model may take them for a column of ids.
+        several = tuple(one for one in named if bool((given[one.delimiter] != 1).any()))
+        if several == named:
+            raise
+        wrapper.outputs = None
+        ragged = delimited(given, several)
+        leaves = as_rows(given, ragged)
+        return ragged, leaves, _run(wrapper, leaves, given, notes, row_count(leaves, ragged))
+
+
 class Route(StrEnum):
     """How a model becomes a graph, in the order they are tried."""
 
@@ -174,7 +192,7 @@ def _flat_graph(
     all_kept = route is Route.ALL_ROWS
     batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
     wrapper.around = all_rows if all_kept else contextlib.nullcontext
-    with torch.no_grad(), silenced():
+    with torch.no_grad(), silenced(), plain_torchrec():
         exported = torch.export.export(
             wrapper,
             tuple(leaves.values()),
@@ -264,8 +282,8 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _run(
     wrapper: _Flat,
-    example: tuple[Tensor, ...],
-    given: tuple[Tensor, ...],
+    example: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
     notes: list[str],
     rows: int,
 ) -> tuple[Tensor, ...]:
@@ -281,7 +299,7 @@ def _run(
     model = type(wrapper.model).__name__
     try:
         with torch.no_grad():
-            results = wrapper(*example)
+            results = wrapper(*example.values())
     except SignatureError as error:
         raise CaptureError(
             f"{model} returns something that holds more than tensors: {error}"
@@ -291,7 +309,7 @@ def _run(
         if _runs(wrapper, given):
             raise CaptureError(
                 f"{model} can't be captured{where}: {FIXED_BATCH.construct}: it runs on the "
-                f"example's {len(given[0])} rows, but not on {rows}. "
+                f"example's {len(next(iter(given.values())))} rows, but not on {rows}. "
                 f"What to change: {FIXED_BATCH.remedy}. ({error})"
             ) from error
         advice = remedy_for(error) or "Check inputs= against what its forward takes"
@@ -330,10 +348,10 @@ def _run(
     return tuple(results)
 
 
-def _runs(wrapper: _Flat, example: tuple[Tensor, ...]) -> bool:
+def _runs(wrapper: _Flat, example: Mapping[str, Tensor]) -> bool:
     try:
         with torch.no_grad():
-            wrapper(*example)
+            wrapper(*example.values())
     except Exception:  # whatever it is: the caller asks only whether these rows can be scored
         return False
     return True

@@ -108,6 +108,7 @@ _TALKATIVE = (
     "torch.export",
     "torch._dynamo",
     "torch.fx.experimental.symbolic_shapes",
+    "onnx_ir",
 )
 
 
