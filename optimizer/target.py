@@ -71,6 +71,11 @@ class Target:
         """The target as one backend serves it, with the formats that the backend has."""
         return replace(self, backends=(backend,), formats=formats)
 
+    @property
+    def adds_by_index(self) -> bool:
+        """Whether rows can be added where an index says; TensorRT's parser refuses to."""
+        return self.device.kind != "cuda"
+
     @classmethod
     def of(cls, target: str | Target) -> Target:
         """The target called by that name.

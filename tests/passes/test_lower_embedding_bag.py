@@ -97,15 +97,19 @@ def test_bags_of_a_single_id() -> None:
     close(ran.program(ids, weights), module(ids, weights), module.bag.weight)
 
 
+@pytest.mark.parametrize("product", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("mode", "padding", "weighted"), SETTINGS)
-def test_bags_of_any_length(mode: str, padding: int | None, weighted: bool, last: bool) -> None:
+def test_bags_of_any_length(
+    mode: str, padding: int | None, weighted: bool, last: bool, product: bool
+) -> None:
     module = RaggedBag(mode, padding, weighted, last)
     example = torch.tensor([3, 0, 2, 1])
     ids, weights = draw(6)
     program = capture_ragged(module, ids=ids, weights=weights, lengths=example)
     rows = {"ids": ids, "weights": weights, "lengths": example}
-    ran = run_passes(program, "canonicalize,lower-embedding-bag", rows=rows)
+    lowered = f"lower-embedding-bag{{product={product}}}"
+    ran = run_passes(program, f"canonicalize,{lowered}", rows=rows)
     assert "embedding_bag" not in operators(ran.program)
     for lengths in (
         [3, 0, 2, 1],  # an empty bag in the middle
