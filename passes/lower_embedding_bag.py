@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..optimizer.context import PassContext
+from ..optimizer.errors import PipelineError
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
@@ -39,12 +40,19 @@ class LowerEmbeddingBag(Pass):
     Misses when: rows of a bag are scaled by their frequency.
 
     Attributes:
-        product: Whether ids with offsets are pooled by products; None leaves it to the target.
+        pooling: How ids with offsets are pooled: "index", "product", or as the "target" takes it.
     """
 
     name: ClassVar[str] = "lower-embedding-bag"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
-    product: bool | None = None
+    pooling: str = "target"
+
+    def check(self, program: Program, ctx: PassContext) -> None:
+        """Raises PipelineError unless the option is known."""
+        if self.pooling not in ("target", "index", "product"):
+            raise PipelineError(
+                f"{self.name} has no pooling {self.pooling!r}; it is target, index or product"
+            )
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Lowers every bag that has a form."""
@@ -53,8 +61,10 @@ class LowerEmbeddingBag(Pass):
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
             ctx.missed(miss.reason, *(miss.nodes or (node,)))
 
-        by_product = not ctx.target.adds_by_index if self.product is None else self.product
-        offsets = _ProductBag() if by_product else _OffsetBag()
+        pooling = self.pooling
+        if pooling == "target":
+            pooling = "index" if ctx.target.adds_by_index else "product"
+        offsets = _ProductBag() if pooling == "product" else _OffsetBag()
         lowered = apply_rules((_PaddedBag(), offsets), rw, missed)
         if lowered:
             ctx.applied(f"lowered {lowered} embedding bags to lookups and sums")
