@@ -21,6 +21,8 @@ from ..optimizer.ir.torchapi import (
 )
 
 _aten = torch.ops.aten
+#: The most products that are written out one by one.
+_UNROLLED = 64
 
 
 def to_core(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -101,10 +103,37 @@ def _dropout(graph: fx.Graph, node: fx.Node) -> None:
         _vanishes(graph, node)
 
 
+def _cumprod(graph: fx.Graph, node: fx.Node) -> None:
+    """One product after another over a dimension of fixed size; ONNX has no operator for it.
+
+    torch multiplies in float64, this in the values' own type: a rounding per product.
+    """
+    source: Any = node.args[0]
+    dim: Any = node.args[1]
+    size = source.meta["val"].shape[dim]
+    if not isinstance(size, int) or not 0 < size <= _UNROLLED or node.kwargs:
+        return
+
+    def emit(target: Any, *args: Any) -> fx.Node:
+        with graph.inserting_before(node):
+            new = graph.call_function(target, args)
+        new.meta = dict(node.meta)
+        new.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+        return new
+
+    products = [emit(_aten.select.int, source, dim, 0)]
+    for index in range(1, size):
+        factor = emit(_aten.select.int, source, dim, index)
+        products.append(emit(_aten.mul.Tensor, products[-1], factor))
+    node.replace_all_uses_with(emit(_aten.stack.default, products, dim))
+    graph.erase_node(node)
+
+
 _LOCAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten.to.dtype: _to_dtype,
     _aten.squeeze.dim: _squeeze,
     _aten.flatten.using_ints: _flatten,
     _aten.dropout.default: _dropout,
     _aten.detach.default: _vanishes,
+    _aten.cumprod.default: _cumprod,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -589,6 +590,39 @@ def test_a_loss_beside_the_scores_is_left_out_and_told() -> None:
     assert "left out 'loss': a single number" in program.notes[0]
     pair = PairWithLoss().eval()
     assert torch.equal(capture(pair, X)(X), pair(X)[0])
+
+
+class Virtual(Scorer):
+    """Normalizes pieces of 128 rows, as TabNet does; in eval mode pieces make no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = x.chunk(math.ceil(x.shape[0] / 128))
+        return self.linear(torch.cat([self.norm(piece) for piece in pieces]))
+
+
+def test_pieces_of_a_batch_are_joined() -> None:
+    module = Virtual().eval()
+    program = capture(module, X)
+    for size in (1, 5, 128, 300):
+        check_same(program, module, (torch.randn(size, 4),))
+
+
+def test_a_score_that_changes_with_the_size_of_the_batch_is_told() -> None:
+    module = model(lambda self, x: self.linear(x if len(x) <= 128 else 2 * x))
+    with pytest.raises(CaptureError, match="fixes the batch size"):
+        capture(module, X)
+
+
+def test_memory_nobody_has_written_is_not_to_blame() -> None:
+    def normalize(self: Any, x: Tensor) -> Tensor:
+        return self.linear(nn.BatchNorm1d(4)(x))
+
+    with pytest.raises(CaptureError, match=r"batch_norm.*normalizes by the batch's own mean"):
+        capture(model(normalize), X)
 
 
 # --- the second way -------------------------------------------------------------------------------

@@ -58,6 +58,17 @@ def test_single_operators_are_rewritten_in_place(
     assert not any(node.target in table for node in core.graph.nodes)
 
 
+@pytest.mark.parametrize(("dim", "shape"), [(1, (5, 6)), (-2, (5, 3, 6)), (1, (5, 1, 6))])
+def test_running_products_are_written_out(dim: int, shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape) + 0.5
+    core = to_core(exported(lambda x: x.cumprod(dim), x))
+    assert not any("cumprod" in str(node.target) for node in core.graph.nodes)
+    # torch multiplies in float64 and rounds at the end.
+    exact = Model(lambda x: x.double().cumprod(dim).float()).eval()
+    exact.load_state_dict(core.state_dict)
+    torch.testing.assert_close(core.module()(x), exact(x), rtol=1e-6, atol=1e-6)
+
+
 def writes(x: Tensor) -> Tensor:
     y = x.clone()
     y[:, 0] = 1.0
