@@ -26,6 +26,9 @@ LIBRARIES = {
     "deepctr-torch": "deepctr_cases",
     "torch-rechub": "rechub_cases",
     "torchfm": "torchfm_cases",
+    "mlgb": "mlgb_cases",
+    "rec-pangu": "pangu_cases",
+    "pytorch-widedeep": "widedeep_cases",
 }
 BATCHES = (1, 3, 64)
 #: Largest difference over the largest score.
@@ -98,7 +101,7 @@ def onnx(program: Any, batches: Mapping[int, Any], expected: Mapping[int, Any]) 
         runner = OnnxRuntime().open(Path(folder), threads=1)
         found = {}
         for size, rows in batches.items():
-            features = features_of(program, rows[0] if len(rows) == 1 else rows)
+            features = features_of(program, rows)
             scores = runner({name: value.numpy() for name, value in features.items()})
             named = {name: torch.from_numpy(scores[name]) for name in program.signature.outputs}
             found[size] = tensors(program.outputs.unflatten(named))
@@ -130,10 +133,12 @@ def nodes(graph: Any) -> Iterator[Any]:
 
 def tensors(result: Any) -> list[Any]:
     """The per-row tensors of nested outputs; a loss of the batch isn't a score."""
+    import numpy as np
     import torch
 
-    if isinstance(result, torch.Tensor):
-        return [result] if result.dim() else []
+    if isinstance(result, torch.Tensor | np.ndarray):
+        found = torch.as_tensor(result)
+        return [found] if found.dim() else []
     if isinstance(result, Mapping):
         return [t for value in result.values() for t in tensors(value)]
     return [t for value in result or () for t in tensors(value)]
