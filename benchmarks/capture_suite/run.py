@@ -29,6 +29,7 @@ LIBRARIES = {
     "mlgb": "mlgb_cases",
     "rec-pangu": "pangu_cases",
     "pytorch-widedeep": "widedeep_cases",
+    "torchrec": "torchrec_cases",
 }
 BATCHES = (1, 3, 64)
 #: Largest difference over the largest score.
