@@ -22,9 +22,16 @@ def forward_arguments(model: nn.Module) -> tuple[str, ...]:
     """The names of what ``forward`` takes.
 
     Raises:
-        CaptureError: It takes unnamed arguments.
+        CaptureError: It takes unnamed arguments, or doesn't say what it takes.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except ValueError as error:
+        raise CaptureError(
+            f"{type(model).__name__} doesn't say what its forward takes, as TorchScript modules "
+            "don't. Capture the Python module it was made from, or wrap it in a module whose "
+            "forward names its arguments."
+        ) from error
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     unnamed = [p for p in parameters if p.kind not in named]
     if unnamed:

@@ -21,7 +21,7 @@ from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import silenced
+from ..optimizer.ir.torchapi import silenced, stacks_of
 from ..optimizer.ragged import Ragged, row_count
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
@@ -39,8 +39,9 @@ from .example import (
 )
 from .jagged import first_dims, named_ragged, with_delimiters
 from .keyed import plain_torchrec
-from .origins import drop_effects, record_origins
+from .origins import drop_effects, record_origins, users_frames
 from .rowwise import keep_rows
+from .state import changed_state
 from .trace import trace
 
 
@@ -128,14 +129,14 @@ def _capture(
     for route in Route:
         try:
             module = _flat_graph(wrapper, leaves, route, ragged)
+            drop_effects(module)
+            keep_rows(module.graph)
+            module.recompile()
+            record_origins(module)
+            inferred = with_delimiters(infer_signature(module.graph, outputs.names), ragged)
         except Exception as error:
             failure = failure or diagnose(error, model)
             continue
-        drop_effects(module)
-        keep_rows(module.graph)
-        module.recompile()
-        record_origins(module)
-        inferred = with_delimiters(infer_signature(module.graph, outputs.names), ragged)
         program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
         module.meta["route"] = route.value
         try:
@@ -151,6 +152,10 @@ def _capture(
             continue
         return program
     assert failure is not None
+    if isinstance(failure, DiffersError):
+        kept = changed_state(model, lambda: _score(wrapper, leaves))
+        if kept:
+            raise DiffersError(f"{failure} Forward changes {', '.join(map(repr, kept))}.")
     raise failure
 
 
@@ -192,7 +197,7 @@ def _flat_graph(
     all_kept = route is Route.ALL_ROWS
     batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
     wrapper.around = all_rows if all_kept else contextlib.nullcontext
-    with torch.no_grad(), silenced(), plain_torchrec():
+    with torch.no_grad(), silenced(), stacks_of(users_frames), plain_torchrec():
         exported = torch.export.export(
             wrapper,
             tuple(leaves.values()),

@@ -225,7 +225,7 @@ def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
         return replace(part, scale=part.scale * flat[0]) if fits else None
     if part.shifts or len(wide) > 1 or any(v < 0 for v in flat):
         return None
-    if wide and wide[0] < node.meta["val"].dim() and shape_of(node) == shape_of(user):
+    if wide and wide[0] < node.meta["val"].dim() and _same_shape(node, user):
         fits = part.aligned and (part.columns is None or part.axis == wide[0])
         return replace(part, axis=wide[0], shifts=tuple(flat)) if fits else None
     return replace(part, reach=part.reach + max(flat))
@@ -276,13 +276,18 @@ def _picked(node: fx.Node, user: fx.Node, part: Part) -> Part:
             return part.narrow(axis, (), aligned=False)
         return part.narrow(axis, [index % width[axis]], aligned=False)
     axis = _axis(user, 1, node)
-    if shape_of(node) == shape_of(user):
+    if _same_shape(node, user):
         return part
     bounds = (argument(user, 2, "start"), argument(user, 3, "end"), argument(user, 4, "step"))
     static = all(bound is None or isinstance(bound, int) for bound in bounds)
     if not static or not isinstance(width[axis], int):
         return part.narrow(axis, (), aligned=False)
     return part.narrow(axis, range(width[axis])[slice(*bounds)], aligned=True)
+
+
+def _same_shape(first: Any, second: Any) -> bool:
+    """Whether two values have one shape, as written: sizes that only values tell can't be asked."""
+    return list(map(str, shape_of(first))) == list(map(str, shape_of(second)))
 
 
 def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
@@ -293,7 +298,7 @@ def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
 
 def _is_aligned(user: fx.Node, part: Part) -> bool:
     moved = is_op(user, _aten.transpose.int, _aten.permute.default)
-    return part.aligned and not moved and shape_of(user) == shape_of(user.args[0])
+    return part.aligned and not moved and _same_shape(user, user.args[0])
 
 
 def _is_pooled(lookup: fx.Node) -> bool:
