@@ -37,12 +37,6 @@ def all_rows() -> Iterator[None]:
                 # Models import these by name, so that each module holds its own reference.
                 if getattr(module, "__dict__", {}).get(name) is real:
                     stack.enter_context(mock.patch.object(module, name, instead))
-        for module in list(sys.modules.values()):
-            # A loop over batch sizes asks int() of them, which would fix the number of rows.
-            name, held = getattr(module, "__name__", ""), getattr(module, "__dict__", {})
-            users = name != __name__ and not name.startswith("torch.")
-            if users and held.get("PackedSequence") is PackedSequence:
-                stack.enter_context(mock.patch.object(module, "int", _Int, create=True))
         for kind in (nn.GRU, nn.RNN, nn.LSTM):
             stack.enter_context(mock.patch.object(kind, "forward", _recurrent(kind)))
         stack.enter_context(_KeepRows())
@@ -105,19 +99,6 @@ class _Padded(tuple[Any, ...]):
 
     lengths: Tensor
     device = torch.device("cpu")
-
-
-class _IsInt(type):
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, int)
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """The integer; sizes of the graph stay as they are."""
-        return args[0] if args and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
-
-
-class _Int(metaclass=_IsInt):
-    """Stands for ``int`` in modules that handle packed sequences."""
 
 
 def _pack(

@@ -6,7 +6,7 @@ import inspect
 import linecache
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,12 +56,22 @@ FIXED_BATCH = Ailment(
     "an operation that fixes the batch size",
     "use x.shape[0] instead of a number, and -1 in view and reshape; in place of a Python loop "
     "over the rows compute on all of them at once, self.score(x) for [self.score(r) for r in x]",
-    written=r"\bfor .+ in (range\(|enumerate\(|zip\()?(len\()?INPUT(\.shape\[0\]|\.size\(0\)|[]),:])",
+    written=r"\bfor .+ in ((range|enumerate|zip)\()?(len\()?INPUT(\.shape\[0\]|\.size\(0\)|[]),:])|"
+    r"\.split\(.*\.tolist\(",
 )
 #: An error of what only values say, in any of torch's words.
 _VALUES = (
     r"GuardOnDataDependentSymNode|data-dependent|Could not extract specialized integer|"
+    r"unhashable type: non-nested SymInt|"
     r"symbolically traced variables cannot be used as inputs to control flow"
+)
+
+_BY_LENGTHS = Ailment(
+    _VALUES,
+    "a Python loop or a split by lengths that only the values tell",
+    "pad to a fixed length and mask, torch.arange(x.shape[1]) < lengths[:, None]; or give ids "
+    "one after another with their offsets to nn.EmbeddingBag",
+    line=r"\bsplit\(|\brange\(|\[[^\]]*:\s*int\(",
 )
 
 AILMENTS = (
@@ -73,13 +83,8 @@ AILMENTS = (
         "h = torch.where((t < lengths)[:, None], cell(x[:, t], h), h)",
         line=r"batch_sizes|[Pp]acked",
     ),
-    Ailment(
-        _VALUES,
-        "a Python loop or a split by lengths that only the values tell",
-        "pad to a fixed length and mask, torch.arange(x.shape[1]) < lengths[:, None]; or give ids "
-        "one after another with their offsets to nn.EmbeddingBag",
-        line=r"\bsplit\(|\brange\(|\[[^\]]*:\s*int\(",
-    ),
+    _BY_LENGTHS,
+    replace(_BY_LENGTHS, sign="Constraints violated", line=r"\.split\("),
     Ailment(
         _VALUES,
         "a tensor turned into a Python number",
@@ -116,7 +121,7 @@ AILMENTS = (
         "keep it a tensor, or compute it in __init__",
     ),
     Ailment(
-        r"nested",
+        r"(?<!non-)nested",
         "a NestedTensor",
         "pass values and lengths, or values and offsets, as two tensors",
     ),
@@ -185,6 +190,8 @@ def remedy_for(error: BaseException) -> str:
 def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     """A capture failure as a message a user can act on."""
     where = user_line(error)
+    if not where and re.search(FIXED_BATCH.sign, str(error)):
+        where = _written(model, FIXED_BATCH.written)
     ailment = _ailment(error, where)
     name = type(model).__name__
     first = str(error).strip().split("\n", 1)[0]
@@ -193,10 +200,14 @@ def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     if ailment is None:
         return CaptureError(f"{name} can't be captured{where}: {type(error).__name__}: {first}")
     where = where or _written(model, ailment.written)
-    condition = _condition(where) if ailment.construct.startswith("control flow") else ""
+    condition = also = ""
+    if ailment.construct.startswith("control flow"):
+        condition = _condition(where)
+        if _only_complains(where):
+            also = "; a check that only complains belongs in front of the model, or in training"
     return CaptureError(
         f"{name} can't be captured{where}: {ailment.construct}{condition}. "
-        f"What to change: {ailment.remedy}. ({first})"
+        f"What to change: {ailment.remedy}{also}. ({first})"
     )
 
 
@@ -210,6 +221,17 @@ def _condition(where: str) -> str:
     line = where.partition("`")[2].removesuffix("`")
     asked = re.search(r"^(?:if|elif|while|assert) (.+?):(?: |$)|\bif (.+?) else\b", line)
     return f", `{asked[1] or asked[2]}`" if asked else ""
+
+
+def _only_complains(where: str) -> bool:
+    """Whether a branch raises, warns or prints and does nothing else, by its two lines."""
+    found = re.match(r" at (.+):(\d+) `(.+)`$", where)
+    if found is None:
+        return False
+    body = found[3].partition("#")[0].rpartition(":")[2].strip() or linecache.getline(
+        found[1], int(found[2]) + 1
+    )
+    return re.match(r"\s*(raise|print|warnings|logg\w+)\b", body) is not None
 
 
 def _written(model: nn.Module, spelling: str) -> str:
@@ -313,7 +335,8 @@ def user_line(error: BaseException) -> str:
             return f" at {frame.filename}:{frame.lineno}{source}"
     for found in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
         if not is_library(found[0]):
-            return f" at {found[0]}:{found[1]}"
+            source = linecache.getline(found[0], int(found[1])).strip()
+            return f" at {found[0]}:{found[1]}" + (f" `{source}`" if source else "")
     return ""
 
 

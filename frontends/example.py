@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -16,13 +17,19 @@ from ..optimizer.ragged import Ragged, find_ragged, row_count, take
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
-def forward_arguments(model: nn.Module) -> tuple[str, ...]:
+def forward_arguments(model: nn.Module, example: Any = None) -> tuple[str, ...]:
     """The names of what ``forward`` takes.
 
+    Args:
+        model: The model.
+        example: How it is called, which names what ``*args`` and ``**kwargs`` take: by place and
+            by key. What the example doesn't use of them is left out.
+
     Raises:
-        CaptureError: It takes unnamed arguments, or doesn't say what it takes.
+        CaptureError: Only the example would tell the names and there is none, or TorchScript.
     """
     try:
         parameters = inspect.signature(model.forward).parameters.values()
@@ -32,21 +39,39 @@ def forward_arguments(model: nn.Module) -> tuple[str, ...]:
             "don't. Capture the Python module it was made from, or wrap it in a module whose "
             "forward names its arguments."
         ) from error
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    unnamed = [p for p in parameters if p.kind not in named]
-    if unnamed:
+    names = [p.name for p in parameters if p.kind not in _VARIABLE]
+    open_ended = {p.kind: p for p in parameters if p.kind in _VARIABLE}
+    by_key = Parameter.VAR_KEYWORD in open_ended and isinstance(example, Mapping)
+    if by_key and (not names or set(names) & set(example)):
+        return (*names, *(key for key in example if key not in names))
+    several = open_ended.get(Parameter.VAR_POSITIONAL)
+    if several is not None and example is not None:
+        plain = isinstance(example, (tuple, list)) and not hasattr(example, "_fields")
+        given, taken = len(example) if plain else 1, len(_by_place(parameters))
+        first = [f"{several.name}_{i}" for i in range(given - taken)]
+        return (*names[:taken], *first, *names[taken:])
+    if open_ended and not names:
         raise CaptureError(
-            f"forward of {type(model).__name__} takes {_spelled(unnamed[0])}; its inputs have no "
-            "names. Wrap the model in a module whose forward names its arguments."
+            f"forward of {type(model).__name__} takes {' and '.join(map(str, open_ended.values()))}"
+            "; its inputs have no names. Give an example of a call, inputs=(…) or inputs={…}, or "
+            "wrap the model in a module whose forward names its arguments."
         )
-    return tuple(p.name for p in parameters)
+    return tuple(names)
 
 
-def _spelled(parameter: inspect.Parameter) -> str:
-    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        return f"{parameter.name} by position only"
-    stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else "*"
-    return f"{stars}{parameter.name}"
+def arguments_by_place(model: nn.Module, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Which of the arguments, the first ones, can't be given by name."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    several = next((p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL), "")
+    count = sum(p.kind is Parameter.POSITIONAL_ONLY for p in parameters)
+    if several and f"{several}_0" in arguments:
+        count = max(i + 1 for i, n in enumerate(arguments) if n.startswith(f"{several}_"))
+    return tuple(arguments[:count])
+
+
+def _by_place(parameters: Iterable[Parameter]) -> list[str]:
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds]
 
 
 def example_of(model: nn.Module, inputs: Any) -> Any:

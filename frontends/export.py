@@ -30,6 +30,7 @@ from .decompose import to_core
 from .doctor import FIXED_BATCH, diagnose, remedy_for, user_line
 from .dropout import without_dropout
 from .example import (
+    arguments_by_place,
     as_rows,
     delimited,
     example_of,
@@ -41,6 +42,7 @@ from .jagged import first_dims, named_ragged, with_delimiters
 from .keyed import plain_torchrec
 from .origins import drop_effects, record_origins, users_frames
 from .rowwise import keep_rows
+from .sizes import symbolic_sizes
 from .state import changed_state
 from .trace import trace
 
@@ -70,8 +72,9 @@ def capture(
             f"a model is a torch.nn.Module, got {type(model).__name__}. "
             "Wrap a function in a module whose forward calls it."
         )
-    arguments = forward_arguments(model)
-    given = call_of(arguments, example_of(model, inputs))
+    example = example_of(model, inputs)
+    arguments = forward_arguments(model, example)
+    given = call_of(arguments, example)
     structure = Structure.of(given, "input", _is_leaf)
     structure, leaves = short_names(structure, example_tensors(structure.flatten(given)))
     _check_parameters(model)
@@ -122,7 +125,7 @@ def _capture(
     given: dict[str, Tensor],
     notes: list[str],
 ) -> Program:
-    wrapper = _Flat(model, structure)
+    wrapper = _Flat(model, structure, arguments_by_place(model, arguments))
     ragged, leaves, expected = _start(wrapper, given, notes)
     wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
     failure: CaptureError | None = None
@@ -197,7 +200,14 @@ def _flat_graph(
     all_kept = route is Route.ALL_ROWS
     batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
     wrapper.around = all_rows if all_kept else contextlib.nullcontext
-    with torch.no_grad(), silenced(), stacks_of(users_frames), plain_torchrec():
+    sizes = symbolic_sizes if route is not Route.STRICT else contextlib.nullcontext
+    with (
+        torch.no_grad(),
+        silenced(),
+        stacks_of(users_frames),
+        plain_torchrec(),
+        sizes(wrapper.model),
+    ):
         exported = torch.export.export(
             wrapper,
             tuple(leaves.values()),
@@ -218,18 +228,20 @@ def _score(wrapper: _Flat, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 class _Flat(nn.Module):
     """The user's model with flat tensors in and out; remembers the outputs' nesting."""
 
-    def __init__(self, model: nn.Module, inputs: Structure) -> None:
+    def __init__(self, model: nn.Module, inputs: Structure, by_place: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
+        self.by_place = by_place
         self.outputs: Structure | None = None
         self.numbers: frozenset[str] = frozenset()
         self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         call = self.inputs.unflatten(dict(zip(self.inputs.names, leaves, strict=True)))
+        first = [call.pop(name) for name in self.by_place if name in call]
         with self.around():
-            result = self.model(**call)
+            result = self.model(*first, **call)
         found = Structure.of(result, "score", _is_leaf)
         self.outputs = self.outputs or found
         scores = found.flatten(result)

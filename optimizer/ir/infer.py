@@ -362,7 +362,43 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
         return FeatureKind.SEQUENCE if whole and several and len(found) == 1 else FeatureKind.ID
     if value.dtype is torch.bool:
         return FeatureKind.MASK
-    return FeatureKind.DENSE if value.is_floating_point() else FeatureKind.ID
+    if value.is_floating_point():
+        return FeatureKind.DENSE
+    return FeatureKind.LENGTHS if _is_length(node) else FeatureKind.ID
+
+
+def _is_length(node: fx.Node) -> bool:
+    """Whether integers are only held against positions: lengths of padded lists."""
+    waiting, compared = list(node.users), False
+    while waiting:
+        user = waiting.pop()
+        if is_op(user, *_RESHAPED):
+            waiting.extend(user.users)
+        elif is_op(user, *_COMPARED):
+            compared = True
+            if not any(_is_positions(other) for other in user.all_input_nodes):
+                return False
+        elif not is_op(user, *_PICKS):
+            return False
+    return compared
+
+
+def _is_positions(node: fx.Node) -> bool:
+    while is_op(node, *_RESHAPED):
+        node = node.all_input_nodes[0]
+    return is_op(node, _aten.arange.start_step, _aten.arange.start, _aten.arange.default)
+
+
+#: What lengths become before they are compared, or pick the last of a list.
+_RESHAPED = _TRANSPARENT | {_aten.repeat.default, _aten.sub.Tensor}
+_PICKS = (_aten.index.Tensor, _aten.gather.default)
+_COMPARED = (
+    _aten.lt.Tensor,
+    _aten.le.Tensor,
+    _aten.gt.Tensor,
+    _aten.ge.Tensor,
+    _aten.eq.Tensor,
+)
 
 
 def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:
