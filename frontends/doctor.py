@@ -17,11 +17,14 @@ from ..optimizer.ir import facts_of
 
 _OWN = Path(__file__).parents[1]
 _PACKAGES = Path(torch.__file__).parents[1]
+_PYTHON = Path(linecache.__file__).parent
 #: Where frames that aren't the user's come from; ``<`` is generated code.
 _LIBRARIES = (
     "<",
     *(f"{_OWN / name}/" for name in ("frontends", "optimizer")),
     *(f"{_PACKAGES / name}/" for name in ("torch", "networkx", "sympy", "numpy")),
+    *(str(_PYTHON / name) for name in ("contextlib", "importlib", "functools", "unittest", "ast.")),
+    *(str(_PYTHON / name) for name in ("asyncio", "concurrent", "threading", "inspect", "copy.")),
 )
 
 
@@ -157,6 +160,11 @@ AILMENTS = (
         "gradients inside forward",
         "write the gradient out as a formula, or take it only in training",
         written=r"\.backward\(|autograd\.grad\(|\.grad\b",
+    ),
+    Ailment(
+        r"torch\.classes|quantized::|PackedParams",
+        "a layer that torch has quantized",
+        "capture the float model: which layers take a lower format is decided on data afterwards",
     ),
     Ailment(
         r"torch\.jit|ScriptModule|ScriptFunction",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
@@ -18,6 +19,13 @@ from ..optimizer.ragged import Ragged, find_ragged, row_count, take
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what spreads it over devices."""
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        model = model.module
+    return model
 
 
 def forward_arguments(model: nn.Module, example: Any = None) -> tuple[str, ...]:
@@ -31,6 +39,7 @@ def forward_arguments(model: nn.Module, example: Any = None) -> tuple[str, ...]:
     Raises:
         CaptureError: Only the example would tell the names and there is none, or TorchScript.
     """
+    model = unwrapped(model)
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except ValueError as error:
@@ -83,12 +92,12 @@ def example_of(model: nn.Module, inputs: Any) -> Any:
     if inputs is not None:
         return inputs
     make = getattr(model, "example_inputs", None)
-    if not callable(make):
+    if make is None:
         raise CaptureError(
             f"{type(model).__name__} needs an example to be captured: give inputs=(…) as the model "
             "takes them, give data=, or add an example_inputs() method to the model."
         )
-    return make()
+    return make() if callable(make) else make
 
 
 def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..optimizer.ir.torchapi import silenced, stacks_of
 from ..optimizer.ragged import Ragged, row_count
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
+from .constants import constant_weights, numbers_of
 from .contract import with_contract
 from .decompose import to_core
 from .doctor import FIXED_BATCH, diagnose, remedy_for, user_line
@@ -37,6 +39,7 @@ from .example import (
     example_tensors,
     forward_arguments,
     short_names,
+    unwrapped,
 )
 from .jagged import first_dims, named_ragged, with_delimiters
 from .keyed import plain_torchrec
@@ -72,6 +75,7 @@ def capture(
             f"a model is a torch.nn.Module, got {type(model).__name__}. "
             "Wrap a function in a module whose forward calls it."
         )
+    model = unwrapped(model)
     example = example_of(model, inputs)
     arguments = forward_arguments(model, example)
     given = call_of(arguments, example)
@@ -199,7 +203,9 @@ def _flat_graph(
     # A model that drops rows asks whether any is left: that fewer work too is checked afterwards.
     all_kept = route is Route.ALL_ROWS
     batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
-    wrapper.around = all_rows if all_kept else contextlib.nullcontext
+    wrapper.around = contextlib.nullcontext
+    if route is not Route.STRICT:
+        wrapper.around = partial(_as_traced, wrapper.model, numbers_of(wrapper.model), all_kept)
     sizes = symbolic_sizes if route is not Route.STRICT else contextlib.nullcontext
     with (
         torch.no_grad(),
@@ -217,6 +223,14 @@ def _flat_graph(
         exported = to_core(exported)
     wrapper.around = contextlib.nullcontext
     return flatten_exported(exported, tuple(leaves), prefix="model.")
+
+
+@contextlib.contextmanager
+def _as_traced(model: nn.Module, numbers: Mapping[str, Any], all_kept: bool) -> Iterator[None]:
+    """What holds around a call of the model that is recorded."""
+    kept = all_rows() if all_kept else contextlib.nullcontext()
+    with constant_weights(model, numbers), kept:
+        yield
 
 
 def _score(wrapper: _Flat, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

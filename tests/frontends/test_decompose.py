@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import rankc
 import torch
 from rankc.frontends import decompose
 from rankc.frontends.decompose import to_core
@@ -86,3 +87,17 @@ def test_writes_and_other_composites_are_traced_again(forward: Forward) -> None:
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         for node in program.graph.nodes
     )
+
+
+def masked_first(x: Tensor) -> Tensor:
+    mask = x > 0.5
+    mask[:, 0] = False
+    return torch.where(torch.where(x.sum(1, keepdim=True) > 3, ~mask, mask), x, 0.0)
+
+
+def test_writes_of_one_value_and_choices_between_truths_run_in_onnxruntime() -> None:
+    x = torch.rand(5, 6)
+    model = Model(masked_first).eval()
+    artifact = rankc.optimize(model, "cpu-fp32", inputs=(x,))
+    for rows in (x, x[:1]):
+        assert torch.allclose(artifact(rows), model(rows), rtol=0.0, atol=1e-6)
