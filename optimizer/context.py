@@ -18,6 +18,7 @@ from .target import Target
 if TYPE_CHECKING:
     from .instruments import Instrument
     from .kernels import KernelTimes
+    from .knowledge import Knowledge
     from .passbase import Pass
     from .verdict import Verdict
 
@@ -30,6 +31,9 @@ class PlanJudge(Protocol):
 
     def __call__(self, program: Program) -> Verdict:
         """The verdict, with labels where there are any."""
+
+    def promises(self, program: Program) -> bool:
+        """Whether the program will most likely pass on the rows that prove."""
 
     def damages(self, program: Program) -> Mapping[str, float]:
         """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/placement.py`)."""
@@ -55,6 +59,8 @@ class PassContext:
         batch_sizes: The batch sizes that will be served.
         seed: For whatever samples.
         may_train: Whether passes that need finetuning may run; never without being asked for.
+        knowledge: Damages that need not be measured again.
+        say: Told what a long pass is at.
     """
 
     target: Target
@@ -68,6 +74,8 @@ class PassContext:
     batch_sizes: tuple[int, ...] = (64, 512)
     seed: int = 0
     may_train: bool = False
+    knowledge: Knowledge | None = None
+    say: Callable[[str], None] = field(default=lambda message: None)
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 

@@ -20,7 +20,6 @@ from .numerics import Divergence, broken_promise, divergence, truth
 from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
 from .registry import named_pipelines, pass_class
 from .report import Kind, Outcome, PassRecord, Remark
-from .verdict import Status
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,15 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
         outcome, note, moved = _attempt(pass_, program, snapshot, ctx)
     finally:
         ctx.current = None
+    before = size_of(snapshot)
     record = PassRecord(
         index=len(ctx.report.records) + 1,
         spec=pass_.spec(),
         exactness=pass_.exactness.value,
         outcome=outcome,
         seconds=time.perf_counter() - started,
-        before=size_of(snapshot),
-        after=size_of(program),
+        before=before,
+        after=size_of(program) if outcome is Outcome.CHANGED else before,
         divergence=moved.to_json() if moved else None,
         note=note,
     )
@@ -211,9 +211,9 @@ def _over_budget(program: Program, ctx: PassContext) -> str | None:
     """Why a lossy program is over budget on the rows that choose, or None."""
     if ctx.judge is None:
         return "a lossy pass needs data to be judged on, and none was given"
-    verdict = ctx.judge(program)
-    if verdict.status is Status.PASS:
+    if ctx.judge.promises(program):
         return None
+    verdict = ctx.judge(program)
     return f"over budget: {'; '.join(verdict.reasons)}"
 
 

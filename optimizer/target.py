@@ -67,10 +67,6 @@ class Target:
     memory_weight: float = 0.25
     alignment: int = 1
 
-    def served_by(self, backend: str, formats: tuple[str, ...]) -> Target:
-        """The target as one backend serves it, with the formats that the backend has."""
-        return replace(self, backends=(backend,), formats=formats)
-
     @property
     def adds_by_index(self) -> bool:
         """Whether rows can be added where an index says; TensorRT's parser refuses to."""

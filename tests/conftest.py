@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer import pipeline
 from rankc.optimizer.context import PassContext
@@ -16,13 +17,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "unverified: runs passes without Verify, to see what happens when it is missing"
     )
+    # Tests run one process a core, and threads that wait for each other's cores take far longer.
+    torch.set_num_threads(1)
+
+
+_openvino_missing = OpenVino.missing
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_backend_for_cpus() -> None:
+    """Hides OpenVINO, which would be built and timed besides, from tests that aren't about it."""
+    OpenVino.missing = lambda self: "pip install openvino"  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)
-def one_backend_for_cpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides OpenVINO, which would be built and timed besides, from tests that aren't about it."""
-    if not request.node.get_closest_marker("openvino"):
-        monkeypatch.setattr(OpenVino, "missing", lambda self: "pip install openvino")
+def openvino_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows it to tests that are marked ``openvino``."""
+    if request.node.get_closest_marker("openvino"):
+        monkeypatch.setattr(OpenVino, "missing", _openvino_missing)
 
 
 @pytest.fixture(autouse=True)

