@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 # What an installation is built from, besides the Python sources.
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
+CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
@@ -87,21 +88,23 @@ $(VENV)/bench: $(VENV)/torch $(BUILD)
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	touch $@
 
-# Captures every model of three third-party libraries; the table goes to docs/capture.md.
+# Captures every model of the third-party libraries; the table goes to docs/capture.md.
 capture-suite: .venv-capture/made
-	.venv-capture/bin/python benchmarks/capture_suite/run.py
+	.venv-capture/bin/python benchmarks/capture_suite/run.py $(SUITE)
+	.venv-capture/bin/python -m pytest tests/frontends/test_torchrec.py
 
 # Which interactions of two third-party libraries are recognised, by kind.
 interactions: .venv-capture/made
 	.venv-capture/bin/python benchmarks/capture_suite/interactions.py
 
 # --no-deps: the libraries ask for torch as they please, and the suite needs none of the rest.
-.venv-capture/made: constraints.txt setup.cfg benchmarks/capture_suite/requirements.txt
+# torchrec is left out where there is no wheel of it.
+.venv-capture/made: constraints.txt $(BUILD) $(wildcard benchmarks/capture_suite/*.txt)
 	$(PYTHON) -m venv .venv-capture
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install "$$(grep '^torch==' constraints.txt)"
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[data]'
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install --no-deps \
-		-c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	$(CAPTURE_PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(CAPTURE_PIP) install -c constraints.txt -e '.[data]'
+	$(CAPTURE_PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	-$(CAPTURE_PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements-torchrec.txt
 	touch $@
 
 clean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import logging
 import platform
 import shutil
@@ -611,10 +612,30 @@ def resolve(place: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise CaptureError(f"{place!r} can't be imported: {error}") from error
-    model = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    if callable(found) and not isinstance(found, nn.Module):
+        missing = _required(found)
+        if missing:
+            raise CaptureError(
+                f"{place!r} needs arguments ({', '.join(missing)}), and is called without any. "
+                "Name a function that takes none and calls it with what it needs."
+            )
+        found = found()
+    if isinstance(found, nn.Module):
+        return found
+    hint = " Return the class's instance." if isinstance(found, type) else ""
+    if isinstance(found, tuple) and any(isinstance(part, nn.Module) for part in found):
+        hint = " Return the model alone; its example_inputs() method gives an example."
+    raise CaptureError(f"{place!r} gives a {type(found).__name__}, not a torch.nn.Module.{hint}")
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The arguments a factory can't be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # of a class in C, which may take none
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
 
 
 def load_program(
