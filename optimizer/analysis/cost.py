@@ -90,7 +90,7 @@ def _flops(node: fx.Node, elements: float, batch: int) -> float:
     if node.target in _PRODUCTS:
         left = node.args[0]
         assert isinstance(left, fx.Node)
-        return 2.0 * elements * _size(left.meta["val"].shape[-1], batch)
+        return 2.0 * elements * fixed_size(left.meta["val"].shape[-1], batch)
     if node.target is _INTERACTION:
         rows = node.args[0]
         assert isinstance(rows, fx.Node)
@@ -134,7 +134,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(item)
 
 
-def _size(size: int | torch.SymInt, batch: int) -> float:
+def fixed_size(size: int | torch.SymInt, batch: int) -> float:
     """A size in numbers: a dynamic one scales with the batch as its hint does with the example."""
     if isinstance(size, int):
         return size
@@ -144,7 +144,7 @@ def _size(size: int | torch.SymInt, batch: int) -> float:
 
 
 def _numel(value: Tensor, batch: int) -> float:
-    return prod((_size(size, batch) for size in value.shape), start=1.0)
+    return prod((fixed_size(size, batch) for size in value.shape), start=1.0)
 
 
 def _nbytes(value: Tensor, batch: int) -> float:
