@@ -18,11 +18,22 @@ from ..ir.facts import site_of
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
 from .dependence import Closure, Key, Scene
+from .onerow import BY_INDEX, picked_dim
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)
 _SOFTMAX = (_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int)
 _SUMS = (_aten.sum.dim_IntList, _aten.mean.dim)
+#: They may read units and give something that has them no more.
+_ENDS = (
+    _aten.linear.default,
+    *_PRODUCTS,
+    *_SUMS,
+    *_SOFTMAX,
+    _aten.layer_norm.default,
+    _aten.scaled_dot_product_attention.default,
+    torch.ops.rankc.dot_interaction.default,
+)
 #: Elements of masks that are worked on at once.
 _AT_ONCE = 1 << 24
 #: Units of a long line that are tried first: where none of them can go, none can.
@@ -34,11 +45,13 @@ class Exit:
     """Where units end: a product, a sum or a normalization reads them, and gives something else.
 
     Attributes:
-        node: Who reads them, as its first argument.
+        node: Who reads them.
+        source: What it reads them from.
         touched: ``[U, *shape]`` at one row of the batch: each unit's elements.
     """
 
     node: fx.Node
+    source: fx.Node
     touched: Tensor
 
     @property
@@ -176,8 +189,10 @@ def _seeds(scene: Scene) -> Iterator[_Seed]:
             joined = int(argument(node, 1, "dim", 0)) % len(shape)
             for dim in range(len(shape)):
                 yield from _lines(scene, node, dim, "inputs" if dim == joined else "columns")
-        elif is_op(node, _aten.index.Tensor, torch.ops.rankc.dot_interaction.default):
+        elif is_op(node, torch.ops.rankc.dot_interaction.default):
             yield from _lines(scene, node, len(shape) - 1, "pairs")
+        elif is_op(node, *BY_INDEX) and scene.row.moves(node) is not None:
+            yield from _lines(scene, node, picked_dim(node), "pairs")
         elif is_op(node, _aten.cat.default) and shape:
             joined = int(argument(node, 1, "dim", 0)) % len(shape)
             yield from _inputs(scene, node)
@@ -236,29 +251,27 @@ def _joined_side(scene: Scene, parts: list[Closure], side: tuple[str, int]) -> T
 def _exits(scene: Scene, masks: Mapping[Key, Tensor]) -> Iterator[Exit]:
     for key, mask in masks.items():
         for user in key.users if isinstance(key, fx.Node) else ():
-            if user.args and user.args[0] is key and ends_at(scene, user):
-                yield Exit(user, inner(user, mask, masks.get(user)))
+            if is_op(user, *_ENDS) and _operand(user) is key:
+                assert isinstance(key, fx.Node)
+                touched = _inner(user, mask)
+                if bool(touched.any()):
+                    yield Exit(user, key, touched)
 
 
-def ends_at(scene: Scene, node: fx.Node) -> bool:
-    """Whether a node may read units and give something that has them no more."""
-    return is_op(
-        node,
-        _aten.linear.default,
-        *_PRODUCTS,
-        *_SUMS,
-        *_SOFTMAX,
-        _aten.layer_norm.default,
-        _aten.scaled_dot_product_attention.default,
-        torch.ops.rankc.dot_interaction.default,
-    )
+def _operand(node: fx.Node) -> object:
+    """What units may end in: one of a product's operands, since both lose the same columns."""
+    if is_op(node, *_PRODUCTS) and parameter_name(node.args[0]) is not None:
+        return node.args[1]
+    return node.args[0]
 
 
-def inner(node: fx.Node, mask: Tensor, out: Tensor | None) -> Tensor:
+def _inner(node: fx.Node, mask: Tensor) -> Tensor:
     """Of what goes of a node's input, what its output doesn't have in the same place.
 
     Tokens that go from the input of a linear go from its output too: they end further down.
     """
+    if is_op(node, *_PRODUCTS) and parameter_name(node.args[0]) is not None:
+        return mask & ~mask.all(-2, keepdim=True)
     if is_op(node, *_SUMS):
         dims = [int(d) % (mask.dim() - 1) + 1 for d in node.args[1]]  # type: ignore[union-attr, arg-type]
         passed = mask

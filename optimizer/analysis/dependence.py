@@ -21,7 +21,7 @@ from ..ir.facts import site_of
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
 from .cost import fixed_size
-from .onerow import SPLITS, OneRow
+from .onerow import BY_INDEX, SPLITS, OneRow, picked_dim
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)
@@ -38,8 +38,8 @@ _ELEMENTWISE = frozenset(
         _aten.log_softmax.int,
     }
 )
-#: Picking by index takes fewer positions as well as fewer elements to pick from.
-_BY_INDEX = (_aten.index.Tensor, _aten.index_select.default)
+#: Their second argument is the result's sizes.
+_SIZED = (_aten.reshape.default, _aten.view.default, _aten.expand.default)
 
 #: A value, a matrix by its name, or a vector by its name and the node that reads it.
 Key = fx.Node | str | tuple[str, fx.Node]
@@ -79,14 +79,17 @@ class Scene:
         return (name, user) if len(self.row.shape(operand)) == 1 else name
 
     def frozen(self, node: fx.Node) -> list[int]:
-        """Dimensions whose size depends on the data by more than the number of rows."""
+        """Dimensions whose size is computed: from the data, or when the program runs."""
         value, shape = node.meta.get("val"), self.row.shape(node)
         if not isinstance(value, Tensor):
             return []
+        sizes = node.args[1] if is_op(node, *_SIZED) else ()
+        assert isinstance(sizes, (list, tuple))
         return [
             d
             for d, (size, found) in enumerate(zip(value.shape, shape, strict=True))
-            if not isinstance(size, int) and fixed_size(size, 1) != found
+            if (not isinstance(size, int) and fixed_size(size, 1) != found)
+            or (d < len(sizes) and isinstance(sizes[d], fx.Node))
         ]
 
 
@@ -246,13 +249,17 @@ class Closure:
         flat = torch.cat([self._get(source, node).flatten(1) for source in moved.sources], 1)
         given = self._of(node) | flat[:, moved.index]
         self._put(node, given)
-        if is_op(node, *_BY_INDEX):
-            return  # a position that isn't picked leaves what it was picked from as it is
         places = moved.index.flatten()
         copies = torch.bincount(places, minlength=flat.shape[1])
+        part = _partly(given)
         gone = torch.zeros(flat.shape, dtype=torch.int64)
-        gone.index_add_(1, places, _partly(given).flatten(1).long())
+        gone.index_add_(1, places, part.flatten(1).long())
         back = (gone == copies) & (copies > 0)
+        if is_op(node, *BY_INDEX):
+            # A position that is picked no more leaves what it was picked from as it is.
+            part = part & ~whole_lines(part)[picked_dim(node)]
+            others = torch.zeros(flat.shape, dtype=torch.int64)
+            back = back & (others.index_add_(1, places, part.flatten(1).long()) > 0)
         start = 0
         for source in moved.sources:
             shape = self.scene.row.shape(source)
@@ -407,7 +414,7 @@ class Closure:
             if node is not None:
                 for dim in self.scene.frozen(node):
                     lines = _along(_partly(mask), dim + 1)
-                    self._block(lines, node, "has a size that depends on the data")
+                    self._block(lines, node, "has a size that is computed when it runs")
 
     @staticmethod
     def _hole(mask: Tensor) -> Tensor:

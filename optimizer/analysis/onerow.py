@@ -25,11 +25,11 @@ SPLITS = (
     _aten.chunk.default,
 )
 _JOINS = (_aten.cat.default, _aten.stack.default)
-_BY_INDEX = (_aten.index.Tensor, _aten.index_select.default)
+BY_INDEX = (_aten.index.Tensor, _aten.index_select.default)
 _MOVES = frozenset(
     {
         *_JOINS,
-        *_BY_INDEX,
+        *BY_INDEX,
         _aten.reshape.default,
         _aten.view.default,
         _aten.permute.default,
@@ -104,21 +104,23 @@ class OneRow(fx.Interpreter):
             assert isinstance(split, fx.Node)
             parts = self._numbered(split)
             return parts and Moves(parts[0], parts[1][node.args[1]])
-        if is_op(node, *_BY_INDEX) and not self._constant_index(node):
+        if is_op(node, *BY_INDEX) and not self._constant_index(node):
             return None
         found = self._numbered(node)
         return found and Moves(*found)
 
     def _constant_index(self, node: fx.Node) -> bool:
-        """Whether the positions that are picked are integers in parameters, the same every row."""
+        """Whether the positions that are picked are lists in parameters, the same every row."""
         given = node.args[1] if is_op(node, _aten.index.Tensor) else [node.args[2]]
         assert isinstance(given, (list, tuple))
-        indices = [index for index in given if index is not None]
-        return all(
+        places = [place for place, index in enumerate(given) if index is not None]
+        side_by_side = places == list(range(places[0], places[0] + len(places)))
+        return side_by_side and all(
             isinstance(i, fx.Node)
             and i.op == "get_attr"
             and self.values[i].dtype in (torch.int32, torch.int64)
-            for i in indices
+            and self.values[i].dim() == 1
+            for i in given[places[0] :][: len(places)]
         )
 
     def _numbered(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], Any] | None:
@@ -138,3 +140,12 @@ class OneRow(fx.Interpreter):
         first = numbers if joined else numbers[0]
         assert callable(node.target)
         return sources, node.target(first, *rest, **self.argument(node.kwargs))
+
+
+def picked_dim(node: fx.Node) -> int:
+    """The dimension along which an index picks: the first one picked by, of the result too."""
+    if is_op(node, _aten.index.Tensor):
+        given = node.args[1]
+        assert isinstance(given, (list, tuple))
+        return next(place for place, index in enumerate(given) if index is not None)
+    return int(node.args[1]) % node.meta["val"].dim()  # type: ignore[arg-type, no-any-return]

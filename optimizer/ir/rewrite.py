@@ -109,6 +109,17 @@ class Rewriter:
         """Assigns a new tensor to an existing parameter and refreshes what depends on it."""
         self.set_parameters({name: tensor})
 
+    def set_value(self, name: str, tensor: Tensor) -> None:
+        """Assigns a new tensor of the same shape and dtype, so that nothing else changes.
+
+        Raises:
+            VerifyError: The shape or dtype differs.
+        """
+        before = self.program.tensor(name)
+        if before.shape != tensor.shape or before.dtype != tensor.dtype:
+            raise VerifyError(f"{self.made_by} would give {name} another shape or dtype")
+        _assign(self.program.module, name, tensor.detach())
+
     def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         """Assigns several at once: for sizes that must change together, as when pruning."""
         values = {name: torchapi.fake_of(t, self._mode) for name, t in tensors.items()}
@@ -120,6 +131,25 @@ class Rewriter:
                 node.meta["val"] = values[str(node.target)]
                 changed += list(node.users)
         self.refresh(changed)
+
+    def resize(self, tensors: Mapping[str, Tensor], mend: Callable[[fx.Node], bool]) -> None:
+        """Assigns parameters of other sizes and puts the graph right in one walk, as when pruning.
+
+        Args:
+            tensors: The parameters that change.
+            mend: Puts a node's arguments right; what comes before it has its new size by then.
+                False leaves the node as it is, dead or replaced.
+        """
+        for name, tensor in tensors.items():
+            _assign(self.program.module, name, tensor.detach())
+        for node in list(self.program.graph.nodes):
+            if node.op == "get_attr" and node.target in tensors:
+                tensor = tensors[str(node.target)]
+                node.meta["val"] = torchapi.fake_of(tensor, self._mode)
+            elif node.op == "call_function" and mend(node):
+                node.meta["val"] = torchapi.fake_call(
+                    node.target, node.args, node.kwargs, self._mode
+                )
 
     def refresh(self, nodes: Sequence[fx.Node]) -> None:
         """Re-infers the values of ``nodes`` and of everything after them."""
