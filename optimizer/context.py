@@ -37,6 +37,12 @@ class PlanJudge(Protocol):
     def allowances(self) -> Mapping[str, float]:
         """The largest damages a plan can have and still be judged within the budget."""
 
+    def sample(self) -> Rows:
+        """Features of a few thousand of the rows, from all over them."""
+
+    def rebased(self, program: Program, *, trained: bool = False) -> PlanJudge:
+        """A judge whose damages and allowances count from a program that was let differ."""
+
 
 @dataclass
 class PassContext:

@@ -41,6 +41,10 @@ class BudgetExceeded(RankcError):  # noqa: N818 - the name users catch
         self.smallest = smallest
 
 
+class PruneError(RankcError):
+    """A sparsity was asked for that the model can't give without breaking what depends on it."""
+
+
 class TargetError(RankcError):
     """An unknown target, or one that nothing installed here can build for."""
 

@@ -174,6 +174,9 @@ def _attempt(
         _undo(program, snapshot, ctx, said, f"rolled back: {broken}")
         return Outcome.ROLLED_BACK, broken, moved
     program.recipe = (*program.recipe, pass_.spec())
+    if ctx.judge is not None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
+        # All passes share one budget: the next ones have what this one left of it.
+        ctx.judge = ctx.judge.rebased(program, trained=pass_.exactness is Exactness.TRAINED)
     return Outcome.CHANGED, "", moved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .budget import Budget
-from .data import RUN_BATCH, Rows
+from .data import RUN_BATCH, Rows, spread_over
 from .errors import DataError
 from .gate import COHORT_FACTOR, MIN_COHORT_ROWS, judge
 from .ir.program import Program
@@ -75,6 +75,9 @@ class Judge:
         signature: Of the original.
         budget: The limits.
         confidence: In place of the budget's.
+        base: What damages are measured from: a program that was let differ already; None for the
+            original.
+        trained: Whether it was finetuned, so that its scores are others on purpose.
     """
 
     rows: Rows
@@ -82,6 +85,8 @@ class Judge:
     signature: Signature
     budget: Budget
     confidence: float | None = None
+    base: Program | None = None
+    trained: bool = False
 
     @classmethod
     def of(cls, original: Program, rows: Rows, budget: Budget) -> Judge:
@@ -92,22 +97,66 @@ class Judge:
         """The verdict on a program, run in PyTorch."""
         return self.on(score(program.run, self.rows, program.signature))
 
+    def rebased(self, program: Program, *, trained: bool = False) -> Judge:
+        """A judge whose damages are what is lost from here on, out of what is left to lose.
+
+        Args:
+            program: What the budget has been spent on so far.
+            trained: Whether it was finetuned: then what is left is told by its labelled rows, else
+                by its damage.
+        """
+        return replace(self, base=program.clone(), trained=self.trained or trained)
+
     def damages(self, program: Program) -> dict[str, float]:
         """How much NE each task, and each cohort that is gated, loses on soft labels.
 
-        On up to 4,096 rows: without label noise these measure what a plan is chosen by.
+        On up to 4,096 rows, evenly spaced: without label noise these measure what a plan is chosen
+        by.
         """
-        rows = self.rows.part(0, _DAMAGE_ROWS)
+        return self._lost(self._base_scores, program)
+
+    def sample(self) -> Mapping[str, Tensor]:
+        """Features of up to 4,096 of the rows, evenly spaced."""
+        return self._few.features
+
+    @cached_property
+    def _few(self) -> Rows:
+        return self.rows.spread(_DAMAGE_ROWS)
+
+    @cached_property
+    def _first_scores(self) -> Scores:
+        places = spread_over(len(self.rows), _DAMAGE_ROWS)
+        return {name: values[places] for name, values in self.reference.items()}
+
+    @cached_property
+    def _base_scores(self) -> Scores:
+        if self.base is None:
+            return self._first_scores
+        return score(self.base.run, self._few, self.base.signature)
+
+    @cached_property
+    def _spent(self) -> dict[str, float]:
+        """The damage of what was let differ already."""
+        if self.base is None or self.trained:
+            return {}
+        return self._lost(self._first_scores, self.base)
+
+    def _lost(self, before: Scores, program: Program) -> dict[str, float]:
+        rows = self._few
         after = score(
             lambda features: self._replay.run(program), rows, program.signature, _DAMAGE_ROWS
         )
-        before = {name: self.reference[name][: len(rows)] for name in after}
         found = {}
         for task in task_rows(before, after, {}, self._regressions):
             lost = task.loss - task.reference_loss
             for name, members in self._watched(task.name, rows).items():
                 found[name] = max(float(lost[members].mean()), 0.0) / self._bases[name]
         return found
+
+    @cached_property
+    def _so_far(self) -> Verdict | None:
+        """The verdict on a finetuned base."""
+        return self(self.base) if self.base is not None and self.trained else None
 
     def allowances(self) -> dict[str, float]:
         """The damage of each task and gated cohort whose bound, with labels, is at the limit."""
@@ -117,21 +166,27 @@ class Judge:
             limit = self.budget.for_task(task).ne
             if limit is None:
                 continue
+            estimate = margin = 0.0
+            if self._so_far is not None:
+                delta = self._so_far.delta_ne[task]
+                estimate, margin = delta.estimate, delta.high - delta.estimate
             for name, members in self._watched(task, self.rows).items():
                 if name != task:
                     found[name] = COHORT_FACTOR * limit  # fails only where it is surely exceeded
                     continue
                 if task not in (self.rows.labels or {}):
-                    found[name] = limit  # soft labels have no noise to leave room for
+                    # Soft labels have no noise to leave room for.
+                    found[name] = max(limit - estimate - margin, 0.0)
                     continue
                 # A squared error's spread is that of a log loss of half a nat.
                 entropy = 0.5 if task in self._regressions else self._bases[name]
-                found[name] = allowance(limit, int(members.sum()), entropy, confidence)
-        return found
+                rows = int(members.sum())
+                found[name] = allowance(limit, rows, entropy, confidence, estimate, margin)
+        return {name: max(room - self._spent.get(name, 0.0), 0.0) for name, room in found.items()}
 
     @cached_property
     def _replay(self) -> Replay:
-        return Replay(self.rows.part(0, _DAMAGE_ROWS).features)
+        return Replay(self._few.features)
 
     @cached_property
     def _regressions(self) -> frozenset[str]:

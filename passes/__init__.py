@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "lower-embedding-bag": "lower_embedding_bag:LowerEmbeddingBag",
     "merge-linears": "merge_linears:MergeLinears",
     "place-precision": "place_precision:PlacePrecision",
+    "prune-channels": "prune_channels:PruneChannels",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
     "share-similar": "share_similar:ShareSimilar",

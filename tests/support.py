@@ -181,6 +181,9 @@ class RuleJudge:
     def allowances(self) -> Mapping[str, float]:
         return self.allowed
 
+    def rebased(self, program: Program, *, trained: bool = False) -> RuleJudge:
+        return self
+
 
 def permissive_judge(original: Program, count: int = 512) -> Judge:
     """A judge on random rows and soft labels whose budget only a wrecked model exceeds."""

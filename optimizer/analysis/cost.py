@@ -103,6 +103,11 @@ def elements_of(node: fx.Node, batch: int) -> float:
     return float(sum(_numel(value, batch) for value in _tensors(node.meta.get("val"))))
 
 
+def nbytes_of(node: fx.Node, batch: int) -> float:
+    """How many bytes the node's value, or the parameter it reads, takes at one batch size."""
+    return float(sum(_nbytes(value, batch) for value in _tensors(node.meta.get("val"))))
+
+
 def total(program: Program, batch: int) -> Cost:
     """The whole program's cost at one batch size."""
     costs = [cost_of(node, batch) for node in program.graph.nodes]

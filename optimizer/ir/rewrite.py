@@ -42,9 +42,9 @@ class Rewriter:
         self._mode = torchapi.fake_mode_of(program.graph)
         self._before: fx.Node | None = None
 
-    def site(self, node: fx.Node) -> bool:
-        """Announces a rewrite at ``node``; False means: leave this one alone."""
-        return self._may_rewrite(site_of(node))
+    def site(self, node: fx.Node | str) -> bool:
+        """Announces a rewrite at a node or a named place; False means: leave this one alone."""
+        return self._may_rewrite(node if isinstance(node, str) else site_of(node))
 
     @contextmanager
     def before(self, node: fx.Node) -> Iterator[None]:
