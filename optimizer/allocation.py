@@ -111,11 +111,13 @@ class Goal:
         damage: ``{task: largest rise of NE}``; tasks without a limit are free.
         flops: Share of the FLOPs to take away.
         seconds: Share of the estimated seconds to take away.
+        evidence: Whether what the model goes by may go too (`Group.is_evidence`).
     """
 
     damage: Mapping[str, float] = field(default_factory=dict)
     flops: float = inf
     seconds: float = inf
+    evidence: bool = True
 
 
 class Bill:
@@ -123,11 +125,11 @@ class Bill:
 
     def __init__(self, found: Channels, target: Target, batch: int) -> None:
         self._target = target
-        self._batch = batch
         self._scene = found.scene
         graph = found.scene.program.graph
         self.nodes = [n for n in graph.nodes if cost_of(n, 1).nbytes > 0]
         self._base = {n: cost_of(n, batch) for n in self.nodes}
+        self._bytes = {n: nbytes_of(n, batch) for n in graph.nodes}
 
     def of(self, removal: Removal, nodes: Sequence[fx.Node] | None = None) -> Cost:
         """FLOPs and bytes of some nodes, or of all, with what goes gone."""
@@ -137,20 +139,25 @@ class Bill:
     def seconds(self, removal: Removal, nodes: Sequence[fx.Node] | None = None) -> float:
         """Estimated seconds of some nodes, or of all."""
         chosen = self.nodes if nodes is None else nodes
-        return sum(self._node(n, removal).seconds(self._target, "fp32") for n in chosen)
+        return sum(self._node(n, removal).seconds(self._target, self._format(n)) for n in chosen)
+
+    def _format(self, node: fx.Node) -> str:
+        """Linears are taken to get the target's low format: pruning comes first."""
+        low = is_op(node, _aten.linear.default) and self._target.formats
+        return self._target.formats[0] if low else "fp32"
 
     def _node(self, node: fx.Node, removal: Removal) -> Cost:
         base = self._base[node]
         out = _left(removal, node)
         if out == 0.0:
             return Cost(0.0, 0.0)
-        inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-        gone = base.nbytes - nbytes_of(node, self._batch)
-        read = sum(nbytes_of(n, self._batch) for n in inputs)
+        inputs = [(self._bytes[n], _left(removal, n)) for n in node.all_input_nodes]
+        written = self._bytes[node]
+        read = sum(size for size, _ in inputs)
         if is_op(node, _aten.embedding.default) or read == 0.0:
             return Cost(base.flops * out, base.nbytes * out)
-        left = sum(nbytes_of(n, self._batch) * _left(removal, n) for n in inputs)
-        nbytes = nbytes_of(node, self._batch) * out + gone * left / read
+        left = sum(size * share for size, share in inputs) / read
+        nbytes = written * out + (base.nbytes - written) * left
         return Cost(base.flops * self._work(node, removal, out), nbytes)
 
     def _work(self, node: fx.Node, removal: Removal, out: float) -> float:
@@ -245,7 +252,11 @@ class _Allocation:
         self.steps: list[Step] = []
         self.moved = {task: torch.zeros(len(m)) for task, m in worth.moves.items()}
         self._squares = {task: m.square().sum(0) for task, m in worth.moves.items()}
-        self.closed: set[int] = {i for i, ok in enumerate(worth.measured) if not ok}
+        self.closed: set[int] = {
+            i
+            for i, group in enumerate(found.groups)
+            if not worth.measured[i] or (group.is_evidence and not goal.evidence)
+        }
         self.before = self.bill.seconds(self.removal)
         self.flops = self.bill.of(self.removal).flops
         self.touched = [self._nodes_of(group) for group in found.groups]

@@ -16,6 +16,7 @@ from .report import Kind, Remark, Report
 from .target import Target
 
 if TYPE_CHECKING:
+    from .distill import Recovery
     from .instruments import Instrument
     from .kernels import KernelTimes
     from .passbase import Pass
@@ -61,6 +62,7 @@ class PassContext:
         batch_sizes: The batch sizes that will be served.
         seed: For whatever samples.
         may_train: Whether passes that need finetuning may run; never without being asked for.
+        recovery: What they finetune on and how.
     """
 
     target: Target
@@ -74,6 +76,7 @@ class PassContext:
     batch_sizes: tuple[int, ...] = (64, 512)
     seed: int = 0
     may_train: bool = False
+    recovery: Recovery | None = None
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 

@@ -37,6 +37,7 @@ from .data import (
     split,
     synthesize,
 )
+from .distill import Distill, Recovery, prepare
 from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
@@ -73,6 +74,7 @@ def optimize(
     outputs: Sequence[str] | None = None,
     windows: Windows | None = None,
     pipeline: str | Pipeline = "default",
+    recover: Distill | None = None,
     batch_sizes: tuple[int, ...] = (64, 512),
     strict: bool = False,
     seed: int = 0,
@@ -97,6 +99,7 @@ def optimize(
         windows: Conversion windows whose heads become two heads and a formula, with the window as
             one more feature.
         pipeline: The passes, as text or as a `Pipeline`.
+        recover: Lets units go and the program be finetuned, on rows of its own; never unasked.
         batch_sizes: The batch sizes that will be served.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
@@ -108,6 +111,7 @@ def optimize(
         DataError: Rows, labels or weights that can't be used; which, and where first.
         TargetError: An unknown target.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
+        RecoverError: A checkpoint of something else.
     """
     say = _Milestones(progress)
     goal = Target.of(target)
@@ -124,6 +128,9 @@ def optimize(
     say("reading the data", 0.15)
     rows = _rows(program, data, calibration)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
+    if recover is not None:
+        job.recovery = prepare(recover, program, rows, seed, say.detail)
+        job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -161,6 +168,7 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: _Milestones
+    recovery: Recovery | None = None
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -249,7 +257,7 @@ class _Job:
         context = self._context(target, rows.calibration)
         context.calibration = tuple(rows.calibration.batches())
         if share > 0.0:
-            context.judge = replace(choice, budget=_shrunk(self.budget, share))
+            context.judge = replace(choice, budget=self.budget.scaled(share))
         return context
 
     def _report(self) -> Report:
@@ -273,6 +281,8 @@ class _Job:
             strict=self.strict,
             batch_sizes=self.batch_sizes,
             seed=self.seed,
+            may_train=self.recovery is not None,
+            recovery=self.recovery,
         )
 
     def _built(
@@ -585,12 +595,6 @@ def _rows(
         data = data.batches(program)
     apart = collect(calibration, program) if calibration is not None else None
     return split(collect(data, program), apart)
-
-
-def _shrunk(budget: Budget, share: float) -> Budget:
-    """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
-    tasks = {task: _shrunk(own, share) for task, own in budget.overrides.items()}
-    return replace(budget, ne=None if budget.ne is None else budget.ne * share, tasks=tasks)
 
 
 def _gave_up_exactness(report: Report) -> bool:

@@ -87,6 +87,23 @@ class Group:
         """Such as ``outputs of top.0``."""
         return f"{self.what} of {self.site}"
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether they are what the model goes by, which finetuning can't get back.
+
+        Columns and fields of the input, and pairs of fields; not what the model made of them.
+        """
+        if self.what == "pairs":
+            return True
+        return any(
+            isinstance(key, fx.Node)
+            and (
+                key.op == "placeholder"
+                or (is_op(key, _aten.embedding.default) and bool(mask.flatten(1).all(1).any()))
+            )
+            for key, mask in self.masks.items()
+        )
+
 
 @dataclass(frozen=True)
 class Refusal:
