@@ -152,15 +152,11 @@ class Trainer:
             return good[0]
         return total
 
-    def _loss(
-        self, trainable: Trainable, heads: tuple[Head, ...], batch: _Batch
-    ) -> Tensor:
+    def _loss(self, trainable: Trainable, heads: tuple[Head, ...], batch: _Batch) -> Tensor:
         plan, signature = self.recovery.plan, trainable.program.signature
         outputs = trainable(batch.features)
         if not heads:
-            return losses(
-                signature.served, outputs, batch.labels, batch.teacher, plan.labels
-            )
+            return losses(signature.served, outputs, batch.labels, batch.teacher, plan.labels)
         headed = {head.task for head in heads}
         total = torch.zeros(())
         for task in signature.served:
@@ -300,17 +296,27 @@ def _smaller(
     return without(current, found, plan.removal(found), moments), plan.saved
 
 
-def _finetuned(
-    smaller: Program, trainer: Trainer, number: int, gone: float, tries: int
-) -> Program:
-    """Finetuned once, and again while it doesn't pass and may be tried."""
+def _finetuned(smaller: Program, trainer: Trainer, number: int, gone: float, tries: int) -> Program:
+    """Finetuned until it passes, as often as may be tried; the best on the rows that choose.
+
+    What passes as it is stays so: finetuning can only move its scores further from the original's.
+    """
+    best, verdict = smaller, trainer.verdict(smaller)
     current = smaller
     for again in range(tries):
+        if verdict.status is Status.PASS:
+            break
         stage = f"round {number + 1}, {gone:.0%} of the time gone" + (", again" if again else "")
         current = trainer.finetuned(current, stage, number * (tries + 1) + again)
-        if trainer.verdict(current).status is Status.PASS:
-            break
-    return current
+        found = trainer.verdict(current)
+        if _worst(found) < _worst(verdict):
+            best, verdict = current, found
+    return best
+
+
+def _worst(verdict: Verdict) -> float:
+    """The largest upper bound of ΔNE."""
+    return float("inf") if verdict.worst_delta_ne is None else verdict.worst_delta_ne
 
 
 def describe(state: State) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
+from .analysis.branches import JOINS
 from .analysis.channels import Channels, Group
 from .analysis.dependence import Scene, whole_lines
 from .analysis.onerow import SPLITS, picked_dim
@@ -27,6 +28,8 @@ from .ir.rewrite import Rewriter, sweep
 
 _aten = torch.ops.aten
 K = TypeVar("K")
+#: What a whole branch may go from, a constant taking its place.
+_REPLACED_IN = (*JOINS, _aten.add.Tensor, _aten.sub.Tensor)
 #: Of the mean variance of a linear's inputs, added to each: how sure a few thousand rows are.
 _RIDGE = 1e-3
 
@@ -94,8 +97,7 @@ def emptied(scene: Scene, removal: Removal) -> fx.Node | None:
             continue
         inputs = [removal.values.get(n.name) for n in node.all_input_nodes if scene.row.shape(n)]
         gone = [mask is not None and bool(mask.all()) for mask in inputs]
-        joins = is_op(node, _aten.cat.default, _aten.stack.default)
-        if (all(gone) if joins else any(gone)) and gone:
+        if (all(gone) if is_op(node, *_REPLACED_IN) else any(gone)) and gone:
             return node  # type: ignore[no-any-return]
     return None
 
@@ -106,7 +108,7 @@ class Moments:
 
     Attributes:
         mean: ``[K]`` float64.
-        covariance: ``[K, K]`` float64; None for a normalization.
+        covariance: ``[K, K]`` float64; None to make up by the mean alone.
     """
 
     mean: Tensor
@@ -114,7 +116,10 @@ class Moments:
 
 
 def input_moments(program: Program, batches: Sequence[Rows]) -> dict[str, Moments]:
-    """The moments of every linear's and normalization's input, by the node's name."""
+    """The moments of every linear's and normalization's input, by the node's name.
+
+    And of every operand of a join or a sum, element by element, by the operand's name.
+    """
     recorder = _Sums(program)
     with torch.no_grad():
         for batch in batches:
@@ -137,14 +142,22 @@ class _Sums(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         if is_op(n, _aten.linear.default, _aten.layer_norm.default):
             assert isinstance(n.args[0], fx.Node)
-            rows = self.env[n.args[0]].flatten(0, -2)
-            count, total = self.totals.get(n.name, (0, rows.new_zeros(rows.shape[-1]).double()))
-            self.totals[n.name] = count + len(rows), total + rows.double().sum(0)
+            rows = self._add(n.name, self.env[n.args[0]].flatten(0, -2))
             if is_op(n, _aten.linear.default):
-                wide = rows.double()
-                squares = wide.T @ wide
+                squares = rows.T @ rows
                 self.squares[n.name] = self.squares.get(n.name, torch.zeros_like(squares)) + squares
+        elif is_op(n, *_REPLACED_IN):
+            for operand in n.all_input_nodes:
+                value = self.env[operand]
+                if operand.op == "call_function" and value.is_floating_point():
+                    self._add(f"{operand.name} as a branch", value)
         return super().run_node(n)
+
+    def _add(self, name: str, values: Tensor) -> Tensor:
+        wide = values.double()
+        count, total = self.totals.get(name, (0, torch.zeros_like(wide[0])))
+        self.totals[name] = count + len(wide), total + wide.sum(0)
+        return wide
 
 
 def without(
@@ -265,6 +278,8 @@ class _Editor:
         self._own_vectors(node)
         if is_op(node, _aten.cat.default, _aten.stack.default):
             self._join(node)
+        elif is_op(node, _aten.add.Tensor, _aten.sub.Tensor):
+            self._sum(node)
         elif is_op(node, _aten.reshape.default, _aten.view.default, _aten.expand.default):
             self._resize(node)
         elif is_op(node, _aten.linear.default):
@@ -312,12 +327,57 @@ class _Editor:
         assert isinstance(before, (list, tuple))
         given = node.args[0]
         assert isinstance(given, (list, tuple))
-        left = [
-            now
-            for old, now in zip(before, given, strict=True)
-            if not (isinstance(old, fx.Node) and self._all_gone(old.name))
-        ]
+        left = []
+        for old, now in zip(before, given, strict=True):
+            if not (isinstance(old, fx.Node) and self._all_gone(old.name)):
+                left.append(now)
+            elif not self._goes_from(node, old):
+                left.append(self._constant(node, old, spread=True))
         node.update_arg(0, left)
+
+    def _goes_from(self, join: fx.Node, operand: fx.Node) -> bool:
+        """Whether an operand's elements go from the join too, and aren't to be replaced."""
+        out = self.gone.get(join.name)
+        if out is None:
+            return False
+        moved = self.scene.row.moves(self._original[join.name])
+        assert moved is not None
+        sizes = [self.scene.row.values[source].numel() for source in moved.sources]
+        place = moved.sources.index(operand)
+        start = sum(sizes[:place])
+        mine = (moved.index >= start) & (moved.index < start + sizes[place])
+        return bool(out[mine].all())
+
+    def _sum(self, node: fx.Node) -> None:
+        """Replaces an operand that goes as a whole by its mean."""
+        for place, old in enumerate(self._original[node.name].args[:2]):
+            if isinstance(old, fx.Node) and self._all_gone(old.name):
+                node.update_arg(place, self._constant(node, old, spread=False))
+
+    def _constant(self, node: fx.Node, operand: fx.Node, *, spread: bool) -> fx.Node:
+        """What an operand was on average; ``spread`` gives it the batch's rows."""
+        shape = self._sizes(operand.name)[1:]
+        known = self.moments.get(f"{operand.name} as a branch")
+        mean = torch.zeros(shape) if known is None else known.mean.float().view(shape)
+        kept = self._kept(node.name)
+        if kept is not None and not spread:
+            mean = _picked(mean[None], kept[-mean.dim() - 1 :])[0]
+        constant = self.rw.parameter(f"{operand.name}_mean", mean)
+        if not spread:
+            return constant
+        sibling = next(
+            n
+            for n in self._original[node.name].all_input_nodes
+            if not self._all_gone(n.name) and n.meta["val"].is_floating_point()
+        )
+        now = next(n for n in node.all_input_nodes if n.name == sibling.name)
+        with self.rw.before(node):
+            for dim in range(1, now.meta["val"].dim()):
+                now = self.rw.emit(_aten.slice.Tensor, now, dim, 0, 1, like=operand)
+            while now.meta["val"].dim() > len(shape) + 1:
+                now = self.rw.emit(_aten.squeeze.dims, now, [1], like=operand)
+            none = self.rw.emit(_aten.mul.Tensor, now, 0.0, like=operand)
+            return self.rw.emit(_aten.add.Tensor, none, constant, like=operand)
 
     def _resize(self, node: fx.Node) -> None:
         kept = self._kept(node.name)
@@ -529,8 +589,9 @@ def _made_up(weight: Tensor, gone: Tensor, moments: Moments) -> tuple[Tensor, Te
     Returns:
         ``[N, kept]`` to add to what stays, and ``[N]`` to add to the bias.
     """
-    assert moments.covariance is not None
     lost, kept = weight[:, gone], ~gone
+    if moments.covariance is None:
+        return torch.zeros_like(weight[:, kept]), lost @ moments.mean[gone]
     within = moments.covariance[kept][:, kept]
     ridge = _RIDGE * float(within.diag().mean()) + torch.finfo(torch.float64).tiny
     across = moments.covariance[kept][:, gone] @ lost.T

@@ -16,7 +16,14 @@ from torch import Tensor, fx
 
 from .errors import RecoverError
 from .ir.facts import site_of
-from .ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING, along
+from .ir.ops import (
+    DEQUANTIZE,
+    HALF_LINEAR,
+    QUANTIZE,
+    ROWWISE_EMBEDDING,
+    ROWWISE_LINEAR,
+    along,
+)
 from .ir.pattern import is_op, parameter_name
 from .ir.program import Program
 from .ir.rewrite import Rewriter
@@ -33,7 +40,11 @@ _LEARNED: dict[Any, tuple[int, ...]] = {
     _aten.conv1d.default: (1, 2),
     _aten.conv2d.default: (1, 2),
     DEQUANTIZE.op: (0,),
+    ROWWISE_LINEAR.op: (1, 3, 6),
+    HALF_LINEAR.op: (1, 2),
 }
+#: Operators whose first parameter holds codes.
+_CODED = (DEQUANTIZE.op, ROWWISE_EMBEDDING.op, ROWWISE_LINEAR.op)
 _LOOK_UP = _aten.embedding.default
 _TABLES: dict[Any, tuple[int, ...]] = {_aten.embedding.default: (0,), ROWWISE_EMBEDDING.op: (0,)}
 #: Their derivative is zero wherever it exists.
@@ -61,10 +72,7 @@ class Trainable:
                 name = parameter_name(node.args[index]) if index < len(node.args) else None
                 if name is not None and name not in self.leaves:
                     value = self.program.tensor(name)
-                    if value.is_floating_point() or node.target in (
-                        DEQUANTIZE.op,
-                        ROWWISE_EMBEDDING.op,
-                    ):
+                    if value.is_floating_point() or node.target in _CODED:
                         self.leaves[name] = value.detach().float().clone().requires_grad_()
         #: By a node's name: how much of the gradient goes on into its first argument.
         self.dampened: dict[str, float] = {}
@@ -209,6 +217,24 @@ class _Training(fx.Interpreter):
             table, scale, bias, ids = self.fetch_args_kwargs_from_env(n)[0]
             codes = _codes(_LOOK_UP(table, ids).to(scale.dtype), 0, self._dtype(n))
             return codes * _LOOK_UP(scale, ids) + _LOOK_UP(bias, ids)
+        if is_op(n, ROWWISE_LINEAR.op):
+            x, weight, scale, bias, columns, kept, kept_weight = self.fetch_args_kwargs_from_env(n)[0]
+            codes = _codes(weight, 0, self._program.tensor(str(parameter_name(n.args[1]))).dtype)
+            real = codes * scale[:, None]
+            if columns is not None:
+                real = real * columns
+            smooth = torch.nn.functional.linear(x, real, bias)
+            if kept is not None:
+                smooth = smooth + torch.nn.functional.linear(x[..., kept], kept_weight)
+            with torch.no_grad():
+                exact = n.target(x, codes, scale, bias, columns, kept, kept_weight)  # type: ignore[operator]
+            return _Straight.apply(smooth, exact)  # type: ignore[no-untyped-call]
+        if is_op(n, HALF_LINEAR.op):
+            x, weight, bias = self.fetch_args_kwargs_from_env(n)[0]
+            stored = self._program.tensor(str(parameter_name(n.args[1]))).dtype
+            with torch.no_grad():
+                exact = n.target(x, weight.to(stored), bias)  # type: ignore[operator]
+            return _Straight.apply(torch.nn.functional.linear(x, weight, bias), exact)  # type: ignore[no-untyped-call]
         if n.name in self._dampened:
             return self._dampen(n)
         return super().run_node(n)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..ir.facts import site_of
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
+from .branches import branches
 from .dependence import Closure, Key, Scene
 from .onerow import BY_INDEX, picked_dim
 
@@ -156,6 +157,9 @@ def channels(program: Program) -> Channels:
         seen |= {names[u] for u in fresh}
         if fresh:
             groups.append(_group(scene, seed, parts, fresh))
+    for join, operands, masks in branches(scene):
+        group = Group(site_of(join), "branches", len(operands), masks, {}, (), line=False)
+        groups.append(group)
     return Channels(scene, tuple(groups), tuple(_unreached(groups, refused)))
 
 

@@ -28,7 +28,8 @@ _LINEARS = (
 )
 _INTERACTION = torch.ops.rankc.dot_interaction.default
 _PRODUCTS = (_aten.bmm.default, _aten.mm.default, _aten.matmul.default)
-_VIEWS = frozenset(
+#: Views; and codes decoded, which kernels of low formats read as they are.
+_FREE = frozenset(
     {
         _aten.view.default,
         _aten.reshape.default,
@@ -44,6 +45,7 @@ _VIEWS = frozenset(
         _aten.split_with_sizes.default,
         _aten.unbind.int,
         _aten.sym_size.int,
+        torch.ops.rankc.dequantize.default,
     }
 )
 
@@ -70,7 +72,7 @@ class Cost:
 
 def cost_of(node: fx.Node, batch: int) -> Cost:
     """The node's cost with every dynamic dimension at its multiple of ``batch``."""
-    if node.op != "call_function" or node.target in _VIEWS or not callable(node.target):
+    if node.op != "call_function" or node.target in _FREE or not callable(node.target):
         return Cost(0.0, 0.0)
     outputs = list(_tensors(node.meta.get("val")))
     written = float(sum(_nbytes(value, batch) for value in outputs))

@@ -454,7 +454,9 @@ def _partly(mask: Tensor) -> Tensor:
 def _lined_up(values: Tensor, like: Tensor, *, last: bool = False) -> Tensor:
     """``[U]``, or ``[U, n]`` along the last dimension, shaped to broadcast against a mask."""
     middle = [1] * (like.dim() - values.dim())
-    return values.view(len(values), *middle, -1) if last else values.view(-1, *[1] * (like.dim() - 1))
+    return (
+        values.view(len(values), *middle, -1) if last else values.view(-1, *[1] * (like.dim() - 1))
+    )
 
 
 def _along(mask: Tensor, dim: int) -> Tensor:

@@ -122,7 +122,7 @@ def _starts(groups: Sequence[Group]) -> tuple[int, ...]:
 
 def _must_measure(group: Group) -> bool:
     """Whether a first-order estimate would be off: large units, or what is left is scaled anew."""
-    large = group.what in ("inputs", "parts") and group.units <= _FEW
+    large = group.what in ("inputs", "parts", "branches") and group.units <= _FEW
     return large or any(
         is_op(exit_.node, *_SOFTMAX) or not _is_by_row(exit_) for exit_ in group.exits
     )
