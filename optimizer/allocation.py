@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, fx
 
 from .analysis.channels import Channels, Group
-from .analysis.cost import Cost, cost_of, nbytes_of
+from .analysis.cost import Cost, cost_of, elements_of, nbytes_of
 from .analysis.dependence import Scene
 from .analysis.importance import Worth
+from .analysis.sites import inputs_of, linear_sites
+from .context import PassContext
 from .ir.facts import site_of
 from .ir.pattern import is_op, parameter_name
+from .ir.program import Program
+from .kernels import Kernel, Trial
 from .removal import Removal, emptied
 from .target import Target
 
@@ -121,10 +125,16 @@ class Goal:
 
 
 class Bill:
-    """What a program costs with parts of it gone: roofline estimates on the target."""
+    """What a program costs with parts of it gone: roofline estimates on the target.
 
-    def __init__(self, found: Channels, target: Target, batch: int) -> None:
+    Linears that were measured whole cost the measured time times the share of work left.
+    """
+
+    def __init__(
+        self, found: Channels, target: Target, batch: int, rates: Mapping[str, float]
+    ) -> None:
         self._target = target
+        self._rates = rates
         self._scene = found.scene
         graph = found.scene.program.graph
         self.nodes = [n for n in graph.nodes if cost_of(n, 1).nbytes > 0]
@@ -139,7 +149,11 @@ class Bill:
     def seconds(self, removal: Removal, nodes: Sequence[fx.Node] | None = None) -> float:
         """Estimated seconds of some nodes, or of all."""
         chosen = self.nodes if nodes is None else nodes
-        return sum(self._node(n, removal).seconds(self._target, self._format(n)) for n in chosen)
+        return sum(
+            self._node(n, removal).seconds(self._target, self._format(n))
+            * self._rates.get(n.name, 1.0)
+            for n in chosen
+        )
 
     def _format(self, node: fx.Node) -> str:
         """Linears are taken to get the target's low format: pruning comes first."""
@@ -163,7 +177,7 @@ class Bill:
     def _work(self, node: fx.Node, removal: Removal, out: float) -> float:
         """The share of a node's FLOPs that is left, kernels filling whole tiles of columns."""
         if is_op(node, *_PRODUCTS):
-            mask = removal.values.get(node.args[0].name)  # type: ignore[union-attr]
+            mask = removal.values.get(node.args[0].name)  # type: ignore[union-attr, arg-type]
             inner = 1.0 if mask is None else 1.0 - float(_along(mask).float().mean())
             return out * inner
         weight = node.args[1] if is_op(node, _aten.linear.default) else None
@@ -197,11 +211,33 @@ def _along(mask: Tensor) -> Tensor:
     return mask.flatten(0, -2).all(0) if mask.dim() > 1 else mask
 
 
-def allocate_uniformly(
-    found: Channels, worth: Worth, flops: float, target: Target, batch: int
-) -> Plan:
+def measured_rates(program: Program, ctx: PassContext) -> dict[str, float]:
+    """Per linear, its measured time over the estimate; empty where the target can't be measured.
+
+    In fp32: where formats go is decided after, and their times go with the work alike.
+    """
+    if not ctx.kernels.measured or ctx.target.formats:
+        return {}
+    batch = max(ctx.batch_sizes)
+    sites = linear_sites(program)
+    samples = inputs_of(program, sites, ctx.calibration[:1])
+    trials = {}
+    for site in sites:
+        weight = program.tensor(str(parameter_name(site.args[1])))
+        kernel = Kernel.of(site, None, elements_of(site, batch) / len(weight))
+        if site in samples:
+            trials[site] = Trial(kernel, None, samples[site], weight)
+    ctx.kernels.learn(tuple(trials.values()))
+    return {
+        site.name: ctx.kernels.seconds(trial.kernel)
+        / cost_of(site, batch).seconds(ctx.target, "fp32")
+        for site, trial in trials.items()
+    }
+
+
+def allocate_uniformly(found: Channels, worth: Worth, flops: float, ctx: PassContext) -> Plan:
     """The baseline: the same share of the outputs of every linear, until a share of FLOPs goes."""
-    allocation = _Allocation(found, worth, Goal(flops=flops), target, batch)
+    allocation = _Allocation(found, worth, Goal(flops=flops), ctx)
     widest = max((g.units for g in found.groups if g.line), default=1)
     for step in range(1, widest):
         if allocation.reached():
@@ -210,9 +246,9 @@ def allocate_uniformly(
     return allocation.plan()
 
 
-def allocate(found: Channels, worth: Worth, goal: Goal, target: Target, batch: int) -> Plan:
+def allocate(found: Channels, worth: Worth, goal: Goal, ctx: PassContext) -> Plan:
     """Chooses units until the damage, or the share of FLOPs or seconds, is reached."""
-    allocation = _Allocation(found, worth, goal, target, batch)
+    allocation = _Allocation(found, worth, goal, ctx)
     allocation.take_cheapest()
     return allocation.plan()
 
@@ -239,14 +275,13 @@ def too_little(found: Channels, plan: Plan, flops: float, batch: int) -> str:
 
 
 class _Allocation:
-    def __init__(
-        self, found: Channels, worth: Worth, goal: Goal, target: Target, batch: int
-    ) -> None:
+    def __init__(self, found: Channels, worth: Worth, goal: Goal, ctx: PassContext) -> None:
         self.found = found
         self.worth = worth
         self.goal = goal
-        self.tile = target.tile
-        self.bill = Bill(found, target, batch)
+        self.tile = ctx.target.tile
+        rates = measured_rates(found.scene.program, ctx)
+        self.bill = Bill(found, ctx.target, max(ctx.batch_sizes), rates)
         self.removal = Removal({}, {}, {}, {})
         self.gone: dict[int, list[int]] = {}
         self.steps: list[Step] = []

@@ -17,8 +17,8 @@ from .data import Parquet, Rows, Split, collect
 from .errors import DataError, RecoverError
 from .ir.program import Program, content_hash
 from .ir.signature import Task
-from .pipeline import Pipeline
 from .passbase import Exactness
+from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from .recovery import State
@@ -253,8 +253,8 @@ def _check_apart(what: str, rows: Rows, others: Rows, apart: Split) -> None:
     by_chance = float(np.isin(judged, _row_hashes(known)).mean()) * max(len(rows) / len(known), 1.0)
     if twins > max(_SURPLUS * by_chance, 0.01):
         raise DataError(
-            f"{twins:.0%} of the rows that {what} are among the rows of recover=: what is finetuned "
-            "on a row proves nothing on it. Give Distill earlier rows, or data= later ones."
+            f"{twins:.0%} of the rows that {what} are among the rows of recover=: what was "
+            "finetuned on a row proves nothing on it. Give Distill earlier rows, or data= later ones."
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .allocation import Goal, Plan, allocate, too_little
+from .allocation import Goal, allocate, too_little
 from .analysis.channels import channels
 from .analysis.importance import by_effect
 from .auxiliary import Head, attach, strip
@@ -38,6 +38,10 @@ _LAST_LR = 0.05
 _DIVERGED = 4.0
 #: How often a round is tried again with a third of the rate, after it diverged.
 _RETRIES = 2
+#: The least share of the time a round is worth, and what counts as having reached a share.
+_LEAST_STEP, _CLOSE = 0.06, 1e-6
+#: Rows that tell what units are worth.
+_WORTH_ROWS = 4096
 #: Seconds between two updates.
 _EVERY = 2.0
 #: Steps between two states that can be rolled back to.
@@ -252,46 +256,48 @@ def prune_gradually(
         RecoverError: The program can't be trained.
     """
     plan = trainer.recovery.plan
-    batch = max(ctx.batch_sizes)
     states: list[State] = []
-    current, seconds, flops = program, 1.0, 1.0
+    current, seconds, flops, step = program, 1.0, 1.0, plan.step
     for number in range(plan.rounds):
         resumed = checkpoint.load(number)
         if resumed is None:
-            smaller, kept = _smaller(current, ctx, trainer, flops, batch)
+            smaller, kept = _smaller(current, ctx, trainer, flops, step)
             if smaller is None or kept is None:
                 break
-            seconds, flops = seconds * (1.0 - kept[0]), flops * (1.0 - kept[1])
-            tries = 1 if plan.flops > 1.0 - flops + 1e-6 else 1 + plan.patience
-            current = _finetuned(smaller, trainer, number, 1.0 - seconds, tries)
-            checkpoint.save(number, current, {"seconds": seconds, "flops": flops})
+            left = seconds * (1.0 - kept[0]), flops * (1.0 - kept[1])
+            tries = 1 if plan.flops > 1.0 - left[1] + _CLOSE else 1 + plan.patience
+            made = _finetuned(smaller, trainer, number, 1.0 - left[0], tries)
+            checkpoint.save(number, made, {"seconds": left[0], "flops": left[1]})
         else:
-            current, seconds, flops = resumed[0], resumed[1]["seconds"], resumed[1]["flops"]
-        verdict = trainer.verdict(current)
-        states.append(State(current, verdict, 1.0 - seconds, 1.0 - flops))
-        reached = plan.flops and 1.0 - flops >= plan.flops - 1e-6
-        if reached or (not plan.flops and verdict.status is not Status.PASS):
+            made, left = resumed[0], (resumed[1]["seconds"], resumed[1]["flops"])
+        states.append(State(made, trainer.verdict(made), 1.0 - left[0], 1.0 - left[1]))
+        if plan.flops and 1.0 - left[1] >= plan.flops - _CLOSE:
+            break
+        if plan.flops or states[-1].verdict.status is Status.PASS:
+            current, (seconds, flops) = made, left
+        elif step / 2.0 >= _LEAST_STEP:
+            step /= 2.0  # once more from the last that passed, less far
+        else:
             break
     return states
 
 
 def _smaller(
-    current: Program, ctx: PassContext, trainer: Trainer, flops: float, batch: int
+    current: Program, ctx: PassContext, trainer: Trainer, flops: float, step: float
 ) -> tuple[Program | None, tuple[float, float] | None]:
     """The next program, and the shares of time and FLOPs that go this time."""
-    wanted = trainer.recovery.plan
+    wanted = trainer.recovery.plan.flops
     found = channels(current)
-    rows = [trainer.recovery.rows.spread(4096).features]
+    rows = [trainer.recovery.rows.spread(_WORTH_ROWS).features]
     moments = input_moments(current, rows)
     worth = by_effect(current, found, rows, moments)
-    left = 1.0 - (1.0 - wanted.flops) / flops if wanted.flops else float("inf")
-    goal = Goal(seconds=wanted.step, flops=left, evidence=False)
-    plan: Plan = allocate(found, worth, goal, ctx.target, batch)
-    if wanted.flops and plan.saved[0] < wanted.step:
-        told = too_little(found, plan, left, batch)
+    goes = 1.0 - (1.0 - wanted) / flops if wanted else float("inf")
+    plan = allocate(found, worth, Goal(seconds=step, flops=goes, evidence=False), ctx)
+    if wanted and plan.saved[0] < step:
+        told = too_little(found, plan, goes, max(ctx.batch_sizes))
         if told:
             raise PruneError(told)
-    if not plan.steps or (not wanted.flops and plan.saved[0] < wanted.step / 4):
+    if not plan.steps or (not wanted and plan.saved[0] < step / 4):
         return None, None
     return without(current, found, plan.removal(found), moments), plan.saved
 

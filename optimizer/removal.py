@@ -518,7 +518,8 @@ class _Editor:
                 node.update_arg(position, made)
 
     def _original_operand(self, node: fx.Node, operand: fx.Node) -> fx.Node:
-        return next(n for n in self._original[node.name].all_input_nodes if n.name == operand.name)
+        (found,) = (n for n in self._original[node.name].all_input_nodes if n.name == operand.name)
+        return found
 
     def _mean(self, node: fx.Node) -> bool:
         """A mean of fewer as a sum over as many as before."""

@@ -122,8 +122,8 @@ class Trainable:
             why = "no gradient reaches its weights"
             why += f" through {', '.join(culprits[:3])}" if culprits else ""
         raise RecoverError(
-            f"the model can't be finetuned: {why}. It is in a form for evaluation only; hand in the "
-            "model as it was trained, or leave recover= out."
+            f"the model can't be finetuned: {why}. It is in a form for evaluation only; hand in "
+            "the model as it was trained, or leave recover= out."
         )
 
 
@@ -218,7 +218,9 @@ class _Training(fx.Interpreter):
             codes = _codes(_LOOK_UP(table, ids).to(scale.dtype), 0, self._dtype(n))
             return codes * _LOOK_UP(scale, ids) + _LOOK_UP(bias, ids)
         if is_op(n, ROWWISE_LINEAR.op):
-            x, weight, scale, bias, columns, kept, kept_weight = self.fetch_args_kwargs_from_env(n)[0]
+            x, weight, scale, bias, columns, kept, kept_weight = self.fetch_args_kwargs_from_env(n)[
+                0
+            ]
             codes = _codes(weight, 0, self._program.tensor(str(parameter_name(n.args[1]))).dtype)
             real = codes * scale[:, None]
             if columns is not None:

@@ -91,12 +91,11 @@ class PruneChannels(Pass):
             _record(ctx, found, worth, plan)
 
     def _asked_for(self, found: Channels, worth: Worth, ctx: PassContext) -> Plan:
-        batch = max(ctx.batch_sizes)
         if self.allocation == "uniform":
-            plan = allocate_uniformly(found, worth, self.flops, ctx.target, batch)
+            plan = allocate_uniformly(found, worth, self.flops, ctx)
         else:
-            plan = allocate(found, worth, Goal(flops=self.flops), ctx.target, batch)
-        told = too_little(found, plan, self.flops, batch)
+            plan = allocate(found, worth, Goal(flops=self.flops), ctx)
+        told = too_little(found, plan, self.flops, max(ctx.batch_sizes))
         if told:
             raise PruneError(told)
         return plan
@@ -113,7 +112,7 @@ class PruneChannels(Pass):
         assert ctx.judge is not None
         room = {task: self.share * room for task, room in ctx.judge.allowances().items()}
         reach = {task: _REACH * limit for task, limit in room.items()}
-        plan = allocate(found, worth, Goal(reach), ctx.target, max(ctx.batch_sizes))
+        plan = allocate(found, worth, Goal(reach), ctx)
         passing, failing = 0, len(plan.steps) + 1
         trial = plan.within(room)
         for _ in range(_PLANS):

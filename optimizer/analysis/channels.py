@@ -158,7 +158,8 @@ def channels(program: Program) -> Channels:
         if fresh:
             groups.append(_group(scene, seed, parts, fresh))
     for join, operands, masks in branches(scene):
-        group = Group(site_of(join), "branches", len(operands), masks, {}, (), line=False)
+        gone: dict[Key, Tensor] = {**masks}
+        group = Group(site_of(join), "branches", len(operands), gone, {}, (), line=False)
         groups.append(group)
     return Channels(scene, tuple(groups), tuple(_unreached(groups, refused)))
 

@@ -328,7 +328,7 @@ class Closure:
         x = node.args[0]
         assert isinstance(x, fx.Node)
         given, out = self._get(x, node), self._of(node)
-        dims = sorted(d % (given.dim() - 1) + 1 for d in node.args[1])  # type: ignore[union-attr, operator]
+        dims = sorted(int(d) % (given.dim() - 1) + 1 for d in node.args[1])  # type: ignore[union-attr, arg-type]
         kept = bool(argument(node, 2, "keepdim", False))
         gone = given
         for dim in reversed(dims):

@@ -161,7 +161,7 @@ def _one_by_one(
 
 
 def _pieces(batches: Sequence[Rows]) -> list[Rows]:
-    pieces = []
+    pieces: list[Rows] = []
     for batch in batches:
         size = len(next(iter(batch.values())))
         for start in range(0, size, _BATCH):
