@@ -1,9 +1,9 @@
 """A head of its own for the teacher's signal, in training only (ExFM, 2502.17494, equations 3-5).
 
 The head is a linear beside the served one, over the same hidden units. The served head learns the
-labels alone, so that a teacher's bias can't get into it; the teacher's signal reaches the units they
-share. It is an auxiliary task of the program while it trains, and is dropped before anything else
-sees the program: the served outputs are the same, bit for bit.
+labels alone, so that a teacher's bias can't get into it; the teacher's signal reaches the units
+they share. It is an auxiliary task of the program while it trains, and is dropped before anything
+else sees the program: the served outputs are the same, bit for bit.
 """
 
 from __future__ import annotations

@@ -254,7 +254,8 @@ def _check_apart(what: str, rows: Rows, others: Rows, apart: Split) -> None:
     if twins > max(_SURPLUS * by_chance, 0.01):
         raise DataError(
             f"{twins:.0%} of the rows that {what} are among the rows of recover=: what was "
-            "finetuned on a row proves nothing on it. Give Distill earlier rows, or data= later ones."
+            "finetuned on a row proves nothing on it. Give Distill earlier rows, or later ones as "
+            "data=."
         )
 
 

@@ -216,13 +216,7 @@ class _Editor:
         gone = self.gone.get(name)
         if gone is None:
             return None
-        lines = whole_lines(gone[None])
-        return [
-            (~line[0].flatten()).nonzero().flatten()
-            if gone.shape[dim] > 1
-            else torch.zeros(1).long()
-            for dim, line in enumerate(lines)
-        ]
+        return _left_of(gone)
 
     def _sizes(self, name: str) -> tuple[int, ...]:
         return self.scene.row.shape(self._original[name])
@@ -327,57 +321,63 @@ class _Editor:
         assert isinstance(before, (list, tuple))
         given = node.args[0]
         assert isinstance(given, (list, tuple))
+        staying = [
+            now for old, now in zip(before, given, strict=True) if not self._all_gone(old.name)
+        ]
         left = []
         for old, now in zip(before, given, strict=True):
-            if not (isinstance(old, fx.Node) and self._all_gone(old.name)):
+            if now in staying:
                 left.append(now)
-            elif not self._goes_from(node, old):
-                left.append(self._constant(node, old, spread=True))
+                continue
+            kept = self._kept_of_join(node, old)
+            if all(len(places) for places in kept):
+                left.append(self._filled(old, kept, staying[0]))
         node.update_arg(0, left)
 
-    def _goes_from(self, join: fx.Node, operand: fx.Node) -> bool:
-        """Whether an operand's elements go from the join too, and aren't to be replaced."""
-        out = self.gone.get(join.name)
-        if out is None:
-            return False
+    def _kept_of_join(self, join: fx.Node, operand: fx.Node) -> list[Tensor]:
+        """Of each of an operand's dimensions, the indices that the join keeps."""
         moved = self.scene.row.moves(self._original[join.name])
         assert moved is not None
         sizes = [self.scene.row.values[source].numel() for source in moved.sources]
         place = moved.sources.index(operand)
         start = sum(sizes[:place])
         mine = (moved.index >= start) & (moved.index < start + sizes[place])
-        return bool(out[mine].all())
+        gone = torch.zeros(sizes[place], dtype=torch.bool)
+        out = self.gone.get(join.name)
+        if out is not None:
+            gone[moved.index[mine] - start] = out[mine]
+        return _left_of(gone.view(self.scene.row.shape(operand)))
 
     def _sum(self, node: fx.Node) -> None:
         """Replaces an operand that goes as a whole by its mean."""
         for place, old in enumerate(self._original[node.name].args[:2]):
             if isinstance(old, fx.Node) and self._all_gone(old.name):
-                node.update_arg(place, self._constant(node, old, spread=False))
+                kept = self._kept(node.name)
+                node.update_arg(place, self._mean_of(old, kept))
 
-    def _constant(self, node: fx.Node, operand: fx.Node, *, spread: bool) -> fx.Node:
-        """What an operand was on average; ``spread`` gives it the batch's rows."""
+    def _mean_of(self, operand: fx.Node, kept: Sequence[Tensor] | None) -> fx.Node:
+        """What an operand was on average, ``[*shape]`` of what a row keeps of it."""
         shape = self._sizes(operand.name)[1:]
         known = self.moments.get(f"{operand.name} as a branch")
         mean = torch.zeros(shape) if known is None else known.mean.float().view(shape)
-        kept = self._kept(node.name)
-        if kept is not None and not spread:
-            mean = _picked(mean[None], kept[-mean.dim() - 1 :])[0]
-        constant = self.rw.parameter(f"{operand.name}_mean", mean)
-        if not spread:
-            return constant
-        sibling = next(
-            n
-            for n in self._original[node.name].all_input_nodes
-            if not self._all_gone(n.name) and n.meta["val"].is_floating_point()
-        )
-        now = next(n for n in node.all_input_nodes if n.name == sibling.name)
-        with self.rw.before(node):
+        if kept is not None:
+            lined_up = [
+                places if size > 1 else torch.zeros(1, dtype=torch.int64)
+                for places, size in zip(kept[-mean.dim() - 1 :], (1, *shape), strict=True)
+            ]
+            mean = _picked(mean[None], lined_up)[0]
+        return self.rw.parameter(f"{operand.name}_mean", mean)
+
+    def _filled(self, operand: fx.Node, kept: Sequence[Tensor], sibling: fx.Node) -> fx.Node:
+        """What an operand was on average, for as many rows as a sibling has."""
+        mean, now = self._mean_of(operand, kept), sibling
+        with self.rw.before(sibling.next):
             for dim in range(1, now.meta["val"].dim()):
                 now = self.rw.emit(_aten.slice.Tensor, now, dim, 0, 1, like=operand)
-            while now.meta["val"].dim() > len(shape) + 1:
+            while now.meta["val"].dim() > len(self._sizes(operand.name)):
                 now = self.rw.emit(_aten.squeeze.dims, now, [1], like=operand)
             none = self.rw.emit(_aten.mul.Tensor, now, 0.0, like=operand)
-            return self.rw.emit(_aten.add.Tensor, none, constant, like=operand)
+            return self.rw.emit(_aten.add.Tensor, none, mean, like=operand)
 
     def _resize(self, node: fx.Node) -> None:
         kept = self._kept(node.name)
@@ -518,8 +518,8 @@ class _Editor:
                 node.update_arg(position, made)
 
     def _original_operand(self, node: fx.Node, operand: fx.Node) -> fx.Node:
-        (found,) = (n for n in self._original[node.name].all_input_nodes if n.name == operand.name)
-        return found
+        inputs: list[fx.Node] = self._original[node.name].all_input_nodes
+        return next(n for n in inputs if n.name == operand.name)
 
     def _mean(self, node: fx.Node) -> bool:
         """A mean of fewer as a sum over as many as before."""
@@ -598,6 +598,17 @@ def _made_up(weight: Tensor, gone: Tensor, moments: Moments) -> tuple[Tensor, Te
     across = moments.covariance[kept][:, gone] @ lost.T
     columns = torch.linalg.solve(within + ridge * torch.eye(len(within)).double(), across).T
     return columns, lost @ moments.mean[gone] - columns @ moments.mean[kept]
+
+
+def _left_of(gone: Tensor) -> list[Tensor]:
+    """Of each dimension, the indices that are left; nothing of a value that goes as a whole."""
+    every = bool(gone.all())
+    return [
+        (~line[0].flatten()).nonzero().flatten()
+        if gone.shape[dim] > 1 or every
+        else torch.zeros(1, dtype=torch.int64)
+        for dim, line in enumerate(whole_lines(gone[None]))
+    ]
 
 
 def _picked(tensor: Tensor, kept: Sequence[Tensor]) -> Tensor:

@@ -158,7 +158,7 @@ def channels(program: Program) -> Channels:
         if fresh:
             groups.append(_group(scene, seed, parts, fresh))
     for join, operands, masks in branches(scene):
-        gone: dict[Key, Tensor] = {**masks}
+        gone: dict[Key, Tensor] = dict(masks.items())
         group = Group(site_of(join), "branches", len(operands), gone, {}, (), line=False)
         groups.append(group)
     return Channels(scene, tuple(groups), tuple(_unreached(groups, refused)))

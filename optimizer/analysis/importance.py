@@ -10,7 +10,7 @@ and experts, are taken out one by one instead, and measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, fx
 from ..context import Rows
 from ..ir.pattern import is_op
 from ..ir.program import Program
-from ..ir.signature import Score, Task, TaskKind
+from ..ir.signature import Score, Signature, Task, TaskKind
+from ..ragged import ragged_of, row_count, take
 from ..removal import Moments, Removal, emptied, without
 from .channels import Channels, Exit, Group
 
@@ -71,7 +72,7 @@ def by_effect(
         (exit_, starts[i]) for i, g in enumerate(found.groups) if i not in few for exit_ in g.exits
     ]
     removed = _one_by_one(program, found, few, measured, moments)
-    for batch in _pieces(batches):
+    for batch in _pieces(batches, program.signature):
         tracer = _Edges(program, [exit_ for exit_, _ in exits])
         outputs = tracer.outputs(batch)
         for task in program.signature.served:
@@ -160,13 +161,11 @@ def _one_by_one(
     return removed
 
 
-def _pieces(batches: Sequence[Rows]) -> list[Rows]:
-    pieces: list[Rows] = []
+def _pieces(batches: Sequence[Rows], signature: Signature) -> Iterator[Rows]:
+    ragged = ragged_of(signature)
     for batch in batches:
-        size = len(next(iter(batch.values())))
-        for start in range(0, size, _BATCH):
-            pieces.append({name: value[start : start + _BATCH] for name, value in batch.items()})
-    return pieces
+        for start in range(0, row_count(batch, ragged), _BATCH):
+            yield take(batch, ragged, slice(start, start + _BATCH))
 
 
 def task_logits(task: Task, outputs: Mapping[str, Tensor]) -> Tensor:
