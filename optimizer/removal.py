@@ -184,7 +184,6 @@ def remove(
         Per parameter that got smaller in place, the indices kept of each dimension.
     """
     editor = _Editor(rw, found.scene, removal, moments)
-    editor.cut_inputs()
     kept = editor.kept_parameters()
     tensors = {name: _picked(rw.program.tensor(name), dims) for name, dims in kept.items()}
     rw.resize(tensors, editor.mend)
@@ -203,6 +202,7 @@ class _Editor:
         self.gone = removal.values
         self.removal = removal
         self.moments = moments
+        self._cut: dict[fx.Node, fx.Node] = {}
         self._original = {node.name: node for node in scene.program.graph.nodes}
         self._weights = {
             str(n.target): rw.program.tensor(str(n.target))
@@ -245,23 +245,24 @@ class _Editor:
 
     # --- inputs -----------------------------------------------------------------------------------
 
-    def cut_inputs(self) -> None:
+    def _cut_inputs(self, reader: fx.Node) -> None:
         """Picks the columns kept of inputs: the contract stays as it is."""
-        graph = self.rw.program.graph
-        first = next(node for node in graph.nodes if node.op == "call_function")
-        for node in graph.find_nodes(op="placeholder"):
-            kept = self._kept(node.name)
+        for node in list(reader.all_input_nodes):
+            kept = self._kept(node.name) if node.op == "placeholder" else None
             if kept is None or self._all_gone(node.name):
                 continue
-            users = list(node.users)
-            cut = node
-            with self.rw.before(first):
-                for dim, places in enumerate(kept):
-                    if len(places) < self._sizes(node.name)[dim]:
-                        index = self.rw.parameter(f"{node.name}_kept", places)
-                        cut = self.rw.emit(_aten.index_select.default, cut, dim, index, like=node)
-            for user in users:
-                user.replace_input_with(node, cut)
+            if node not in self._cut:
+                self._cut[node] = self._picked_input(node, kept, reader)
+            reader.replace_input_with(node, self._cut[node])
+
+    def _picked_input(self, node: fx.Node, kept: Sequence[Tensor], first: fx.Node) -> fx.Node:
+        cut = node
+        with self.rw.before(first):
+            for dim, places in enumerate(kept):
+                if len(places) < self._sizes(node.name)[dim]:
+                    index = self.rw.parameter(f"{node.name}_kept", places)
+                    cut = self.rw.emit(_aten.index_select.default, cut, dim, index, like=node)
+        return cut
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -270,6 +271,7 @@ class _Editor:
         if node.name not in self._original or self._all_gone(node.name):
             return node.name not in self._original
         self._own_vectors(node)
+        self._cut_inputs(node)
         if is_op(node, _aten.cat.default, _aten.stack.default):
             self._join(node)
         elif is_op(node, _aten.add.Tensor, _aten.sub.Tensor):

@@ -142,14 +142,23 @@ class Rewriter:
         """
         for name, tensor in tensors.items():
             _assign(self.program.module, name, tensor.detach())
-        for node in list(self.program.graph.nodes):
+        nodes = list(self.program.graph.nodes)
+        same = set(nodes)  # of the size they had; inference takes milliseconds a node
+        for node in nodes:
+            before = node.meta.get("val")
             if node.op == "get_attr" and node.target in tensors:
-                tensor = tensors[str(node.target)]
-                node.meta["val"] = torchapi.fake_of(tensor, self._mode)
-            elif node.op == "call_function" and mend(node):
+                node.meta["val"] = torchapi.fake_of(tensors[str(node.target)], self._mode)
+            elif node.op == "call_function":
+                arguments = node.args, node.kwargs
+                if not mend(node):
+                    continue
+                if arguments == (node.args, node.kwargs) and same.issuperset(node.all_input_nodes):
+                    continue
                 node.meta["val"] = torchapi.fake_call(
                     node.target, node.args, node.kwargs, self._mode
                 )
+            if not same_value(before, node.meta.get("val")):
+                same.discard(node)
 
     def refresh(self, nodes: Sequence[fx.Node]) -> None:
         """Re-infers the values of ``nodes`` and of everything after them."""
