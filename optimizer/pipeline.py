@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 from .analysis.cost import estimate, size_of
 from .context import PassContext
-from .errors import PassError, PipelineError, PreconditionError
+from .errors import PassError, PipelineError, PreconditionError, PruneError, RecoverError
 from .ir.forms import Form
 from .ir.program import Program
 from .ir.rewrite import sweep
@@ -173,6 +173,8 @@ def _attempt(
             program.restore(snapshot.clone())
         ctx.missed(str(skip))
         return Outcome.SKIPPED, str(skip), None, None
+    except (PruneError, RecoverError):
+        raise  # what was asked for by name can't be done, which only the user can mend
     except Exception as error:
         if ctx.strict:
             raise PassError(f"{pass_.spec()} failed: {error}", pass_.spec()) from error

@@ -50,6 +50,7 @@ class PruneChannels(Pass):
     flops: float = 0.0
     importance: str = "effect"
     allocation: str = "automatic"
+    pattern: str = "units"
     least: float = 0.02
 
     def check(self, program: Program, ctx: PassContext) -> None:
@@ -58,6 +59,14 @@ class PruneChannels(Pass):
             raise PruneError(f"importance is effect or magnitude, found {self.importance!r}")
         if self.allocation not in ("automatic", "uniform"):
             raise PruneError(f"allocation is automatic or uniform, found {self.allocation!r}")
+        if self.pattern == "2:4":
+            raise PruneError(
+                f"two of four weights at zero save nothing on {ctx.target.name}: none of its "
+                "kernels was measured to be faster on such weights than on all of them. Leave "
+                "pattern= out: whole units make every kernel faster."
+            )
+        if self.pattern != "units":
+            raise PruneError(f"pattern is units or 2:4, found {self.pattern!r}")
         by_target = self.importance == "magnitude" or self.allocation == "uniform"
         if by_target and not self.flops:
             raise PruneError("magnitudes and uniform shares know no budget: give flops=")

@@ -48,6 +48,8 @@ _BEFORE = {
 _QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "din", "mmoe", "everything"})
 #: They take away what a budget as loose as the tests' allows, not what 8-bit codes would.
 _REMOVING = frozenset({"prune-and-distill", "prune-channels"})
+#: They try many smaller programs, which takes seconds: two models are enough for every run.
+_TRYING, _QUICKEST = _REMOVING | {"finetune"}, frozenset({"dlrm", "mmoe"})
 #: INT8 pays on every linear that isn't tiny.
 _TARGET = dataclasses.replace(EAGER_INT8, min_linear=12)
 
@@ -100,6 +102,15 @@ every_model = pytest.mark.parametrize(
     [
         name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in sorted(_MODELS)
+    ],
+)
+every_pass_and_model = pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        pytest.param(name, model, marks=() if quick else pytest.mark.slow)
+        for name in pass_names()
+        for model in sorted(_MODELS)
+        for quick in [model in (_QUICKEST if name in _TRYING else _QUICK)]
     ],
 )
 
@@ -204,14 +215,12 @@ def test_is_not_vacuous(name: str) -> None:
     assert any(_ran(name, model).outcomes == [Outcome.CHANGED] for model in sorted(_QUICK))
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_leaves_a_valid_program(name: str, model: str) -> None:
     verify(_ran(name, model).program)
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_second_run_changes_nothing(name: str, model: str) -> None:
     if not pass_class(name).idempotent:
         pytest.skip(f"{name} isn't declared idempotent")
@@ -220,8 +229,7 @@ def test_second_run_changes_nothing(name: str, model: str) -> None:
     assert again.program.fingerprint() == _ran(name, model).program.fingerprint()
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_keeps_its_promise_about_the_numbers(name: str, model: str) -> None:
     before, after = _ready(name, model), _ran(name, model).program
     rows = made_up(before, 200, seed=6)
@@ -240,8 +248,7 @@ def test_keeps_its_promise_about_the_numbers(name: str, model: str) -> None:
         assert moves, "8-bit formats moved a small model by a quarter"
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_keeps_the_contract(name: str, model: str) -> None:
     before, after = _ready(name, model), _ran(name, model).program
     assert after.form.includes(before.form)
@@ -260,8 +267,7 @@ def test_keeps_the_contract(name: str, model: str) -> None:
     assert set(after.outputs.names) == set(after.signature.outputs)
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_is_deterministic_and_leaves_the_original_alone(name: str, model: str) -> None:
     """Copies share parameters: a pass that wrote into one would change the original."""
     program = _ready(name, model)
@@ -276,8 +282,7 @@ def test_is_deterministic_and_leaves_the_original_alone(name: str, model: str) -
     assert all(torch.equal(value, before[key]) for key, value in program.tensors())
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_explains_every_change(name: str, model: str) -> None:
     ran = _ran(name, model)
     changed = ran.outcomes == [Outcome.CHANGED]
