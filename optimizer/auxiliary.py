@@ -68,6 +68,7 @@ def attach(program: Program) -> tuple[Program, tuple[Head, ...]]:
         heads.append(Head(task.name, own, head.name))
         added.append(head)
     output.args = ((*output.args[0], *added),)
+    copy.module.recompile()
     copy.signature = replace(
         copy.signature,
         tasks=(*copy.signature.tasks, *(head.own for head in heads)),

@@ -137,7 +137,10 @@ class Trainer:
         for step in range(done, total):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1.0 - (1.0 - _LAST_LR) * step / total)
-            loss = self._loss(trainable, heads, order.batch(step))
+            batch = order.batch(step)
+            if step == 0:
+                trainable.check_learns(batch.features)
+            loss = self._loss(trainable, heads, batch)
             optimizer.zero_grad()
             value = float(loss.detach())
             first = value if first is None else first
@@ -145,8 +148,6 @@ class Trainer:
                 trainable.restore(good[1])
                 return good[0]
             loss.backward()  # type: ignore[no-untyped-call]
-            if step == 0:
-                trainable.check_learns()
             optimizer.step()
             watch.saw(step + 1, value)
             if (step + 1) % _KEEP_EVERY == 0 and _is_finite(leaves):

@@ -102,15 +102,18 @@ class Trainable:
             rw.set_value(name, _as_stored(leaf.detach(), made.tensor(name).dtype))
         return made
 
-    def check_learns(self) -> None:
-        """Raises unless a gradient reached a leaf.
+    def check_learns(self, features: Mapping[str, Tensor]) -> None:
+        """Raises unless a gradient of the scores reaches a leaf.
 
         Raises:
             RecoverError: Nothing can be learned; which operator passes no gradient.
         """
-        grads = [leaf.grad for leaf in self.leaves.values()]
-        if any(grad is not None and bool((grad != 0).any()) for grad in grads):
-            return
+        total = torch.stack([value.float().sum() for value in self(features).values()]).sum()
+        if self.leaves and total.requires_grad:
+            leaves = list(self.leaves.values())
+            grads = torch.autograd.grad(total, leaves, allow_unused=True)
+            if any(grad is not None and bool((grad != 0).any()) for grad in grads):
+                return
         if not self.leaves:
             why = "it has no weights that a gradient could reach"
         else:
