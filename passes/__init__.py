@@ -19,6 +19,7 @@ PASSES: dict[str, str] = {
     "place-precision": "place_precision:PlacePrecision",
     "prune-and-distill": "prune_and_distill:PruneAndDistill",
     "prune-channels": "prune_channels:PruneChannels",
+    "prune-tables": "prune_tables:PruneTables",
     "quantize-tables": "quantize_tables:QuantizeTables",
     "reassociate-fm": "reassociate_fm:ReassociateFm",
     "share-similar": "share_similar:ShareSimilar",
