@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ CELLS = Path("build/pruning")
 BATCH = 512
 #: ΔNE that finetuned candidates may cost, and the share of the FLOPs others take away.
 BUDGET, SHARE = 1e-3, 0.5
+#: Seconds a peer is waited for.
+PATIENCE = 180
 #: Judges without a say: what is compared must not be rolled back.
 FREE = rankc.Budget(ne=0.99, two_sided=False, max_rms_shift=None)
 TASKS = {"mmoe": ("late_arr", "late_dep")}
@@ -148,6 +151,8 @@ def pruned(options: str, it: Trained, folder: Path) -> Program:
 
 def by_torch_pruning(it: Trained, folder: Path) -> Program:
     """torch-pruning's dependency graph, Taylor importance, the same share of every layer."""
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE)
     model = copy.deepcopy(it.model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -169,7 +174,13 @@ def by_torch_pruning(it: Trained, folder: Path) -> Program:
         program = rankc.capture(model.eval(), inputs)
         if total(program, BATCH).flops <= (1.0 - SHARE) * before:
             break
+    signal.alarm(0)
     return written(program, folder)
+
+
+def late(*_: object) -> None:
+    """Gives a peer up."""
+    raise TimeoutError(f"not done after {PATIENCE} s")
 
 
 def losses(outputs: Any, labels: Any) -> torch.Tensor:
@@ -211,12 +222,12 @@ CANDIDATES: Mapping[str, Callable[[Trained, Path], Program | None]] = {
     "half the FLOPs, magnitude, uniform": partial(
         pruned, f"flops={SHARE},allocation=uniform,importance=magnitude"
     ),
-    "half the FLOPs, torch-pruning": by_torch_pruning,
     "within the budget": partial(optimized, "cpu-fp32", PRUNED, False),
     "within the budget, finetuned": partial(optimized, "cpu-fp32", "default", True),
     "INT8": partial(optimized, "cpu-int8", "default", False),
     "INT8, pruned": partial(optimized, "cpu-int8", PRUNED, False),
     "INT8, pruned and finetuned": partial(optimized, "cpu-int8", "default", True),
+    "half the FLOPs, torch-pruning": by_torch_pruning,
 }
 
 
@@ -252,17 +263,17 @@ def measure(kind: str, seed: int, candidate: str) -> None:
 def judged(it: Trained, program: Program | None, folder: Path) -> dict[str, Any]:
     """ΔNE on the proof rows, FLOPs left and bytes."""
     judge = Judge.of(it.program, it.rows.proof, FREE)
-    flops = None
     if program is not None:
         verdict: Verdict = judge(program)
+        damages = judge.damages(program)
         flops = total(program, BATCH).flops / total(it.program, BATCH).flops
     else:
         artifact = rankc.load(folder)
         verdict = artifact.verdict
-        flops = flops_left(folder)
+        flops, damages = flops_left(folder), {}
     deltas = {task: (d.estimate, d.low, d.high) for task, d in verdict.delta_ne.items()}
     nbytes = sum(path.stat().st_size for path in folder.rglob("model.onnx*"))
-    return {"flops": flops, "delta_ne": deltas, "bytes": nbytes}
+    return {"flops": flops, "delta_ne": deltas, "damages": damages, "bytes": nbytes}
 
 
 def flops_left(folder: Path) -> float:
@@ -302,13 +313,14 @@ def report(kinds: Sequence[str], seeds: Sequence[int]) -> str:
         f"Flights in time order, models trained for one epoch, {len(seeds)} seeds at most. ΔNE on "
         "the last flights, which nothing else looked at: mean over the seeds, and the widest "
         f"bounds of their 95 % intervals; the worst task. Batch {BATCH}, one thread, "
-        "interleaved, medians of process CPU time of the first seed.",
+        "interleaved, medians of process CPU time of the first seed. Damage is the rise of NE on "
+        "the original's own scores as labels: how far scores moved, without the luck of labels.",
     ]
     for kind in kinds:
         times = timings(kind, seeds[0])
         lines += ["", f"## {kind}", ""]
-        lines += ["| candidate | seeds | FLOPs left | ΔNE % | ms | × dense | MiB |"]
-        lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+        lines += ["| candidate | seeds | FLOPs left | damage % | ΔNE % | ms | × dense | MiB |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
         for candidate in CANDIDATES:
             cells = [place(kind, seed, candidate) / "cell.json" for seed in seeds]
             found = [json.loads(cell.read_text()) for cell in cells if cell.exists()]
@@ -320,15 +332,18 @@ def line(candidate: str, cells: Sequence[Mapping[str, Any]], times: Mapping[str,
     """A row of the table."""
     good = [cell for cell in cells if "failed" not in cell]
     if not good:
-        return f"| {candidate} | {len(cells)} | {cells[0]['failed'][:80]} | | | | |"
+        return f"| {candidate} | {len(cells)} | {cells[0]['failed'][:80]} | | | | | |"
     worst = [max(cell["delta_ne"].values(), key=lambda d: d[0]) for cell in good]
     mean = 100 * float(np.mean([d[0] for d in worst]))
     low, high = 100 * min(d[1] for d in worst), 100 * max(d[2] for d in worst)
     flops = float(np.mean([cell["flops"] for cell in good]))
     speed = times["dense"] / times[candidate] if candidate in times else float("nan")
     size = float(np.mean([cell["bytes"] for cell in good])) / 2**20
+    lost = [100 * max(cell["damages"].values()) for cell in good if cell.get("damages")]
+    damage = f"{np.mean(lost):.3f} ({min(lost):.3f} to {max(lost):.3f})" if lost else ""
+    delta = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     return (
-        f"| {candidate} | {len(good)} | {flops:.0%} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] | "
+        f"| {candidate} | {len(good)} | {flops:.0%} | {damage} | {delta} | "
         f"{times.get(candidate, float('nan')):.3f} | {speed:.2f}× | {size:.1f} |"
     )
 

@@ -6,6 +6,7 @@ PASSES: dict[str, str] = {
     "collapse-slices": "collapse_slices:CollapseSlices",
     "consolidate-heads": "consolidate_heads:ConsolidateHeads",
     "eliminate": "eliminate:Eliminate",
+    "factorize-linear": "factorize_linear:FactorizeLinear",
     "finetune": "finetune:Finetune",
     "fold-affine": "fold_affine:FoldAffine",
     "fold-batchnorm": "fold_batchnorm:FoldBatchnorm",

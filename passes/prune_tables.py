@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.sites import mixed_tables, table_sites
+from ..optimizer.choosing import Option, choose
 from ..optimizer.context import PassContext, Rows
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
-from ..optimizer.ir.pattern import is_op
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.scoring import Judge
@@ -61,7 +61,9 @@ class PruneTables(Pass):
         """Counts, measures each table, and takes the cheapest until the share is used up."""
         judge = ctx.judge
         assert isinstance(judge, Judge)
-        tables = _tables(program, ctx)
+        tables = table_sites(program)
+        for name in mixed_tables(program):
+            ctx.missed(f"{name} is read in another way than by lookups too")
         half = len(judge.rows) // 2
         early, late = judge.rows.part(0, half), judge.rows.part(half, len(judge.rows))
         counted = [*ctx.calibration, *early.batches()]
@@ -81,15 +83,19 @@ class PruneTables(Pass):
                 if saved < self.least * program.tensor(name).nbytes:
                     continue
                 lost = measure.damages(_without(program, tables, {name: gone}, seen))
-                options.append(_Option(name, hardly, final, saved, lost))
-            if not any(option.table == name for option in options):
+                options.append(_Rows(name, saved, lost, hardly, final))
+            if not any(option.place == name for option in options):
                 ctx.missed("nearly all of its rows are looked up, or they are short", nodes[0])
-        chosen = self._chosen(program, tables, every, options, room, judge)
+
+        def passes(chosen: Sequence[_Rows]) -> bool:
+            gone = {option.place: option.gone for option in chosen}
+            return judge(_without(program, tables, gone, every)).status is Status.PASS
+
         rw = ctx.rewriter(program)
-        chosen = [option for option in chosen if rw.site(tables[option.table][0])]
+        chosen = [o for o in choose(options, room, passes) if rw.site(tables[o.place][0])]
         _record(ctx, program, tables, options, chosen, every)
         for option in chosen:
-            _apply(rw, tables[option.table], option.gone, every[option.table])
+            _apply(rw, tables[option.place], option.gone, every[option.place])
         if chosen:
             rows = sum(int(option.gone.sum()) for option in chosen)
             total = sum(len(program.tensor(name)) for name in tables)
@@ -97,81 +103,21 @@ class PruneTables(Pass):
             ctx.applied(
                 f"{rows:,} of {total:,} rows ({rows / max(rows, total):.0%}) share one row a table,"
                 f" {less} less",
-                *(tables[option.table][0] for option in chosen),
+                *(tables[option.place][0] for option in chosen),
             )
-
-    def _chosen(
-        self,
-        program: Program,
-        tables: Mapping[str, list[fx.Node]],
-        counts: Mapping[str, Tensor],
-        options: Sequence[_Option],
-        room: Mapping[str, float],
-        judge: Judge,
-    ) -> list[_Option]:
-        """One option a table at most: most bytes for the damage first, fewer until all pass."""
-        taken: dict[str, _Option] = {}
-        left = dict(room)
-        for option in sorted(options, key=lambda o: o.worst(room) / o.saved):
-            before = taken.get(option.table)
-            if before is not None and before.saved >= option.saved:
-                continue
-            after = {
-                task: limit - option.lost.get(task, 0.0) + (before.lost[task] if before else 0.0)
-                for task, limit in left.items()
-            }
-            if all(limit >= 0.0 for limit in after.values()):
-                taken[option.table], left = option, after
-        chosen = sorted(taken.values(), key=lambda o: o.worst(room) / o.saved)
-        while chosen:
-            gone = {option.table: option.gone for option in chosen}
-            if judge(_without(program, tables, gone, counts)).status is Status.PASS:
-                break
-            last = chosen.pop()
-            lesser = [o for o in options if o.table == last.table and o.saved < last.saved]
-            if lesser:
-                chosen.append(max(lesser, key=lambda o: o.saved))
-        return chosen
 
 
 @dataclass(frozen=True)
-class _Option:
-    """What could be done with one table.
+class _Rows(Option):
+    """Rows of a table that may share one; ``saved`` is bytes.
 
     Attributes:
-        table: The parameter's name.
         hardly: Rows of at most so many lookups go.
         gone: ``[rows]``: which.
-        saved: Bytes.
-        lost: ``{task: rise of NE}`` on rows that weren't counted.
     """
 
-    table: str
     hardly: int
     gone: Tensor
-    saved: int
-    lost: Mapping[str, float]
-
-    def worst(self, room: Mapping[str, float]) -> float:
-        """The largest share of a task's room that it takes."""
-        return max(
-            (self.lost.get(task, 0.0) / max(limit, 1e-12) for task, limit in room.items()),
-            default=inf,
-        )
-
-
-def _tables(program: Program, ctx: PassContext) -> dict[str, list[fx.Node]]:
-    """The lookups of each table that nothing else reads."""
-    found: dict[str, list[fx.Node]] = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        users = list(node.users)
-        if not any(is_op(user, _LOOK_UP) and user.args[0] is node for user in users):
-            continue
-        if all(is_op(user, _LOOK_UP) and user.args[1] is not node for user in users):
-            found.setdefault(str(node.target), []).extend(users)
-        else:
-            ctx.missed("its table is read in another way than by lookups too", node)
-    return found
 
 
 def lookups(
@@ -257,16 +203,16 @@ def _record(
     ctx: PassContext,
     program: Program,
     tables: Mapping[str, list[fx.Node]],
-    options: Sequence[_Option],
-    chosen: Sequence[_Option],
+    options: Sequence[_Rows],
+    chosen: Sequence[_Rows],
     counts: Mapping[str, Tensor],
 ) -> None:
     for name, nodes in tables.items():
-        own = [option for option in options if option.table == name]
+        own = [option for option in options if option.place == name]
         if not own:
             continue
         table = program.tensor(name)
-        taken = next((option for option in chosen if option.table == name), None)
+        taken = next((option for option in chosen if option.place == name), None)
         left = len(table) - int(taken.gone.sum()) + 1 if taken else len(table)
         ctx.report.sites.append(
             SiteRecord(
@@ -278,7 +224,7 @@ def _record(
                     {
                         "at most": option.hardly,
                         "rows": int(option.gone.sum()),
-                        "bytes": table.nbytes - option.saved,
+                        "bytes": table.nbytes - int(option.saved),
                         "lookups": float(counts[name][option.gone].sum() / counts[name].sum()),
                         "damage": dict(option.lost),
                     }

@@ -47,7 +47,7 @@ _BEFORE = {
 #: hold for the whole zoo; the others take minutes and are marked slow.
 _QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "din", "mmoe", "everything"})
 #: They take away what a budget as loose as the tests' allows, not what 8-bit codes would.
-_REMOVING = frozenset({"prune-and-distill", "prune-channels", "prune-tables"})
+_REMOVING = frozenset({"factorize-linear", "prune-and-distill", "prune-channels", "prune-tables"})
 #: They try many smaller programs, which takes seconds: two models are enough for every run.
 _TRYING, _QUICKEST = _REMOVING | {"finetune"}, frozenset({"dlrm", "mmoe"})
 #: INT8 pays on every linear that isn't tiny.
