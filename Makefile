@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-h100 gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-h100 gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -35,6 +35,10 @@ bench-structure: $(VENV)/bench
 # Ours beside the peers on trained models, each judged by the same gate; some minutes.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
+
+# Each native operator and whole models, with the library and without; some twenty minutes.
+bench-native: $(VENV)/bench
+	$(BIN)/python benchmarks/native.py $(BENCH)
 
 # What is decided for an H100 on trained models, without one; about twenty minutes.
 bench-h100: $(VENV)/test

@@ -1,22 +1,27 @@
 """What the exact and rounding passes gain in fp32, beside the peers, on the whole zoo.
 
 ``make bench-structure`` writes ``benchmarks/results/structure.md``. Ours is `rankc.optimize` for
-cpu-fp32; the peers are eager PyTorch, torch.compile (default, and with frozen weights), ONNX
-Runtime on what torch.onnx writes, and OpenVINO on the same file, all in fp32. Every peer and ours
-run in one process on one thread, interleaved; times are medians of process CPU time, which leaves
-out what other processes took. Outputs are compared with eager's.
+cpu-fp32, at each batch size with the backend that a race of its own finds faster there; the peers
+are eager PyTorch, torch.compile (default, and with frozen weights), ONNX Runtime on what torch.onnx
+writes, and OpenVINO on the same file, all in fp32. Every peer and ours run in one process on one
+thread, interleaved; times are medians of process CPU time, which leaves out what other processes
+took. Outputs are compared with eager's.
+
+torch.onnx writes an EmbeddingBag as a loop over its bags, which one runtime takes thirty times as
+long for as for a lookup and a sum, and the other not at all: the two get the latter.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import math
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +32,14 @@ import openvino
 import rankc
 import torch
 from rankc.models import ZOO
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data import Rows, synthesize
+from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.torchapi import silenced
+from rankc.optimizer.race import Race
 from rankc.optimizer.registry import backend
+from rankc.optimizer.report import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
-from torch import nn
+from torch import Tensor, nn
 
 BATCHES = (1, 64, 512, 2048)
 PEERS = ("eager", "compile", "compile frozen", "onnxruntime", "openvino")
@@ -44,10 +52,17 @@ Scorer = Callable[[Arrays], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Result:
-    """One model at one batch size: milliseconds by candidate, and how far ours is from eager."""
+    """One model at one batch size.
+
+    Attributes:
+        backend: Which one serves ours.
+        milliseconds: By candidate.
+        divergence: How far ours is from eager.
+    """
 
     model: str
     batch: int
+    backend: str
     milliseconds: Mapping[str, float]
     divergence: float
 
@@ -64,8 +79,17 @@ class Result:
         return self.milliseconds[self.best_peer] / self.milliseconds["rankc"]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What came of one model: times, and what the passes did for the backend it is served by."""
+
+    results: tuple[Result, ...]
+    records: tuple[PassRecord, ...]
+    seconds: float
+
+
 def main() -> None:
-    """Measures and writes the table."""
+    """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="all", help="names of the zoo, comma-separated")
     parser.add_argument("--size", choices=("paper", "small"), default="paper")
@@ -76,62 +100,91 @@ def main() -> None:
     torch.set_num_threads(1)
     names = list(ZOO) if arguments.models == "all" else arguments.models.split(",")
     batches = tuple(int(size) for size in arguments.batches.split(","))
-    results: list[Result] = []
+    found: dict[str, Measured] = {}
     for name in names:
         model = build(name, arguments.size)
         if model is None:
             continue
-        results += measure(name, model, batches, tuple(arguments.peers.split(",")))
-        for result in results[-len(batches) :]:
+        found[name] = measure(name, model, batches, tuple(arguments.peers.split(",")))
+        for result in found[name].results:
             print(row(result), flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(report(results, arguments.size))
+        arguments.out.write_text(report(found, arguments.size))
 
 
 def build(name: str, size: str) -> nn.Module | None:
-    """The zoo's model at the size; None for variants that have no paper size of their own."""
+    """The zoo's model at the size; None where it has no preset of that size."""
     module, _, factory = ZOO[name].partition(":")
     owner, _, small = factory.partition(".")
     torch.manual_seed(0)
     found = getattr(importlib.import_module(module), owner)
     if size == "small":
         return getattr(found, small)().eval()
-    return found.paper(max_rows=MAX_ROWS).eval() if small == "small" else None
+    paper = getattr(found, small.replace("small", "paper"), None)
+    return None if paper is None else paper(max_rows=MAX_ROWS).eval()
 
 
-def measure(
-    name: str, model: nn.Module, batches: Sequence[int], peers: Sequence[str]
-) -> list[Result]:
+def measure(name: str, model: nn.Module, batches: Sequence[int], peers: Sequence[str]) -> Measured:
     """Times ours and every peer at every batch size."""
-    artifact = rankc.optimize(model, target="cpu-fp32")
-    rows = synthesize(artifact.signature, max(batches), seed=1)
+    artifacts = optimized(model)
+    first = next(iter(artifacts.values()))
+    rows = synthesize(first.signature, max(batches), seed=1)
+    runs = {n: backend(n).open(artifact.folder, 1) for n, artifact in artifacts.items()}
+    chosen = fastest(runs, rows, batches)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        scorers = make_scorers(model, artifact, Path(folder), peers)
+        scorers = make_scorers(model, first, Path(folder), peers)
         for batch in batches:
             features = {n: v.numpy() for n, v in rows.part(0, batch).features.items()}
+            ours = runs[chosen[batch]]
             reference = scorers["eager"](features)
-            ours = scorers["rankc"](features)
-            calls = {n: partial(scorer, features) for n, scorer in scorers.items()}
+            calls = {"rankc": partial(ours, features)}
+            calls |= {n: partial(scorer, features) for n, scorer in scorers.items()}
             timed = side_by_side(calls, rounds=11, clock=time.process_time)
             results.append(
                 Result(
                     name,
                     batch,
+                    chosen[batch],
                     {n: 1e3 * timing.median for n, timing in timed.items()},
-                    max(relative(a, b) for a, b in zip(ours, reference, strict=True)),
+                    max(
+                        relative(a, b)
+                        for a, b in zip(ours(features).values(), reference, strict=True)
+                    ),
                 )
             )
     torch.compiler.reset()
-    return results
+    records = artifacts[chosen[max(batches)]].report.records
+    return Measured(tuple(results), tuple(records), sum(r.seconds for r in records))
+
+
+def optimized(model: nn.Module) -> dict[str, rankc.Artifact]:
+    """What `rankc.optimize` makes of the model with each backend that takes it."""
+    target = rankc.Target.of("cpu-fp32")
+    found = {}
+    for name in target.backends:
+        try:
+            alone = replace(target, backends=(name,))
+            found[name] = rankc.optimize(model, target=alone)
+        except UnsupportedError as error:
+            print(f"{name}: {error}", flush=True)
+    return found
+
+
+def fastest(
+    runs: Mapping[str, Callable[..., object]], rows: Rows, batches: Sequence[int]
+) -> dict[int, str]:
+    """The backend that `rankc.optimize` would choose for each batch size."""
+    race = Race.of(runs, rows, batches)
+    times = race.milliseconds
+    return {batch: min(times, key=lambda name: times[name][batch]) for batch in batches}
 
 
 def make_scorers(
     model: nn.Module, artifact: rankc.Artifact, folder: Path, peers: Sequence[str]
 ) -> dict[str, Scorer]:
-    """Ours and the peers as functions of feature arrays."""
+    """The peers as functions of feature arrays."""
     structure = artifact.manifest.inputs
-    ours = backend(artifact.manifest.backend).open(artifact.folder, 1)
 
     def torch_scorer(module: Callable[..., object]) -> Scorer:
         def score(features: Arrays) -> Sequence[np.ndarray]:
@@ -142,20 +195,41 @@ def make_scorers(
 
         return score
 
-    scorers: dict[str, Scorer] = {
-        "rankc": lambda features: list(ours(features).values()),
-        "eager": torch_scorer(model),
-    }
+    scorers: dict[str, Scorer] = {"eager": torch_scorer(model)}
     if "compile" in peers:
         scorers["compile"] = torch_scorer(torch.compile(model, dynamic=False))
     if "compile frozen" in peers:
         frozen = torch.compile(model, dynamic=False, options={"freezing": True})
         scorers["compile frozen"] = torch_scorer(frozen)
     if {"onnxruntime", "openvino"} & set(peers):
-        path = export(model, artifact, folder)
+        path = export(without_bags(model), artifact, folder)
         scorers["onnxruntime"] = onnxruntime_scorer(path)
         scorers["openvino"] = openvino_scorer(path)
     return scorers
+
+
+class SummedRows(nn.Module):
+    """What an EmbeddingBag does, as a lookup and a sum or mean."""
+
+    def __init__(self, bag: nn.EmbeddingBag) -> None:
+        super().__init__()
+        if bag.padding_idx is not None or bag.mode == "max":
+            raise ValueError(f"no plain form of {bag}")
+        self.weight, self.mode = bag.weight, bag.mode
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = nn.functional.embedding(ids, self.weight)
+        return rows.sum(1) if self.mode == "sum" else rows.mean(1)
+
+
+def without_bags(model: nn.Module) -> nn.Module:
+    """The model with its parameters, and `SummedRows` in the place of bags."""
+    shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared)
+    bags = [(name, m) for name, m in plain.named_modules() if isinstance(m, nn.EmbeddingBag)]
+    for name, bag in bags:
+        plain.set_submodule(name, SummedRows(bag))
+    return plain
 
 
 def export(model: nn.Module, artifact: rankc.Artifact, folder: Path) -> Path:
@@ -224,23 +298,26 @@ def row(result: Result) -> str:
         for p in ("rankc", *PEERS)
     )
     return (
-        f"| {result.model} | {result.batch} | {times} | {result.best_peer} | "
+        f"| {result.model} | {result.batch} | {result.backend} | {times} | {result.best_peer} | "
         f"{result.ratio:.2f}× | {result.divergence:.0e} |"
     )
 
 
-def report(results: Sequence[Result], size: str) -> str:
+def report(found: Mapping[str, Measured], size: str) -> str:
     """The page."""
     libraries = ("torch", "onnxruntime", "openvino")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    results = [result for measured in found.values() for result in measured.results]
     lines = [
         "# Structure: the zoo in fp32",
         "",
         f"{size} presets, tables capped at {MAX_ROWS:,} rows, one thread, interleaved, medians of "
-        f"process CPU time in milliseconds. {versions}, Python {platform.python_version()}.",
+        f"process CPU time in milliseconds. {versions}, Python {platform.python_version()}, "
+        f"{processor()}.",
         "",
-        f"| model | batch | rankc | {' | '.join(PEERS)} | best peer | rankc over it | difference |",
-        "| --- | ---: |" + " ---: |" * (len(PEERS) + 1) + " --- | ---: | ---: |",
+        f"| model | batch | served by | rankc | {' | '.join(PEERS)} | best peer | rankc over it | "
+        "difference |",
+        "| --- | ---: | --- |" + " ---: |" * (len(PEERS) + 1) + " --- | ---: | ---: |",
         *(row(result) for result in results),
         "",
         "## Geometric means over the models",
@@ -252,7 +329,45 @@ def report(results: Sequence[Result], size: str) -> str:
         ratios = [result.ratio for result in results if result.batch == batch]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         lines.append(f"| {batch} | {mean:.2f}× | {min(ratios):.2f}× |")
+    lines += passes(found)
     return "\n".join(lines) + "\n"
+
+
+def passes(found: Mapping[str, Measured]) -> list[str]:
+    """What each pass that changed a model did to its size, and how long all of them took."""
+    lines = [
+        "",
+        "## What the passes did",
+        "",
+        "Nodes, thousands of FLOPs a row, and mebibytes of parameters, before → after. The last "
+        "column is the whole pipeline's seconds.",
+        "",
+        "| model | pass | nodes | kFLOPs | MiB | seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, measured in found.items():
+        changed = [r for r in measured.records if r.outcome is Outcome.CHANGED]
+        lines += [_pass_line(name, r.spec, r, r, r.seconds) for r in changed]
+        if changed:
+            lines.append(_pass_line(name, "**all**", changed[0], changed[-1], measured.seconds))
+    return lines
+
+
+def _pass_line(name: str, spec: str, first: PassRecord, last: PassRecord, seconds: float) -> str:
+    before, after = first.before, last.after
+    return (
+        f"| {name} | {spec} | {before.nodes} → {after.nodes} | "
+        f"{before.flops / 1e3:.1f} → {after.flops / 1e3:.1f} | "
+        f"{before.nbytes / 2**20:.2f} → {after.nbytes / 2**20:.2f} | {seconds:.2f} |"
+    )
+
+
+def processor() -> str:
+    """The CPU's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 if __name__ == "__main__":

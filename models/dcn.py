@@ -170,6 +170,16 @@ class DCNv2(nn.Module):
             )
         )
 
+    @classmethod
+    def paper_lowrank(cls, max_rows: int = 100_000) -> DCNv2:
+        """`paper()` with cross layers of rank 256."""
+        return cls.paper(max_rows, Cross.LOW_RANK)
+
+    @classmethod
+    def paper_mixture(cls, max_rows: int = 100_000) -> DCNv2:
+        """`paper()` with cross layers of four experts of rank 256."""
+        return cls.paper(max_rows, Cross.MIXTURE)
+
 
 def _cross_layer(config: DCNv2Config) -> nn.Module:
     if config.cross is Cross.LOW_RANK:

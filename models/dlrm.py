@@ -114,3 +114,17 @@ class DLRM(nn.Module):
                 top=(1024, 1024, 512, 256),
             )
         )
+
+    @classmethod
+    def paper_multihot(cls, max_rows: int = 100_000) -> DLRM:
+        """A DLRM of half of `paper()`'s width whose features are bags of ten ids each."""
+        return cls(
+            DLRMConfig(
+                criteo.bounded_cardinalities(max_rows),
+                criteo.DENSE_FEATURES,
+                embedding_dim=64,
+                bottom=(512, 256),
+                top=(512, 256),
+                bag_size=10,
+            )
+        )

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from .data import Batch, Rows, call_of, check_features, synthesize
 from .errors import ArtifactError, SignatureError
+from .explain import explain
 from .ir.program import bind_arguments, with_defaults
 from .ir.signature import Signature
 from .ir.structure import Structure
+from .pareto import Pareto
+from .probe import Probe
 from .registry import backend
-from .report import Report
+from .report import Report, SiteRecord
 from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
@@ -188,6 +191,37 @@ class Artifact:
         }
         found: dict[str, np.ndarray[Any, Any]] = self._runner(arrays)
         return found
+
+    @property
+    def sites(self) -> tuple[SiteRecord, ...]:
+        """The decision per table and linear."""
+        if isinstance(self.report, Report):
+            return tuple(self.report.sites)
+        return tuple(SiteRecord.from_json(site) for site in self.report["sites"])
+
+    def explain(self, site: str | None = None) -> str:
+        """Why a site has the format it has, in words; of all sites, a line each.
+
+        Args:
+            site: The user's name of the module, such as ``"over.0"``.
+
+        Raises:
+            ArtifactError: No format was decided there; the nearest names are given.
+        """
+        return explain(self.sites, site)
+
+    def pareto(self) -> Pareto:
+        """The plans that are best for some budget, of which this artifact's is one.
+
+        Raises:
+            ArtifactError: Its formats were not chosen on data, so nothing was measured.
+        """
+        report = self.report
+        placement = (report.to_json() if isinstance(report, Report) else report).get("placement")
+        if not placement:
+            raise ArtifactError("no formats were chosen on data, so there is no curve to draw.")
+        probe = Probe.from_records(self.sites, placement["measured"], placement["memory_weight"])
+        return Pareto.of(probe, {site.site: site.chosen for site in self.sites})
 
     def benchmark(
         self, batch_sizes: Sequence[int] = (1, 64, 512), threads: int = 1, seed: int = 0

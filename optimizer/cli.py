@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="build an artifact's engine on the serving machine")
     build.add_argument("artifact", type=Path, help="an artifact folder")
     build.set_defaults(run=_build)
+    _explain_parser(commands)
     _bisect_parser(commands)
     _doctor_parser(commands)
     _consolidate_parser(commands)
@@ -97,6 +98,7 @@ def _optimize_parser(commands: Any) -> None:
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
     parser.add_argument("--disable", action="append", default=[], help="a pass to leave out")
     parser.add_argument("--dump", type=Path, help="folder for the program after every pass")
+    parser.add_argument("--checkpoint", type=Path, help="file to resume an interrupted probe from")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--quiet", action="store_true", help="print only the verdict")
     parser.set_defaults(run=_optimize)
@@ -130,6 +132,30 @@ def _bench_parser(commands: Any) -> None:
     parser.add_argument("--batch", default="1,64,512", help="batch sizes (default 1,64,512)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=_bench)
+
+
+def _explain_parser(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="say why tables and linears have their formats")
+    parser.add_argument("artifact", type=Path, help="an artifact folder")
+    parser.add_argument("site", nargs="?", help="a module's name, such as over.0 (default: all)")
+    parser.add_argument("--pareto", action="store_true", help="list the plans for other budgets")
+    parser.add_argument("--plot", type=Path, help="draw those plans: a .png, .svg or .pdf file")
+    parser.set_defaults(run=_explain)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from .artifact import Artifact
+
+    artifact = Artifact.load(arguments.artifact)
+    if not arguments.pareto and arguments.plot is None:
+        print(artifact.explain(arguments.site))
+        return _OK
+    curve = artifact.pareto()
+    if arguments.plot is not None:
+        print(f"drawn to {curve.save(arguments.plot)}")
+    if arguments.pareto:
+        print(curve)
+    return _OK
 
 
 def _bisect_parser(commands: Any) -> None:
@@ -215,6 +241,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             pipeline=arguments.pipeline,
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
+            checkpoint=arguments.checkpoint,
             seed=arguments.seed,
             instruments=instruments,
             progress=progress,
@@ -380,6 +407,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .data import collect, split, synthesize
     from .numerics import divergence
     from .pipeline import Pipeline
+    from .registry import served
     from .scoring import Judge
     from .target import Target
 
@@ -399,9 +427,9 @@ def _bisect(arguments: argparse.Namespace) -> int:
     # Lossy passes must run to be caught, so what judges them here lets nearly everything pass.
     lenient = Budget(ne=0.999, max_rms_shift=None, two_sided=False)
     judge = None if parquet is None else Judge.of(program, rows, lenient)
-    context = PassContext(
-        target=Target.of(arguments.target), calibration=(rows.features,), judge=judge
-    )
+    goal = Target.of(arguments.target)
+    target = served(goal, goal.backends[0])
+    context = PassContext(target=target, calibration=(rows.features,), judge=judge)
     culprit = bisect(program, Pipeline.parse(arguments.pipeline), good, context)
     print(
         f"no pass moves a score by more than {arguments.tolerance:g}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .distill import Recovery
     from .instruments import Instrument
     from .kernels import KernelTimes
+    from .knowledge import Knowledge
     from .passbase import Pass
     from .verdict import Verdict
 
@@ -31,6 +32,9 @@ class PlanJudge(Protocol):
 
     def __call__(self, program: Program) -> Verdict:
         """The verdict, with labels where there are any."""
+
+    def promises(self, program: Program) -> bool:
+        """Whether the program will most likely pass on the rows that prove."""
 
     def damages(self, program: Program) -> Mapping[str, float]:
         """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/placement.py`)."""
@@ -63,6 +67,8 @@ class PassContext:
         seed: For whatever samples.
         may_train: Whether passes that need finetuning may run; never without being asked for.
         recovery: What they finetune on and how.
+        knowledge: Damages that need not be measured again.
+        say: Told what a long pass is at.
     """
 
     target: Target
@@ -77,6 +83,8 @@ class PassContext:
     seed: int = 0
     may_train: bool = False
     recovery: Recovery | None = None
+    knowledge: Knowledge | None = None
+    say: Callable[[str], None] = field(default=lambda message: None)
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 

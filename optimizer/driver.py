@@ -44,10 +44,11 @@ from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
+from .knowledge import Knowledge, Subject
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .race import Race
-from .registry import backend, frontend
+from .registry import backend, frontend, served
 from .report import Outcome, Report
 from .scoring import Judge, score
 from .target import Target
@@ -57,9 +58,9 @@ from .windows import Windows
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
-#: Shares of the budget the plan may use on the choice rows, attempt by attempt; the last attempt
-#: applies no lossy pass at all.
-_SHARES = (0.8, 0.4, 0.0)
+#: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
+#: no lossy pass at all.
+_SHARES = (1.0, 0.5, 0.0)
 
 
 def optimize(
@@ -76,6 +77,7 @@ def optimize(
     pipeline: str | Pipeline = "default",
     recover: Distill | None = None,
     batch_sizes: tuple[int, ...] = (64, 512),
+    checkpoint: str | Path | Artifact | None = None,
     strict: bool = False,
     seed: int = 0,
     instruments: Sequence[Instrument] = (),
@@ -101,6 +103,8 @@ def optimize(
         pipeline: The passes, as text or as a `Pipeline`.
         recover: Lets units go and the program be finetuned, on rows of its own; never unasked.
         batch_sizes: The batch sizes that will be served.
+        checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
+            goes on from there; or an artifact of the same model and rows, whose probe is used.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
         instruments: Observers of the passes.
@@ -110,6 +114,7 @@ def optimize(
         CaptureError: The model can't be captured; where in its code, and what to change.
         DataError: Rows, labels or weights that can't be used; which, and where first.
         TargetError: An unknown target.
+        CheckpointError: The checkpoint is of another model or other rows.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
@@ -131,6 +136,9 @@ def optimize(
     if recover is not None:
         job.recovery = prepare(recover, program, rows, seed, say.detail)
         job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
+    if rows is not None:
+        subject = Subject.of(program, rows.calibration, rows.choice)
+        job.knowledge = _knowledge(checkpoint, subject)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -169,6 +177,7 @@ class _Job:
     instruments: tuple[Instrument, ...]
     say: _Milestones
     recovery: Recovery | None = None
+    knowledge: Knowledge | None = None
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -257,7 +266,8 @@ class _Job:
         context = self._context(target, rows.calibration)
         context.calibration = tuple(rows.calibration.batches())
         if share > 0.0:
-            context.judge = replace(choice, budget=self.budget.scaled(share))
+            limits = self.budget.scaled(share)
+            context.judge = replace(choice, budget=limits, proof_rows=len(rows.proof))
         return context
 
     def _report(self) -> Report:
@@ -283,6 +293,8 @@ class _Job:
             seed=self.seed,
             may_train=self.recovery is not None,
             recovery=self.recovery,
+            knowledge=self.knowledge,
+            say=self.say.detail,
         )
 
     def _built(
@@ -299,8 +311,7 @@ class _Job:
         found: list[_Finish] = []
         for name in self.target.backends:
             try:
-                served = self.target.served_by(name, backend(name).formats(self.target))
-                found.append(self._build(steps, context_for(served)))
+                found.append(self._build(steps, context_for(served(self.target, name))))
             except (TargetError, UnsupportedError) as error:
                 refusals.append(str(error))
                 continue
@@ -367,6 +378,7 @@ class _Job:
             fingerprints={
                 "captured": self.program.fingerprint(),
                 "optimized": optimized.fingerprint(),
+                **({"rows": self.knowledge.subject.rows} if self.knowledge else {}),
             },
             versions={
                 "rankc": __version__,
@@ -419,6 +431,15 @@ class _Finish:
         return self._artifact
 
 
+def _knowledge(checkpoint: str | Path | Artifact | None, subject: Subject) -> Knowledge:
+    """What the probe needn't measure."""
+    if checkpoint is None:
+        return Knowledge(subject)
+    if isinstance(checkpoint, Artifact):
+        return Knowledge.of_artifact(checkpoint.manifest.fingerprints, checkpoint.sites, subject)
+    return Knowledge.open(Path(checkpoint), subject)
+
+
 def _check_iterable(data: Any) -> None:
     if not isinstance(data, (Iterable, str, Path, Parquet)):
         raise DataError(
@@ -457,6 +478,40 @@ def _captured(
         _blame_inputs(module, inputs)
         raise
     return program, data
+
+
+def replan(
+    artifact: Artifact,
+    model: nn.Module | Program | str | Path,
+    *,
+    data: Iterable[Any] | Parquet | str | Path,
+    budget: Budget,
+) -> Artifact:
+    """An artifact of the same model for another budget, from the probe of the first.
+
+    Nothing that was measured at a site is measured again; the new plan is judged and proved as any.
+
+    Args:
+        artifact: Optimized from this model on this data.
+        model: The model.
+        data: The rows.
+        budget: The new limits.
+
+    Raises:
+        CheckpointError: The artifact is of another model or other rows.
+        BudgetExceeded: Not even the original is within the budget.
+    """
+    made = artifact.manifest
+    return optimize(
+        model,
+        made.target,
+        data=data,
+        budget=budget,
+        pipeline=made.pipeline,
+        batch_sizes=made.batch_sizes,
+        seed=made.seed,
+        checkpoint=artifact,
+    )
 
 
 def capture(

@@ -61,6 +61,10 @@ class ArtifactError(RankcError):
     """An artifact folder that can't be written or isn't one."""
 
 
+class CheckpointError(RankcError):
+    """A checkpoint of another model or other rows, or a file that is none."""
+
+
 class PipelineError(RankcError):
     """A pipeline text that names no known pass, or options a pass doesn't have."""
 

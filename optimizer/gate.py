@@ -45,6 +45,9 @@ MIN_COHORT_CLUSTERS: Final = 20
 MIN_CLASS_ROWS: Final = 10
 """Rows of the rarer class below which a standard error of the log loss can't be trusted."""
 
+DELTA_NE: Final = "ΔNE"
+"""What the check of ``Budget.ne`` is called."""
+
 _UNKNOWN_LISTED: Final = 20
 
 
@@ -185,7 +188,7 @@ def _checks(
             "measured within requests: give every row its `group`"
         )
     if budget.ne is not None:
-        check = _check("ΔNE", budget.ne, delta)
+        check = _check(DELTA_NE, budget.ne, delta)
         few = task.rarer_class < MIN_CLASS_ROWS and task.certain_bound > budget.ne
         if few and check.status is Status.PASS:
             more = math.ceil(delta.rows * MIN_CLASS_ROWS / max(task.rarer_class, 1.0)) - delta.rows

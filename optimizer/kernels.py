@@ -9,6 +9,7 @@ Dispatch, 2605.10886). What was measured is remembered on disk, so that a second
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,12 +186,13 @@ class KernelTimes:
         return f"{_processor()}; {self._backend.name}: {versions}"
 
     def _keep(self) -> None:
+        """To disk; of what another process has measured meanwhile, theirs is taken."""
         if self._cache is None:
             return
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         kept = json.loads(self._cache.read_text()) if self._cache.is_file() else {}
-        kept[self._machine()] = {**kept.get(self._machine(), {}), **self._known}
-        scratch = self._cache.with_suffix(".new")
+        self._known = kept[self._machine()] = {**self._known, **kept.get(self._machine(), {})}
+        scratch = self._cache.with_suffix(f".{os.getpid()}")
         scratch.write_text(json.dumps(kept, indent=1, sort_keys=True))
         scratch.rename(self._cache)
 

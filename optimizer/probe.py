@@ -8,7 +8,7 @@ from that without another measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,6 +143,28 @@ class Probe:
     measured: bool = False
     memory_weight: float = 0.0
 
+    @classmethod
+    def from_records(
+        cls, sites: Iterable[SiteRecord], measured: bool, memory_weight: float
+    ) -> Probe:
+        """The probe that a report's decisions were made on."""
+        return cls(
+            tuple(
+                SiteProbe(
+                    site.site,
+                    site.kind,
+                    site.shape,
+                    (),
+                    tuple(Candidate.from_json(c) for c in site.candidates),
+                    site.reason,
+                )
+                for site in sites
+                if site.candidates
+            ),
+            measured,
+            memory_weight,
+        )
+
     def solve(self, limits: Mapping[str, float]) -> tuple[Candidate, ...] | None:
         """The candidates that cost least within the limits, one a site; None if there are none."""
         plan = place([[self._choice(c) for c in site.open] for site in self.sites], limits)
@@ -167,43 +189,6 @@ class Probe:
             for batch, own in site.candidates[0].seconds.items():
                 seconds[batch] = seconds.get(batch, 1e-12) + own
         return seconds, sum(site.candidates[0].nbytes for site in self.sites)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; samples are left out."""
-        return {
-            "measured": self.measured,
-            "memory_weight": self.memory_weight,
-            "sites": [
-                {
-                    "name": site.name,
-                    "kind": site.kind,
-                    "shape": list(site.shape),
-                    "nodes": list(site.nodes),
-                    "reason": site.reason,
-                    "candidates": [c.to_json() for c in site.candidates],
-                }
-                for site in self.sites
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Probe:
-        """The probe that `to_json` wrote."""
-        return cls(
-            tuple(
-                SiteProbe(
-                    site["name"],
-                    site["kind"],
-                    tuple(site["shape"]),
-                    tuple(site["nodes"]),
-                    tuple(Candidate.from_json(c) for c in site["candidates"]),
-                    site["reason"],
-                )
-                for site in data["sites"]
-            ),
-            data["measured"],
-            data["memory_weight"],
-        )
 
 
 def refuse(candidate: Candidate, reason: str) -> Candidate:

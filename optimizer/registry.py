@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import CaptureError, PipelineError, TargetError
 from .passbase import Pass, is_name
+from .target import Target
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
 GROUP = "rankc.passes"
@@ -105,6 +106,15 @@ def backend(name: str) -> Any:
         raise TargetError(
             f"backend {name!r} needs {error.name}, which isn't installed: pip install {error.name}"
         ) from error
+
+
+def served(target: Target, name: str) -> Target:
+    """The target as one of its backends serves it, with the formats that the backend has.
+
+    Raises:
+        TargetError: There is no such backend, or a library it needs isn't installed.
+    """
+    return dataclasses.replace(target, backends=(name,), formats=backend(name).formats(target))
 
 
 def frontend(suffix: str = "") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from math import prod
@@ -136,6 +137,12 @@ class SiteRecord:
     candidates: tuple[dict[str, Any], ...] = ()
     reason: str = ""
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SiteRecord:
+        """The record that a saved report holds."""
+        candidates = tuple(dict(candidate) for candidate in data["candidates"])
+        return cls(**{**data, "shape": tuple(data["shape"]), "candidates": candidates})
+
 
 @dataclass(frozen=True)
 class Bought:
@@ -231,6 +238,9 @@ class Report:
             "passes": [record.to_json() for record in self.records],
             "waterfall": [asdict(bought) for bought in self.waterfall],
             "sites": [asdict(site) for site in self.sites],
+            "placement": None
+            if self.probe is None
+            else {"measured": self.probe.measured, "memory_weight": self.probe.memory_weight},
             "remarks": [{**asdict(r), "kind": r.kind.value} for r in self.remarks],
         }
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 from torch import Tensor
 
 from .budget import Budget
 from .data import RUN_BATCH, Rows, spread_over
 from .errors import DataError
-from .gate import COHORT_FACTOR, MIN_COHORT_ROWS, judge
+from .gate import COHORT_FACTOR, DELTA_NE, MIN_COHORT_ROWS, judge, split_confidence
 from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
 from .placement import allowance
@@ -21,7 +23,7 @@ from .quality import logits_from_probabilities
 from .ragged import row_count
 from .replay import Replay
 from .taskrows import task_rows
-from .verdict import Verdict
+from .verdict import Status, Verdict
 
 Scores = dict[str, np.ndarray[Any, Any]]
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
@@ -78,6 +80,7 @@ class Judge:
         base: What damages are measured from: a program that was let differ already; None for the
             original.
         trained: Whether it was finetuned, so that its scores are others on purpose.
+        proof_rows: How many rows will prove what these choose; as many as these where None.
     """
 
     rows: Rows
@@ -87,6 +90,7 @@ class Judge:
     confidence: float | None = None
     base: Program | None = None
     trained: bool = False
+    proof_rows: int | None = None
 
     @classmethod
     def of(cls, original: Program, rows: Rows, budget: Budget) -> Judge:
@@ -169,7 +173,8 @@ class Judge:
             estimate = margin = 0.0
             if self._so_far is not None:
                 delta = self._so_far.delta_ne[task]
-                estimate, margin = delta.estimate, delta.high - delta.estimate
+                narrower = math.sqrt(len(self.rows) / self._proof_rows)
+                estimate, margin = delta.estimate, (delta.high - delta.estimate) * narrower
             for name, members in self._watched(task, self.rows).items():
                 if name != task:
                     found[name] = COHORT_FACTOR * limit  # fails only where it is surely exceeded
@@ -180,9 +185,45 @@ class Judge:
                     continue
                 # A squared error's spread is that of a log loss of half a nat.
                 entropy = 0.5 if task in self._regressions else self._bases[name]
-                rows = int(members.sum())
+                rows = int(float(members.mean()) * self._proof_rows)
                 found[name] = allowance(limit, rows, entropy, confidence, estimate, margin)
         return {name: max(room - self._spent.get(name, 0.0), 0.0) for name, room in found.items()}
+
+    def promises(self, program: Program) -> bool:
+        """Whether the program will most likely pass on the rows that prove.
+
+        Fewer rows choose than prove, and labels are noisy: a plan needn't pass on these rows. What
+        is expected of ΔNE is its damage, which has no noise, and what the labels say beyond it as
+        far as that stands out of their noise (James and Stein's shrinkage): a model that is off
+        calibration loses or gains at first order. The bound on the proof rows then has the width of
+        this one, narrower by the root of their number, and one standard error is left to chance.
+        """
+        verdict = self(program)
+        if verdict.status is Status.PASS:
+            return True
+        if verdict.status is Status.FAIL:
+            return False
+        damages = self._lost(self._first_scores, program)
+        if self.trained:  # its scores are others on purpose: only labels tell what is lost
+            damages = {task.task: task.delta_ne.estimate for task in verdict.tasks}
+        z = float(norm.ppf(0.5 + split_confidence(verdict.confidence, 0) / 2.0))
+        for task in verdict.tasks:
+            if any(c.status is not Status.PASS for c in task.checks if c.measure != DELTA_NE):
+                return False
+            limit = self.budget.for_task(task.task).ne
+            if limit is None:
+                continue
+            error = task.delta_ne.standard_error
+            beyond = task.delta_ne.estimate - damages[task.task]
+            kept = max(0.0, 1.0 - (error / beyond) ** 2) if beyond else 0.0
+            narrower = error * math.sqrt(len(self.rows) / self._proof_rows)
+            if damages[task.task] + kept * beyond + (z + 1.0) * narrower > limit:
+                return False
+        return True
+
+    @property
+    def _proof_rows(self) -> int:
+        return self.proof_rows if self.proof_rows is not None else len(self.rows)
 
     @cached_property
     def _replay(self) -> Replay:

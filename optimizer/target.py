@@ -69,10 +69,6 @@ class Target:
     alignment: int = 1
     tile: int = 16
 
-    def served_by(self, backend: str, formats: tuple[str, ...]) -> Target:
-        """The target as one backend serves it, with the formats that the backend has."""
-        return replace(self, backends=(backend,), formats=formats)
-
     @classmethod
     def of(cls, target: str | Target) -> Target:
         """The target called by that name.

@@ -11,7 +11,7 @@ from torch import fx
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Form, Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.forms import NOISE
-from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
+from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
 _aten = torch.ops.aten
@@ -37,7 +37,8 @@ class Canonicalize(Pass):
         """Removes noise, then applies the view rules."""
         rw = ctx.rewriter(program)
         removed = _remove_noise(rw)
-        views = apply_rules((_SameShape(), _DoubleView(), _DoubleTranspose()), rw, _ignore)
+        rules = (_SameShape(), _DoubleView(), _DoubleTranspose(), _IdleExpand(), _ListIndex())
+        views = apply_rules(rules, rw, _ignore)
         _spell_views(rw)
         if removed or views:
             ctx.applied(f"removed {removed} operators that compute nothing and {views} idle views")
@@ -161,3 +162,53 @@ class _DoubleTranspose(Rule):
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node | None:
         rw.replace(node, found)
         return None
+
+
+class _IdleExpand(Rule):
+    """Replaces ``x.expand(y.shape) * y`` by ``x * y``, which broadcasts by itself."""
+
+    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+
+    def match(self, node: fx.Node) -> Any:
+        if len(node.args) != 2 or node.kwargs:
+            return None
+        for place, other in ((0, 1), (1, 0)):
+            expand, whole = node.args[place], node.args[other]
+            if not is_op(expand, _aten.expand.default) or not isinstance(whole, fx.Node):
+                continue
+            assert isinstance(expand, fx.Node)
+            source = expand.args[0]
+            ranks = len(shape_of(source)) == len(shape_of(expand))
+            if ranks and _same_shape(whole, node) and dtype_of(source) == dtype_of(node):
+                return place, source
+        return None
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        place, source = found
+        operands = [source if place == at else operand for at, operand in enumerate(node.args)]
+        return rw.emit(node.target, *operands, like=node)
+
+
+class _ListIndex(Rule):
+    """Replaces ``x[:, …, ids]``, ids one constant list, by an index_select.
+
+    ONNX has a Gather for it, where an index is exported as two transposes and a GatherND.
+    """
+
+    roots = (_aten.index.Tensor,)
+
+    def match(self, node: fx.Node) -> Any:
+        indices: Any = node.args[1]
+        given = [dim for dim, index in enumerate(indices) if index is not None]
+        if len(given) != 1 or given[0] == 0 or parameter_name(indices[given[0]]) is None:
+            return None
+        ids, size = indices[given[0]], shape_of(node.args[0])[given[0]]
+        listed = len(shape_of(ids)) == 1 and dtype_of(ids) == torch.int64
+        return (given[0], ids, size) if listed and isinstance(size, int) else None
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        dim, ids, size = found
+        values = rw.program.tensor(str(ids.target))
+        if bool((values < 0).any()):
+            ids = rw.parameter(f"{ids.name}_counted", values % size)
+        return rw.emit(_aten.index_select.default, node.args[0], dim, ids, like=node)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..optimizer.context import PassContext
-from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
 from ..optimizer.ir.pattern import argument, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
 
@@ -21,7 +21,8 @@ class CollapseSlices(Pass):
     """Replaces neighbouring slices of one tensor, stacked or concatenated, by one slice of it.
 
     ``stack([x[:, 0], x[:, 1]], 1)`` is ``x[:, 0:2]``, and ``cat([x[:, 0], x[:, 1]], 1)`` is that
-    flattened. Pieces of other tensors in the same list stay where they are.
+    flattened. Pieces of other tensors in the same list stay where they are. A concatenation in a
+    concatenation, flattened or not, becomes part of it.
 
     Exact because: no value is computed, the same ones are read in the same order. It is declared
     rounding since a slice has other strides than a copy, and torch chooses its kernels by them.
@@ -33,15 +34,17 @@ class CollapseSlices(Pass):
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Applies the two rules."""
+        """Applies the rules, and takes the joins they left apart."""
         rw = ctx.rewriter(program)
 
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
             ctx.missed(miss.reason, *(miss.nodes or (node,)))
 
         collapsed = apply_rules((_Stack(), _Concat()), rw, missed)
+        sweep(program)  # what is dead would still count as a user
+        collapsed += apply_rules((_Nested(),), rw, missed)
         if collapsed:
-            ctx.applied(f"put {collapsed} lists of slices together again")
+            ctx.applied(f"put {collapsed} lists of pieces together again")
 
 
 @dataclass(frozen=True)
@@ -133,3 +136,41 @@ class _Concat(Rule):
                 # The batch is what -1 stands for.
                 pieces.append(rw.emit(_aten.reshape.default, part, [-1, count * width], like=node))
         return rw.emit(_aten.cat.default, pieces, 1, like=node) if len(pieces) > 1 else pieces[0]
+
+
+class _Nested(Rule):
+    """Replaces cat([…, cat([x, y], 1), …], 1), flattened or not, by cat([…, x, y, …], 1)."""
+
+    roots = (_aten.cat.default,)
+
+    def match(self, node: fx.Node) -> Any:
+        if argument(node, 1, "dim", 0) not in (1, 1 - len(shape_of(node))):
+            return None
+        inner = [_inner(part, node) for part in node.args[0]]  # type: ignore[union-attr]
+        return inner if any(parts is not None for parts in inner) else None
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        parts: list[fx.Node] = []
+        for part, inner in zip(node.args[0], found, strict=True):  # type: ignore[arg-type]
+            for piece in inner or (part,):
+                shape = shape_of(piece)
+                if len(shape) > len(shape_of(node)):
+                    piece = rw.emit(
+                        _aten.reshape.default, piece, [-1, shape[1] * shape[2]], like=node
+                    )
+                parts.append(piece)
+        return rw.emit(_aten.cat.default, parts, 1, like=node)
+
+
+def _inner(part: Any, node: fx.Node) -> list[fx.Node] | None:
+    """The parts of a concatenation that only ``node`` reads, flattened or not."""
+    source = part
+    if is_op(part, _aten.reshape.default) and len(shape_of(node)) == 2 and len(part.users) == 1:
+        source = part.args[0]
+        flat = len(shape_of(source)) == 3 and all(isinstance(s, int) for s in shape_of(source)[1:])
+        if not flat or shape_of(part)[1:] != (shape_of(source)[1] * shape_of(source)[2],):
+            return None
+    if not is_op(source, _aten.cat.default) or len(source.users) > 1:
+        return None
+    along = argument(source, 1, "dim", 0) in (1, 1 - len(shape_of(source)))
+    return list(source.args[0]) if along else None

@@ -20,7 +20,6 @@ from ..optimizer.kernels import Kernel, Trial
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.removal import Moments, input_moments
 from ..optimizer.report import SiteRecord
-from ..optimizer.verdict import Status
 
 _aten = torch.ops.aten
 #: Shares of the FLOPs that two linears may take, each tried.
@@ -73,7 +72,7 @@ class FactorizeLinear(Pass):
 
         def passes(chosen: Sequence[_Rank]) -> bool:
             trial = _replaced(program, {option.place: option.two for option in chosen})
-            return judge(trial).status is Status.PASS
+            return judge.promises(trial)
 
         rw = ctx.rewriter(program)
         chosen = [o for o in choose(options, room, passes) if rw.site(sites[o.place])]

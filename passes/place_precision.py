@@ -20,7 +20,6 @@ from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
 from ..optimizer.report import SiteRecord
-from ..optimizer.verdict import Status
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096
@@ -87,7 +86,8 @@ class PlacePrecision(Pass):
         probed = [*self._linears(program, linears, ctx), *self._tables(program, rw, ctx)]
         probe = Probe(tuple(probed), ctx.kernels.measured, ctx.target.memory_weight)
         sites = []
-        for site in probe.sites:
+        for number, site in enumerate(probe.sites, 1):
+            ctx.say(f"probing site {number} of {len(probe.sites)}, {site.name}")
             tried = [self._tried(program, probe, site, c, ctx) for c in site.candidates[1:]]
             sites.append(replace(site, candidates=(site.candidates[0], *tried)))
         return replace(probe, sites=tuple(sites))
@@ -184,6 +184,19 @@ class PlacePrecision(Pass):
             found.append(SiteProbe(_table(name), "table", shape, nodes, tuple(made)))
         return found
 
+    def _damage(
+        self, program: Program, site: SiteProbe, candidate: Candidate, ctx: PassContext
+    ) -> dict[str, float]:
+        """What the candidate alone costs; measured once."""
+        assert ctx.judge is not None
+        known = ctx.knowledge.find(site.name, candidate.recipe) if ctx.knowledge else None
+        if known is not None and set(ctx.judge.allowances()) <= set(known):
+            return dict(known)
+        found = dict(ctx.judge.damages(realised(program, [(site, candidate)])))
+        if ctx.knowledge is not None:
+            ctx.knowledge.learn(site.name, candidate.recipe, found)
+        return found
+
     def _tried(
         self,
         program: Program,
@@ -200,8 +213,7 @@ class PlacePrecision(Pass):
         if candidate.errors["relative"] > self.max_relative_error:
             reason = f"its output would be off by {candidate.errors['relative']:.0%}"
             return refuse(candidate, reason)
-        alone = realised(program, [(site, candidate)])
-        candidate = replace(candidate, damage=dict(ctx.judge.damages(alone)))
+        candidate = replace(candidate, damage=self._damage(program, site, candidate, ctx))
         limits = ctx.judge.allowances()
         over = [task for task, d in candidate.damage.items() if d > limits.get(task, float("inf"))]
         if over:
@@ -225,7 +237,7 @@ def _fit_together(program: Program, ctx: PassContext, probe: Probe) -> tuple[Can
             break
         before = plan
         together = realised(program, list(zip(probe.sites, plan, strict=True)))
-        if ctx.judge(together).status is Status.PASS:
+        if ctx.judge.promises(together):
             return plan
         limits = tighter(limits, plan, ctx.judge.damages(together), _NEXT_SHARE)
     return as_it_is

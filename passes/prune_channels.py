@@ -17,7 +17,6 @@ from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.removal import Moments, input_moments, remove, without
 from ..optimizer.report import Kind, SiteRecord
-from ..optimizer.verdict import Status
 
 #: Plans that are tried, and how much more damage than is left they are predicted to do at most:
 #: fitting the linears anew on what stays makes up for most of it.
@@ -145,7 +144,7 @@ class PruneChannels(Pass):
         damages = ctx.judge.damages(trial)
         if any(damages[task] > room[task] for task in room.keys() & damages):
             return False
-        return ctx.judge(trial).status is Status.PASS
+        return ctx.judge.promises(trial)
 
 
 def _rows(ctx: PassContext) -> list[Mapping[str, Tensor]]:

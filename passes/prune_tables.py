@@ -18,7 +18,6 @@ from ..optimizer.ir.facts import site_of
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.scoring import Judge
-from ..optimizer.verdict import Status
 
 _aten = torch.ops.aten
 _LOOK_UP = _aten.embedding.default
@@ -89,7 +88,7 @@ class PruneTables(Pass):
 
         def passes(chosen: Sequence[_Rows]) -> bool:
             gone = {option.place: option.gone for option in chosen}
-            return judge(_without(program, tables, gone, every)).status is Status.PASS
+            return judge.promises(_without(program, tables, gone, every))
 
         rw = ctx.rewriter(program)
         chosen = [o for o in choose(options, room, passes) if rw.site(tables[o.place][0])]

@@ -18,11 +18,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.fixture(autouse=True)
-def one_backend_for_cpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+_openvino_missing = OpenVino.missing
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_backend_for_cpus() -> None:
     """Hides OpenVINO, which would be built and timed besides, from tests that aren't about it."""
-    if not request.node.get_closest_marker("openvino"):
-        monkeypatch.setattr(OpenVino, "missing", lambda self: "pip install openvino")
+    OpenVino.missing = lambda self: "pip install openvino"  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def openvino_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows it to tests that are marked ``openvino``."""
+    if request.node.get_closest_marker("openvino"):
+        monkeypatch.setattr(OpenVino, "missing", _openvino_missing)
 
 
 @pytest.fixture(autouse=True)

@@ -180,6 +180,9 @@ class RuleJudge:
     def __call__(self, program: Program) -> Verdict:
         return self.rule(program)
 
+    def promises(self, program: Program) -> bool:
+        return self.rule(program).status is Status.PASS
+
     def damages(self, program: Program) -> dict[str, float]:
         found = self.rule(program).delta_ne
         return {task: max(delta.high, -delta.low) for task, delta in found.items()}

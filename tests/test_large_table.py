@@ -105,7 +105,7 @@ def _run(script: str, *arguments: str) -> Any:
 def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
     found = _run(_FOR_THE_CPU)
     assert found["status"] == "pass"
-    assert found["formats"]["items"] == "int8"
+    assert found["formats"]["items"] in ("int8", "int4")  # by the time measured here
     assert found["artifact"] < 0.3 * found["model"]
     assert found["peak"] < 1.5 * found["model"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from interactions import Interactions
 from rankc import models
 from rankc.backends.onnx import to_onnx
 from rankc.frontends.export import capture
@@ -39,13 +40,17 @@ from torch import Tensor, nn
 _BEFORE = {
     "canonicalize": "",
     "collapse-slices": "canonicalize,eliminate,group-tables",
+    "factor-mixtures": "canonicalize,fold-constants,raise-linears,sink-unsqueezes,fold-affine",
     "finetune": "canonicalize,place-precision,insert-quantize",
+    "lower-convolution": "canonicalize,mix-tokens",
+    "sink-transposes": "canonicalize,flatten-cin",
+    "sink-unsqueezes": "canonicalize,raise-linears",
     "insert-quantize": "canonicalize,place-precision",
     "quantize-tables": "canonicalize,place-precision",
 }
 #: What the models bring that the passes look at: bags, crosses, sequences, several tasks. The laws
 #: hold for the whole zoo; the others take minutes and are marked slow.
-_QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "din", "mmoe", "everything"})
+_QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "mmoe", "everything", "interactions"})
 #: They take away what a budget as loose as the tests' allows, not what 8-bit codes would.
 _REMOVING = frozenset({"factorize-linear", "prune-and-distill", "prune-channels", "prune-tables"})
 #: They try many smaller programs, which takes seconds: two models are enough for every run.
@@ -95,7 +100,11 @@ class Everything(nn.Module):
         )
 
 
-_MODELS: dict[str, Callable[[], nn.Module]] = {**models.zoo(), "everything": Everything}
+_MODELS: dict[str, Callable[[], nn.Module]] = {
+    **models.zoo(),
+    "everything": Everything,
+    "interactions": Interactions,
+}
 every_pass = pytest.mark.parametrize("name", pass_names())
 every_model = pytest.mark.parametrize(
     "model",

@@ -61,7 +61,7 @@ def _roots(graph: ir.Graph, tracer: Tracer) -> dict[ir.Value, Row]:
     roots: dict[ir.Value, Row] = {}
     for node in graph:
         for value in node.outputs:
-            row = tracer.made(value)
+            row = tracer.made(value) if value.dtype == ir.DataType.FLOAT else None
             if row is None or (not _lookups(row) and not _dots(row) and not _codes_of(value)):
                 continue
             absorbed = [_absorbs(tracer, use.node, value) for use in value.uses()]

@@ -136,6 +136,8 @@ class Tracer:
         if value not in self._known:
             node = value.producer()
             make = None if node is None or node.domain else _MAKERS.get(node.op_type)
+            if value.dtype != ir.DataType.FLOAT and make not in _MOVERS:
+                make = None
             assert node is not None or make is None
             found = None if node is None or make is None else make(self, node, value)
             self._known[value] = found if found is not None and _fits(found, value) else None
@@ -145,7 +147,8 @@ class Tracer:
         """Rows of a table, or one place of the second dimension."""
         data, ids = node.inputs
         assert data is not None
-        if node.attributes.get_int("axis", 0) == 0 and is_table(data, ir.DataType.FLOAT):
+        tables = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        if node.attributes.get_int("axis", 0) == 0 and any(is_table(data, one) for one in tables):
             return self._lookup(value, data, None, ids)
         place = integers(ids)
         if node.attributes.get_int("axis", 0) != 1 or place is None or rank(ids) != 0:
@@ -162,18 +165,18 @@ class Tracer:
         if scales is not None and scales.dtype == ir.DataType.FLOAT16:
             width *= 2  # two codes a byte
         row = tuple(Vector(table, width, ids=(one,), scales=scales) for one in columns)
-        self.lookups[value] = row
+        if value.dtype == ir.DataType.FLOAT:
+            self.lookups[value] = row
         return row
 
     def _cast(self, node: ir.Node, value: ir.Value) -> Row | None:
-        """Rows of a table of halves."""
-        gather = _made_by(node.inputs[0], "Gather")
-        if gather is None or gather.attributes.get_int("axis", 0) != 0:
-            return None
-        table, ids = gather.inputs
-        assert table is not None
-        halves = is_table(table, ir.DataType.FLOAT16) and value.dtype == ir.DataType.FLOAT
-        return self._lookup(value, table, None, ids) if halves else None
+        """Rows of a table of halves, wherever they were moved before."""
+        source = _first(node)
+        row = self.row(source) if source.dtype == ir.DataType.FLOAT16 else None
+        vectors = None if row is None else _lookups(row)
+        if vectors:
+            self.lookups[value] = tuple(vectors)
+        return row
 
     def _add(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Rows of a table of codes, if its ids aren't flattened."""
@@ -303,6 +306,8 @@ class Tracer:
         return (Dots(vectors, pairs),)
 
 
+#: What only moves rows, and so may come before a table's halves become floats.
+_MOVERS = (Tracer._concat, Tracer._gather, Tracer._slice, Tracer._view)
 #: What makes vectors, by operator.
 _MAKERS: dict[str, Callable[[Tracer, ir.Node, ir.Value], Row | None]] = {
     "Add": Tracer._add,

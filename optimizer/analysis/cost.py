@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ir.facts import facts_of
+from ..ir.pattern import size_at
 from ..ir.program import Program
 from ..report import Size
 from ..target import Target
@@ -92,7 +93,7 @@ def _flops(node: fx.Node, elements: float, batch: int) -> float:
     if node.target in _PRODUCTS:
         left = node.args[0]
         assert isinstance(left, fx.Node)
-        return 2.0 * elements * fixed_size(left.meta["val"].shape[-1], batch)
+        return 2.0 * elements * size_at(left.meta["val"].shape[-1], batch)
     if node.target is _INTERACTION:
         rows = node.args[0]
         assert isinstance(rows, fx.Node)
@@ -141,17 +142,8 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(item)
 
 
-def fixed_size(size: int | torch.SymInt, batch: int) -> float:
-    """A size in numbers: a dynamic one scales with the batch as its hint does with the example."""
-    if isinstance(size, int):
-        return size
-    symbols = size.node.expr.free_symbols
-    value = size.node.expr.subs(dict.fromkeys(symbols, batch))
-    return float(value)
-
-
 def _numel(value: Tensor, batch: int) -> float:
-    return prod((fixed_size(size, batch) for size in value.shape), start=1.0)
+    return prod((size_at(size, batch) for size in value.shape), start=1.0)
 
 
 def _nbytes(value: Tensor, batch: int) -> float:

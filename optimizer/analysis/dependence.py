@@ -18,9 +18,8 @@ from torch import Tensor, fx
 
 from ..ir import torchapi
 from ..ir.facts import site_of
-from ..ir.pattern import argument, is_op, parameter_name
+from ..ir.pattern import argument, is_op, parameter_name, size_at
 from ..ir.program import Program
-from .cost import fixed_size
 from .onerow import BY_INDEX, SPLITS, OneRow, picked_dim
 
 _aten = torch.ops.aten
@@ -88,7 +87,7 @@ class Scene:
         return [
             d
             for d, (size, found) in enumerate(zip(value.shape, shape, strict=True))
-            if (not isinstance(size, int) and fixed_size(size, 1) != found)
+            if (not isinstance(size, int) and size_at(size, 1) != found)
             or (d < len(sizes) and isinstance(sizes[d], fx.Node))
         ]
 

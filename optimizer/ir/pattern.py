@@ -9,12 +9,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
 from .rewrite import Rewriter
+
+_aten = torch.ops.aten
+#: Operators that compute every element of their result from one of their only tensor.
+UNARY = frozenset(
+    {
+        _aten.abs.default,
+        _aten.elu.default,
+        _aten.exp.default,
+        _aten.gelu.default,
+        _aten.leaky_relu.default,
+        _aten.neg.default,
+        _aten.relu.default,
+        _aten.sigmoid.default,
+        _aten.silu.default,
+        _aten.tanh.default,
+    }
+)
+#: Operators that do so from one of either operand, with broadcasting.
+BINARY = frozenset({_aten.add.Tensor, _aten.div.Tensor, _aten.mul.Tensor, _aten.sub.Tensor})
 
 
 @dataclass(frozen=True)
@@ -111,3 +131,16 @@ def dtype_of(node: Any) -> torch.dtype:
 def static(size: int | torch.SymInt) -> int | None:
     """A size that is a number, or None if it is dynamic."""
     return size if isinstance(size, int) else None
+
+
+def size_at(size: int | torch.SymInt, batch: int) -> float:
+    """A size as a number: a dynamic one at ``batch`` rows, every symbol in it taken for them."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return batch if expression.is_Symbol else _number(expression, batch)
+
+
+@cache
+def _number(expression: Any, batch: int) -> float:
+    return float(expression.subs(dict.fromkeys(expression.free_symbols, batch)))

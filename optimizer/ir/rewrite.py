@@ -79,6 +79,18 @@ class Rewriter:
         self._stamp(node, like)
         return node
 
+    def arrange(self, node: fx.Node, order: Sequence[int], like: fx.Node) -> fx.Node:
+        """``node`` permuted by ``order`` and reshaped to the shape of ``like``, as its replacement.
+
+        Nothing is emitted where that changes nothing.
+        """
+        if list(order) != sorted(order):
+            node = self.emit(torch.ops.aten.permute.default, node, list(order), like=like)
+        if same_value(node.meta["val"], like.meta["val"]):
+            return node
+        sizes = [size if isinstance(size, int) else -1 for size in like.meta["val"].shape]
+        return self.emit(torch.ops.aten.reshape.default, node, sizes, like=like)
+
     def parameter(self, name: str, tensor: Tensor) -> fx.Node:
         """A node for a new parameter; ``name`` is made unique. Inserted with the other parameters.
 

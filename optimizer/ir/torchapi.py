@@ -20,6 +20,7 @@ from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     ShapeEnv,
@@ -142,7 +143,9 @@ def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 def flat_graph_module(graph: fx.Graph, attributes: Mapping[str, Any]) -> fx.GraphModule:
     """A graph module over ``graph`` with just these parameters and buffers, and flat arguments."""
     graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(dict(attributes), graph)
+    # Its code is generated when it is first run: most copies never are.
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(dict(attributes), graph)
 
 
 def shared_copy(module: fx.GraphModule) -> fx.GraphModule:
@@ -154,7 +157,7 @@ def shared_copy(module: fx.GraphModule) -> fx.GraphModule:
     for old, new in copies.items():
         new.meta = copy.copy(old.meta)
         if "custom" in old.meta:
-            new.meta["custom"] = copy.deepcopy(old.meta["custom"])
+            new.meta["custom"] = dict(old.meta["custom"])  # facts are replaced, never written into
     attributes = {
         node.target: _attribute(module, str(node.target))
         for node in module.graph.nodes

@@ -33,6 +33,7 @@ CONSTANTS: dict[str, np.ndarray] = {
     "table": RNG.normal(size=(ROWS, WIDTH)).astype(np.float32),
     "other": RNG.normal(size=(ROWS, WIDTH)).astype(np.float32),
     "narrow": RNG.normal(size=(ROWS, 1)).astype(np.float32),
+    "halves": RNG.normal(size=(ROWS, WIDTH)).astype(np.float16),
     "codes": RNG.integers(0, 256, (ROWS, WIDTH)).astype(np.uint8),
     "scale": RNG.uniform(0.001, 0.01, (ROWS, 1)).astype(np.float32),
     "bias": RNG.normal(size=(ROWS, 1)).astype(np.float32),
@@ -199,6 +200,19 @@ FORMS: dict[str, tuple[str, str, list[str]]] = {
         f"float[B, {4 * WIDTH}] y",
         ["Features"],
     ),
+    "slices-of-halves": (
+        """rows = Gather(halves, ids) a = Slice(rows, v0, v2, v1, v1) b = Slice(rows, v2, v3, v1)
+        p = Cast <to = 1> (a) q = Cast <to = 1> (b) s = ReduceSum <keepdims = 0> (p, v1)
+        t = Squeeze(q, v1) y = Concat <axis = 1> (s, dense, t)""",
+        f"float[B, {2 * WIDTH + 4}] y",
+        ["Features"],
+    ),
+    "halves-used-whole-are-made-once": (
+        """rows = Gather(halves, ids) p = Cast <to = 1> (rows) t = Tanh(p) f = Reshape(p, flat)
+        y = Concat <axis = 1> (dense, f)""",
+        f"float[B, 3, {WIDTH}] t, float[B, 52] y",
+        ["Features"],
+    ),
     "dots-of-rows": (
         f"""rows = Gather(table, ids) w = Unsqueeze(wide, v1)
         x = Concat <axis = 1> (w, rows) {dots("x")} y = Concat <axis = 1> (wide, xdots)""",
@@ -270,6 +284,7 @@ def test_it_scores_alike_with_the_library_and_without(form: str, batch: int) -> 
 
 ALONE: dict[str, tuple[str, str]] = {
     "a-row-of-floats": ("y = Gather(table, ids)", f"float[B, 3, {WIDTH}] y"),
+    "a-row-of-halves": ("y = Gather(halves, ids)", f"float16[B, 3, {WIDTH}] y"),
     "columns-of-a-dense-value": ("y = Gather <axis = 1> (dense, c2)", "float[B] y"),
     "dense-values": ("y = Concat <axis = 1> (dense, wide)", f"float[B, {WIDTH + 4}] y"),
     "a-sum-over-the-width": (
@@ -308,6 +323,12 @@ def test_what_is_left_alone(form: str) -> None:
 
 
 NOT_ABSORBED: dict[str, tuple[str, str, str]] = {
+    "a-sum-in-halves": (
+        """a = Gather(halves, ids) s = ReduceSum <keepdims = 0> (a, v1) c = Cast <to = 1> (s)
+        y = Concat <axis = 1> (c, dense)""",
+        f"float[B, {WIDTH + 4}] y",
+        "ReduceSum",
+    ),
     "a-bag-over-two-inputs": (
         """a = Gather <axis = 1> (ids, c0) b = Gather <axis = 1> (six, c0)
         c = Unsqueeze(a, v1) d = Unsqueeze(b, v1) e = Concat <axis = 1> (c, d)

@@ -25,6 +25,7 @@ NOTHING = {
     "quantized-matmul": 0,
     "quantized-bias": 0,
     "flat-linear": 0,
+    "sum-before-norm": 0,
 }
 
 LINEAR = {
@@ -508,6 +509,30 @@ def test_linear_not_flattened(x_dims, bias):
     model = flat(x_dims, bias)
     assert fuse_for_onnxruntime(model) == NOTHING
     assert ops(model) == {"MatMul": 1, "Add": 1, "Relu": 1}
+
+
+def normed(norm="LayerNormalization"):
+    constants = {"g": RNG.normal(size=K).astype(np.float32), "c": LINEAR["b"][:1]}
+    nodes = [node("Add", "x x2", "t"), node("Mul", "t c", "z")]
+    nodes.append(node(norm, "t g", "y") if norm == "LayerNormalization" else node(norm, "t", "y"))
+    return build(nodes, constants, {"x": ["B", 5, K], "x2": ["B", 5, K]}, ("y", "z"))
+
+
+def test_a_sum_before_a_norm_stays_apart_from_it(tmp_path):
+    model = normed()
+    feeds = [{**x, "x2": np.flip(x["x"])} for x in floats(5, K)]
+    before, after, counts = run_before_and_after(model, feeds)
+    assert fused(counts) == {"sum-before-norm": 1}
+    assert_rounds_alike(before, after)
+    session(model, saved=tmp_path / "optimized.onnx")
+    kinds = {n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert "LayerNormalization" in kinds
+    assert "SkipLayerNormalization" not in kinds
+
+
+def test_an_addition_without_a_norm_after_it_stays():
+    model = normed("Relu")
+    assert fuse_for_onnxruntime(model) == NOTHING
 
 
 def test_replaced_nodes_keep_their_origin():

@@ -46,6 +46,15 @@ def test_defaults_and_bounds() -> None:
         check_features(signature, rows)
 
 
+def test_defaults_are_a_row_each_where_another_feature_has_more_values_than_rows() -> None:
+    window = Feature("window", FeatureKind.DENSE, "float32", ("batch",), default=7.0)
+    values = Feature("values", FeatureKind.ID_LIST, "int64", ("values",), delimiter="lengths")
+    lengths = Feature("lengths", FeatureKind.DENSE, "int64", ("batch",))
+    signature = Signature((values, lengths, window), (), ())
+    given = {"values": torch.zeros(9, dtype=torch.int64), "lengths": torch.tensor([4, 5])}
+    assert with_defaults(signature, given)["window"].tolist() == [7.0, 7.0]
+
+
 def test_looking_up_and_changing() -> None:
     assert SIGNATURE.names == ("dense", "ids")
     assert [task.name for task in SIGNATURE.served] == ["click"]

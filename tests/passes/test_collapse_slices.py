@@ -24,7 +24,7 @@ def test_a_stack_of_all_slices_is_the_tensor() -> None:
 
     ran = run_passes(capture_small(Before(), X), "canonicalize,collapse-slices")
     assert_same_graph(ran.program, Expected(), (X,), tolerance=BIT_EQUAL)
-    assert ran.applied("collapse-slices") == ["put 1 lists of slices together again"]
+    assert ran.applied("collapse-slices") == ["put 1 lists of pieces together again"]
 
 
 def test_a_concatenation_of_neighbours_is_a_flat_slice() -> None:

@@ -133,3 +133,35 @@ def test_groups_bags_that_are_slices_of_one_input() -> None:
     ran = run_passes(program, "rounding,group-tables")
     assert len(lookups(ran.program)) == 1
     assert torch.equal(program(ids), ran.program(ids))
+
+
+def test_bags_of_many_numbers_stay_apart() -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(5, 4) for _ in range(3))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.cat([t(ids[:, i]).sum(1) for i, t in enumerate(self.tables)], 1).sum(1)
+
+    ids = torch.randint(0, 5, (6, 3, 2))
+    ran = run_passes(capture_small(Bags(), ids), "canonicalize,group-tables{max_numbers=7}")
+    assert len(lookups(ran.program)) == 3
+    reason = "its rows would be copied out of those of all tables"
+    assert ran.missed("group-tables") == [reason] * 3
+
+
+def test_columns_of_several_inputs_are_joined_by_ranges() -> None:
+    class Sides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(5, 4) for _ in range(5))
+
+        def forward(self, user: Tensor, item: Tensor) -> Tensor:
+            columns = [user[:, 0], user[:, 1], item[:, 2], item[:, 0], item[:, 1]]
+            return torch.cat([t(c) for t, c in zip(self.tables, columns, strict=True)], 1).sum(1)
+
+    program = capture_small(Sides(), IDS, IDS.flip(0))
+    ran = run_passes(program, "canonicalize,group-tables,collapse-slices")
+    assert operators(ran.program)[:5] == ["slice", "slice", "slice", "cat", "add"]
+    assert torch.equal(program(IDS, IDS.flip(0)), ran.program(IDS, IDS.flip(0)))

@@ -356,3 +356,17 @@ def test_windows_without_data_are_refused() -> None:
     model = Delayed("logits").eval()
     with pytest.raises(rankc.RankcError, match="windows are fitted to data"):
         rankc.optimize(model, "cpu-fp32", inputs=(X,), windows=rankc.Windows())
+
+
+@pytest.mark.openvino
+def test_backends_are_raced_with_the_window_in() -> None:
+    pytest.importorskip("openvino")
+    model = Delayed("logits").eval()
+    data = [rankc.Batch((torch.randn(4000, 4),))]
+    loose = rankc.Budget(ne=0.5, max_rms_shift=None, two_sided=False)
+    artifact = rankc.optimize(
+        model, "cpu-fp32", data=data, budget=loose, windows=rankc.Windows(), batch_sizes=(8,)
+    )
+    assert artifact.report.race is not None
+    assert set(artifact.report.race.milliseconds) == {"onnxruntime", "openvino"}
+    assert artifact(X, window=torch.full((len(X),), 2.0))["at_window"].shape == (len(X),)

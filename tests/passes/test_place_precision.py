@@ -13,7 +13,7 @@ from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, 
 from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
 from rankc.optimizer.realise import IMITATIONS, realise
-from rankc.optimizer.report import Outcome
+from rankc.optimizer.report import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.optimizer.verdict import Status, Verdict
 from rankc.passes.place_precision import PlacePrecision
@@ -479,8 +479,8 @@ def test_the_probe_can_be_read_back_and_solved_again() -> None:
     program = canonical(Net(), X)
     ran = place(program, permissive_judge(program))
     probe = ran.report.probe
-    again = Probe.from_json(json.loads(json.dumps(probe.to_json())))
-    assert again.to_json() == probe.to_json()
+    saved = json.loads(json.dumps(ran.report.to_json()))
+    again = Probe.from_records(map(SiteRecord.from_json, saved["sites"]), **saved["placement"])
     assert [c.recipe for c in again.solve({})] == [c.recipe for c in probe.solve({})]
     nothing = again.solve({"score": 0.0})
     assert [c.recipe for c in nothing] == ["fp32"] * 3

@@ -1,0 +1,141 @@
+"""What a probe knows already: from a checkpoint of an interrupted run, or from an artifact.
+
+The damage of a candidate depends on the model and the rows alone: not on the budget, the target's
+times or the batch sizes. It is the dearest thing a probe measures, and this spares measuring it
+twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Rows
+from .errors import CheckpointError
+from .ir.program import Program, content_hash
+from .report import SiteRecord
+
+#: Raised when what is measured changes.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What damages were measured on.
+
+    Attributes:
+        model: The captured program's fingerprint.
+        rows: A hash of the rows that calibrate and that choose.
+    """
+
+    model: str
+    rows: str
+
+    @classmethod
+    def of(cls, program: Program, *rows: Rows) -> Subject:
+        """The subject of a run."""
+        digest = hashlib.blake2b(digest_size=16)
+        for some in rows:
+            for name, value in some.features.items():
+                digest.update(name.encode())
+                digest.update(content_hash(torch.as_tensor(value)))
+        return cls(program.fingerprint(), digest.hexdigest())
+
+
+@dataclass
+class Knowledge:
+    """Damages by site and recipe.
+
+    Attributes:
+        subject: What they were measured on.
+        damages: ``{(site, recipe): {task: damage}}``.
+        path: Where new ones are written as they come, a line each; None keeps them in memory.
+    """
+
+    subject: Subject
+    damages: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    path: Path | None = None
+
+    @classmethod
+    def open(cls, path: Path, subject: Subject) -> Knowledge:
+        """The checkpoint in a file, or a new one.
+
+        Raises:
+            CheckpointError: It is of another model, of other rows, or no checkpoint.
+        """
+        known = cls(subject, path=path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"format": _FORMAT, **vars(subject)}) + "\n")
+            return known
+        head, *lines = path.read_text().splitlines() or [""]
+        try:
+            found = json.loads(head)
+            other = Subject(found["model"], found["rows"])
+            stale = found["format"] != _FORMAT
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is no checkpoint of a probe.") from error
+        _require_same(other, subject, f"the checkpoint {path}")
+        if stale:
+            raise CheckpointError(f"{path} was written by another version of rankc. Remove it.")
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the run ended while it wrote this line
+            known.damages[entry["site"], entry["recipe"]] = entry["damage"]
+        return known
+
+    @classmethod
+    def of_artifact(
+        cls, fingerprints: Mapping[str, str], sites: Iterable[SiteRecord], subject: Subject
+    ) -> Knowledge:
+        """What an artifact's report holds.
+
+        Args:
+            fingerprints: Of its manifest.
+            sites: Of its report.
+            subject: This run's.
+
+        Raises:
+            CheckpointError: The artifact is of another model or other rows.
+        """
+        other = Subject(fingerprints.get("captured", ""), fingerprints.get("rows", ""))
+        _require_same(other, subject, "the artifact")
+        known = cls(subject)
+        for site in sites:
+            for candidate in site.candidates:
+                if candidate.get("damage"):
+                    known.damages[site.site, candidate["format"]] = dict(candidate["damage"])
+        return known
+
+    def find(self, site: str, recipe: str) -> Mapping[str, float] | None:
+        """The damage of a candidate, if it is known."""
+        return self.damages.get((site, recipe))
+
+    def learn(self, site: str, recipe: str, damage: Mapping[str, float]) -> None:
+        """Keeps a damage; on disk as well, where there is a file."""
+        self.damages[site, recipe] = dict(damage)
+        if self.path is None:
+            return
+        entry: dict[str, Any] = {"site": site, "recipe": recipe, "damage": dict(damage)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _require_same(theirs: Subject, ours: Subject, what: str) -> None:
+    for found, wanted, kind in (
+        (theirs.model, ours.model, "another model"),
+        (theirs.rows, ours.rows, "other rows"),
+    ):
+        if found != wanted:
+            raise CheckpointError(
+                f"{what} was made with {kind} ({found[:8] or 'none'}, this run has {wanted[:8]}). "
+                "Give the same, or start without it."
+            )

@@ -1,0 +1,73 @@
+"""Damages that were measured before: kept on disk, and refused for another model or other rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rankc.optimizer.data import Rows
+from rankc.optimizer.errors import CheckpointError
+from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.report import SiteRecord
+
+SUBJECT = Subject("a" * 32, "b" * 32)
+
+
+def test_what_was_learned_is_there_after_an_interruption(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "probe.jsonl"
+    known = Knowledge.open(path, SUBJECT)
+    known.learn("top.0", "int8", {"score": 1e-5})
+    known.learn("top.0", "int8-rows", {"score": 1e-6})
+    with path.open("a") as file:
+        file.write('{"site": "top.2", "reci')  # the run ended here
+    again = Knowledge.open(path, SUBJECT)
+    assert again.find("top.0", "int8") == {"score": 1e-5}
+    assert again.find("top.0", "int8-rows") == {"score": 1e-6}
+    assert again.find("top.2", "int8") is None
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        (Subject("c" * 32, "b" * 32), "was made with another model"),
+        (Subject("a" * 32, "c" * 32), "was made with other rows"),
+    ],
+)
+def test_another_subject_is_refused(subject: Subject, message: str, tmp_path: Path) -> None:
+    Knowledge.open(tmp_path / "probe.jsonl", SUBJECT)
+    with pytest.raises(CheckpointError, match=message):
+        Knowledge.open(tmp_path / "probe.jsonl", subject)
+    fingerprints = {"captured": SUBJECT.model, "rows": SUBJECT.rows}
+    with pytest.raises(CheckpointError, match=message):
+        Knowledge.of_artifact(fingerprints, (), subject)
+
+
+@pytest.mark.parametrize("text", ["", "nothing", "{}", '{"model": 1}', "[]"])
+def test_a_file_that_is_no_checkpoint_is_told(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "probe.jsonl"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a probe"):
+        Knowledge.open(path, SUBJECT)
+
+
+def test_an_artifacts_damages_are_known() -> None:
+    candidates = (
+        {"format": "fp32", "damage": {}},
+        {"format": "int8", "damage": {"score": 2e-5}},
+    )
+    site = SiteRecord("top.0", "linear", (8, 4), "int8", candidates)
+    fingerprints = {"captured": SUBJECT.model, "rows": SUBJECT.rows}
+    known = Knowledge.of_artifact(fingerprints, (site,), SUBJECT)
+    assert known.damages == {("top.0", "int8"): {"score": 2e-5}}
+
+
+def test_the_subject_is_the_model_and_the_rows() -> None:
+    class Program:
+        def fingerprint(self) -> str:
+            return "model"
+
+    one, other = Rows({"x": torch.arange(3)}), Rows({"x": torch.arange(1, 4)})
+    first = Subject.of(Program(), one, other)  # type: ignore[arg-type]
+    assert first == Subject.of(Program(), Rows({"x": torch.arange(3)}), other)  # type: ignore[arg-type]
+    assert first != Subject.of(Program(), other, one)  # type: ignore[arg-type]
