@@ -90,6 +90,11 @@ class Budget:
         shared = {name: getattr(self, name) for name in _FOR_ALL_TASKS}
         return replace(own, tasks=(), **shared)
 
+    def scaled(self, share: float) -> Budget:
+        """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
+        tasks = {task: own.scaled(share) for task, own in self.overrides.items()}
+        return replace(self, ne=None if self.ne is None else self.ne * share, tasks=tasks)
+
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Reads a budget from a line: ``"ne=0.02%,auc=0.001,recall_at=10:0.95,cvr.ne=0.0005"``.

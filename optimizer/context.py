@@ -16,6 +16,7 @@ from .report import Kind, Remark, Report
 from .target import Target
 
 if TYPE_CHECKING:
+    from .distill import Recovery
     from .instruments import Instrument
     from .kernels import KernelTimes
     from .knowledge import Knowledge
@@ -41,6 +42,12 @@ class PlanJudge(Protocol):
     def allowances(self) -> Mapping[str, float]:
         """The largest damages a plan can have and still be judged within the budget."""
 
+    def sample(self) -> Rows:
+        """Features of a few thousand of the rows, from all over them."""
+
+    def rebased(self, program: Program, *, trained: bool = False) -> PlanJudge:
+        """A judge whose damages and allowances count from a program that was let differ."""
+
 
 @dataclass
 class PassContext:
@@ -59,6 +66,7 @@ class PassContext:
         batch_sizes: The batch sizes that will be served.
         seed: For whatever samples.
         may_train: Whether passes that need finetuning may run; never without being asked for.
+        recovery: What they finetune on and how.
         knowledge: Damages that need not be measured again.
         say: Told what a long pass is at.
     """
@@ -74,6 +82,7 @@ class PassContext:
     batch_sizes: tuple[int, ...] = (64, 512)
     seed: int = 0
     may_train: bool = False
+    recovery: Recovery | None = None
     knowledge: Knowledge | None = None
     say: Callable[[str], None] = field(default=lambda message: None)
     current: Pass | None = None

@@ -114,10 +114,31 @@ class Rows:
         order = torch.arange(count) % len(self)
         return Rows(take(self.features, self.ragged, order), ragged=self.ragged)
 
+    def spread(self, count: int) -> Rows:
+        """At most so many rows, evenly spaced, so that all of the time they cover is in them."""
+        if len(self) <= count:
+            return self
+        picked = spread_over(len(self), count)
+        return replace(
+            self,
+            features=take(self.features, self.ragged, torch.from_numpy(picked)),
+            labels=None if self.labels is None else {k: v[picked] for k, v in self.labels.items()},
+            group=None if self.group is None else self.group[picked],
+            cohorts=None
+            if self.cohorts is None
+            else {name: value[picked] for name, value in self.cohorts.items()},
+        )
+
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
         """The features in batches."""
         for start in range(0, len(self), size):
             yield dict(self.part(start, start + size).features)
+
+
+def spread_over(total: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most ``count`` of the positions below ``total``, evenly spaced."""
+    count = min(total, count)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from .data import (
     split,
     synthesize,
 )
+from .distill import Distill, Recovery, prepare
 from .errors import (
     BudgetExceeded,
     CaptureError,
@@ -95,6 +96,7 @@ def optimize(
     windows: Windows | None = None,
     request: Request | None = None,
     pipeline: str | Pipeline = "default",
+    recover: Distill | None = None,
     batch_sizes: tuple[int, ...] = (64, 512),
     checkpoint: str | Path | Artifact | None = None,
     strict: bool = False,
@@ -122,6 +124,7 @@ def optimize(
         request: What the candidates of a request have in common; the artifact then scores requests
             as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
+        recover: Lets units go and the program be finetuned, on rows of its own; never unasked.
         batch_sizes: The batch sizes that will be served.
         checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
             goes on from there; or an artifact of the same model and rows, whose probe is used.
@@ -136,6 +139,7 @@ def optimize(
         TargetError: An unknown target.
         CheckpointError: The checkpoint is of another model or other rows.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
+        RecoverError: A checkpoint of something else.
     """
     say = _Milestones(progress)
     goal = Target.of(target)
@@ -157,6 +161,9 @@ def optimize(
     watching = tuple(instruments)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
     job.request, job.shared = request, shared
+    if recover is not None:
+        job.recovery = prepare(recover, program, rows, seed, say.detail)
+        job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
     if rows is not None:
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
         job.knowledge = _knowledge(checkpoint, subject)
@@ -197,6 +204,7 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: _Milestones
+    recovery: Recovery | None = None
     knowledge: Knowledge | None = None
     request: Request | None = None
     shared: tuple[str, ...] = ()
@@ -309,7 +317,7 @@ class _Job:
         context = self._context(target, rows.calibration)
         context.calibration = tuple(rows.calibration.batches())
         if share > 0.0:
-            limits = _shrunk(self.budget, share)
+            limits = self.budget.scaled(share)
             context.judge = replace(choice, budget=limits, proof_rows=len(rows.proof))
         return context
 
@@ -334,6 +342,8 @@ class _Job:
             strict=self.strict,
             batch_sizes=self.batch_sizes,
             seed=self.seed,
+            may_train=self.recovery is not None,
+            recovery=self.recovery,
             knowledge=self.knowledge,
             say=self.say.detail,
         )
@@ -685,12 +695,6 @@ def _rows(
     rows = collect(data, program)
     check_shared(rows, shared)
     return split(rows, apart)
-
-
-def _shrunk(budget: Budget, share: float) -> Budget:
-    """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
-    tasks = {task: _shrunk(own, share) for task, own in budget.overrides.items()}
-    return replace(budget, ne=None if budget.ne is None else budget.ne * share, tasks=tasks)
 
 
 def _reachable(smallest: float | None) -> str:

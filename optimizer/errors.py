@@ -41,6 +41,14 @@ class BudgetExceeded(RankcError):  # noqa: N818 - the name users catch
         self.smallest = smallest
 
 
+class PruneError(RankcError):
+    """A sparsity was asked for that the model can't give without breaking what depends on it."""
+
+
+class RecoverError(RankcError):
+    """Finetuning that can't be done: nothing to learn, or rows or checkpoints of something else."""
+
+
 class TargetError(RankcError):
     """An unknown target, or one that nothing installed here can build for."""
 

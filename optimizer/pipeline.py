@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from .analysis.cost import size_of
+from .analysis.cost import estimate, size_of
 from .context import PassContext
-from .errors import PassError, PipelineError, PreconditionError
+from .errors import PassError, PipelineError, PreconditionError, PruneError, RecoverError
 from .ir.forms import Form
 from .ir.program import Program
 from .ir.rewrite import sweep
@@ -20,6 +20,7 @@ from .numerics import Divergence, broken_promise, divergence, truth
 from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
 from .registry import named_pipelines, pass_class
 from .report import Kind, Outcome, PassRecord, Remark
+from .verdict import Status, Verdict
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
     snapshot = program.clone()
     ctx.current = pass_
     try:
-        outcome, note, moved = _attempt(pass_, program, snapshot, ctx)
+        outcome, note, moved, delta_ne = _attempt(pass_, program, snapshot, ctx)
     finally:
         ctx.current = None
     before = size_of(snapshot)
@@ -132,15 +133,25 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
         after=size_of(program) if outcome is Outcome.CHANGED else before,
         divergence=moved.to_json() if moved else None,
         note=note,
+        estimate=_estimate(snapshot, program, ctx) if outcome is Outcome.CHANGED else None,
+        delta_ne=delta_ne,
     )
     ctx.report.records.append(record)
     for instrument in ctx.instruments:
         instrument.after(record, snapshot, program)
 
 
+def _estimate(before: Program, after: Program, ctx: PassContext) -> tuple[float, float]:
+    """Estimated seconds at the largest batch, before and after."""
+    batch = max(ctx.batch_sizes)
+    known = [record.estimate for record in ctx.report.records if record.estimate is not None]
+    first = known[-1][1] if known else estimate(before, ctx.target, batch)
+    return first, estimate(after, ctx.target, batch)
+
+
 def _attempt(
     pass_: Pass, program: Program, snapshot: Program, ctx: PassContext
-) -> tuple[Outcome, str, Divergence | None]:
+) -> tuple[Outcome, str, Divergence | None, dict[str, float] | None]:
     """Runs, checks and if need be undoes a pass."""
     said = len(ctx.report.remarks)
     try:
@@ -151,30 +162,37 @@ def _attempt(
         if pass_.produces is not None and not program.form.includes(pass_.produces):
             program.form = pass_.produces
         if program.fingerprint() == snapshot.fingerprint():
-            return Outcome.UNCHANGED, "", None
+            return Outcome.UNCHANGED, "", None, None
         sweep(program)
         if program.fingerprint() == snapshot.fingerprint():
-            return Outcome.UNCHANGED, "", None
+            return Outcome.UNCHANGED, "", None, None
         for instrument in ctx.instruments:
             instrument.check(pass_, snapshot, program)
-        moved, broken = _numerics(pass_, snapshot, program, ctx)
+        moved, verdict, broken = _numerics(pass_, snapshot, program, ctx)
     except Skip as skip:
         if program.fingerprint() != snapshot.fingerprint():
             program.restore(snapshot.clone())
         ctx.missed(str(skip))
-        return Outcome.SKIPPED, str(skip), None
+        return Outcome.SKIPPED, str(skip), None, None
+    except (PruneError, RecoverError):
+        raise  # what was asked for by name can't be done, which only the user can mend
     except Exception as error:
         if ctx.strict:
             raise PassError(f"{pass_.spec()} failed: {error}", pass_.spec()) from error
         _undo(program, snapshot, ctx, said, f"failed and was rolled back: {error}")
-        return Outcome.FAILED, str(error).split("\n", 1)[0], None
+        return Outcome.FAILED, str(error).split("\n", 1)[0], None, None
     if broken is not None:
         if ctx.strict and pass_.exactness is not Exactness.LOSSY:
             raise PassError(f"{pass_.spec()} broke its promise: {broken}", pass_.spec())
         _undo(program, snapshot, ctx, said, f"rolled back: {broken}")
-        return Outcome.ROLLED_BACK, broken, moved
+        return Outcome.ROLLED_BACK, broken, moved, None
     program.recipe = (*program.recipe, pass_.spec())
-    return Outcome.CHANGED, "", moved
+    if ctx.judge is not None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
+        # All passes share one budget: the next ones have what this one left of it.
+        ctx.judge = ctx.judge.rebased(program, trained=pass_.exactness is Exactness.TRAINED)
+        ctx.knowledge = None  # its damages are of the program as it was
+    found = {task: delta.estimate for task, delta in verdict.delta_ne.items()} if verdict else None
+    return Outcome.CHANGED, "", moved, found
 
 
 def _undo(program: Program, snapshot: Program, ctx: PassContext, said: int, why: str) -> None:
@@ -187,10 +205,10 @@ def _undo(program: Program, snapshot: Program, ctx: PassContext, said: int, why:
 
 def _numerics(
     pass_: Pass, before: Program, after: Program, ctx: PassContext
-) -> tuple[Divergence | None, str | None]:
-    """How far outputs moved on the real rows, and whether that is more than was promised."""
+) -> tuple[Divergence | None, Verdict | None, str | None]:
+    """How far outputs moved on the real rows, the verdict if lossy, and what broke the promise."""
     if ctx.rows is None:
-        return None, None
+        return None, None, None
     rows = ctx.rows
     results = after.run(rows)
     moved = divergence(before.run(rows), results)
@@ -200,22 +218,18 @@ def _numerics(
         reference = truth(original, rows)
         error, own = divergence(reference, results), divergence(reference, original.run(rows))
     elif pass_.exactness is Exactness.ROUNDING:
-        return moved, None
+        return moved, None, None
     broken = broken_promise(pass_.exactness, moved, error, own)
-    if broken is None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
-        broken = _over_budget(after, ctx)
-    return moved, broken
-
-
-def _over_budget(program: Program, ctx: PassContext) -> str | None:
-    """Why a lossy program is over budget on the rows that choose, or None."""
+    if broken is not None or pass_.exactness not in (Exactness.LOSSY, Exactness.TRAINED):
+        return moved, None, broken
     if ctx.judge is None:
-        return "a lossy pass needs data to be judged on, and none was given"
-    if ctx.judge.promises(program):
-        return None
-    verdict = ctx.judge(program)
-    why = "; ".join(verdict.reasons) or "it would likely be, for a cohort, on the rows that prove"
-    return f"over budget: {why}"
+        return moved, None, "a lossy pass needs data to be judged on, and none was given"
+    verdict = ctx.judge(after)
+    lossy = pass_.exactness is Exactness.LOSSY
+    if not (ctx.judge.promises(after) if lossy else verdict.status is Status.PASS):
+        why = "; ".join(verdict.reasons)
+        broken = f"over budget: {why or 'a cohort likely would be, on the rows that prove'}"
+    return moved, verdict, broken
 
 
 def _parse_pass(text: str) -> Pass:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .verdict import Verdict
 
 
+#: Passes that change less than this share of the estimated time are left out of the waterfall.
+_WORTH_TELLING = 0.005
+
+
 class Kind(StrEnum):
     """What a remark says."""
 
@@ -87,6 +91,10 @@ class PassRecord:
         after: The program's size after.
         divergence: How far outputs moved on the real rows; None when unchanged or unchecked.
         note: Why it was skipped, rolled back or failed.
+        estimate: Estimated seconds at the largest batch served, before and after; None when
+            unchanged.
+        delta_ne: ``{task: ΔNE}`` of the program so far, on the rows that choose; None unless it was
+            judged.
     """
 
     index: int
@@ -98,6 +106,8 @@ class PassRecord:
     after: Size
     divergence: dict[str, Any] | None = None
     note: str = ""
+    estimate: tuple[float, float] | None = None
+    delta_ne: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; seconds are left out, so that the same input gives the same bytes."""
@@ -132,6 +142,26 @@ class SiteRecord:
         """The record that a saved report holds."""
         candidates = tuple(dict(candidate) for candidate in data["candidates"])
         return cls(**{**data, "shape": tuple(data["shape"]), "candidates": candidates})
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What one pass bought.
+
+    Attributes:
+        spec: The pass.
+        seconds: Share of the first program's estimated time that it took away; negative if added.
+        nbytes: Bytes it took away.
+        delta_ne: ``{task: rise of ΔNE}`` it caused, on the rows that choose; empty for passes that
+            promise to change nothing.
+        so_far: ``{task: ΔNE}`` with all passes up to it.
+    """
+
+    spec: str
+    seconds: float
+    nbytes: int
+    delta_ne: dict[str, float]
+    so_far: dict[str, float]
 
 
 @dataclass
@@ -173,6 +203,24 @@ class Report:
         after = sum(c["bytes"] for s in self.sites for c in s.candidates if _taken(s, c))
         return before, int(after + sum(4 * count for count, s in tables if not s.candidates))
 
+    @property
+    def waterfall(self) -> list[Bought]:
+        """What each pass bought of time and bytes, and for how much of the budget, in order."""
+        first = next((r.estimate[0] for r in self.records if r.estimate), 0.0)
+        found, before = [], dict[str, float]()
+        for record in self.records:
+            if record.outcome is not Outcome.CHANGED or record.estimate is None:
+                continue
+            seconds = (record.estimate[0] - record.estimate[1]) / first if first else 0.0
+            nbytes = record.before.nbytes - record.after.nbytes
+            after = record.delta_ne or before
+            if abs(seconds) < _WORTH_TELLING and not nbytes and record.delta_ne is None:
+                continue
+            rise = {task: after[task] - before.get(task, 0.0) for task in record.delta_ne or {}}
+            found.append(Bought(record.spec, seconds, nbytes, rise, dict(after)))
+            before = after
+        return found
+
     def said(self, kind: Kind, pass_name: str | None = None) -> list[Remark]:
         """Remarks of one kind, of one pass or of all."""
         return [
@@ -188,6 +236,7 @@ class Report:
             "verdict": self.verdict.to_json() if self.verdict else None,
             "notes": list(self.notes),
             "passes": [record.to_json() for record in self.records],
+            "waterfall": [asdict(bought) for bought in self.waterfall],
             "sites": [asdict(site) for site in self.sites],
             "placement": None
             if self.probe is None
@@ -215,7 +264,7 @@ class Report:
             console.print(f"note: {note}", markup=False)
         if self.race is not None and seconds:
             console.print(f"note: {self.race}", markup=False)
-        for part in (self._passes(seconds), self._sites(), self._remarks()):
+        for part in (self._passes(seconds), self._waterfall(), self._sites(), self._remarks()):
             if part is not None:
                 console.print(part)
 
@@ -241,6 +290,25 @@ class Report:
                 if moved is None
                 else ("0" if moved["bit_equal"] else f"{moved['relative']:.1e}"),
                 *((f"{record.seconds:.2f}",) if seconds else ()),
+            )
+        return table
+
+    def _waterfall(self) -> RenderableType | None:
+        from rich.markup import escape
+        from rich.table import Table
+
+        if not any(bought.delta_ne for bought in self.waterfall):
+            return None
+        table = Table(title="what each pass bought", title_justify="left")
+        for name in ("pass", "estimated time", "bytes", "ΔNE", "ΔNE so far"):
+            table.add_column(name, justify="left" if name == "pass" else "right")
+        for bought in self.waterfall:
+            table.add_row(
+                escape(bought.spec),
+                f"{-100 * bought.seconds:+.1f} %",
+                readable_bytes(-bought.nbytes),
+                _worst(bought.delta_ne),
+                _worst(bought.so_far),
             )
         return table
 
@@ -281,6 +349,10 @@ class Report:
 
 def _taken(site: SiteRecord, candidate: dict[str, Any]) -> bool:
     return site.kind == "table" and candidate["format"] == site.chosen
+
+
+def _worst(deltas: dict[str, float]) -> str:
+    return f"{100 * max(deltas.values()):+.4f} %" if deltas else ""
 
 
 def readable_bytes(count: float) -> str:

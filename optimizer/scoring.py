@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from .budget import Budget
-from .data import RUN_BATCH, Rows
+from .data import RUN_BATCH, Rows, spread_over
 from .errors import DataError
 from .gate import (
     COHORT_FACTOR,
@@ -88,6 +88,9 @@ class Judge:
         signature: Of the original.
         budget: The limits.
         confidence: In place of the budget's.
+        base: What damages are measured from: a program that was let differ already; None for the
+            original.
+        trained: Whether it was finetuned, so that its scores are others on purpose.
         proof_rows: How many rows will prove what these choose; as many as these where None.
         slices: Found on other rows; judged, and watched, like cohorts that are given.
     """
@@ -97,6 +100,8 @@ class Judge:
     signature: Signature
     budget: Budget
     confidence: float | None = None
+    base: Program | None = None
+    trained: bool = False
     proof_rows: int | None = None
     slices: tuple[Slice, ...] = ()
 
@@ -109,22 +114,66 @@ class Judge:
         """The verdict on a program, run in PyTorch."""
         return self.on(score(program.run, self.rows, program.signature))
 
+    def rebased(self, program: Program, *, trained: bool = False) -> Judge:
+        """A judge whose damages are what is lost from here on, out of what is left to lose.
+
+        Args:
+            program: What the budget has been spent on so far.
+            trained: Whether it was finetuned: then what is left is told by its labelled rows, else
+                by its damage.
+        """
+        return replace(self, base=program.clone(), trained=self.trained or trained)
+
     def damages(self, program: Program) -> dict[str, float]:
         """How much NE each task, and each cohort that is gated, loses on soft labels.
 
-        On up to 4,096 rows: without label noise these measure what a plan is chosen by.
+        On up to 4,096 rows, evenly spaced: without label noise these measure what a plan is chosen
+        by.
         """
-        rows = self.rows.part(0, _DAMAGE_ROWS)
+        return self._lost(self._base_scores, program)
+
+    def sample(self) -> Mapping[str, Tensor]:
+        """Features of up to 4,096 of the rows, evenly spaced."""
+        return self._few.features
+
+    @cached_property
+    def _few(self) -> Rows:
+        return self.rows.spread(_DAMAGE_ROWS)
+
+    @cached_property
+    def _first_scores(self) -> Scores:
+        places = spread_over(len(self.rows), _DAMAGE_ROWS)
+        return {name: values[places] for name, values in self.reference.items()}
+
+    @cached_property
+    def _base_scores(self) -> Scores:
+        if self.base is None:
+            return self._first_scores
+        return score(self.base.run, self._few, self.base.signature)
+
+    @cached_property
+    def _spent(self) -> dict[str, float]:
+        """The damage of what was let differ already."""
+        if self.base is None or self.trained:
+            return {}
+        return self._lost(self._first_scores, self.base)
+
+    def _lost(self, before: Scores, program: Program) -> dict[str, float]:
+        rows = self._few
         after = score(
             lambda features: self._replay.run(program), rows, program.signature, _DAMAGE_ROWS
         )
-        before = {name: self.reference[name][: len(rows)] for name in after}
         found = {}
         for task in task_rows(before, after, {}, self._regressions):
             lost = task.loss - task.reference_loss
             for name, members in self._watched(task.name, rows).items():
                 found[name] = max(float(lost[members].mean()), 0.0) / self._bases[name]
         return found
+
+    @cached_property
+    def _so_far(self) -> Verdict | None:
+        """The verdict on a finetuned base."""
+        return self(self.base) if self.base is not None and self.trained else None
 
     def allowances(self) -> dict[str, float]:
         """The damage of each task and gated cohort whose bound, with labels, is at the limit."""
@@ -134,18 +183,24 @@ class Judge:
             limit = self.budget.for_task(task).ne
             if limit is None:
                 continue
+            estimate = margin = 0.0
+            if self._so_far is not None:
+                delta = self._so_far.delta_ne[task]
+                narrower = math.sqrt(len(self.rows) / self._proof_rows)
+                estimate, margin = delta.estimate, (delta.high - delta.estimate) * narrower
             for name, members in self._watched(task, self.rows).items():
                 if name != task:
                     found[name] = COHORT_FACTOR * limit  # fails only where it is surely exceeded
                     continue
                 if task not in (self.rows.labels or {}):
-                    found[name] = limit  # soft labels have no noise to leave room for
+                    # Soft labels have no noise to leave room for.
+                    found[name] = max(limit - estimate - margin, 0.0)
                     continue
                 # A squared error's spread is that of a log loss of half a nat.
                 entropy = 0.5 if task in self._regressions else self._bases[name]
-                share = float(members.mean())
-                found[name] = allowance(limit, int(share * self._proof_rows), entropy, confidence)
-        return found
+                rows = int(float(members.mean()) * self._proof_rows)
+                found[name] = allowance(limit, rows, entropy, confidence, estimate, margin)
+        return {name: max(room - self._spent.get(name, 0.0), 0.0) for name, room in found.items()}
 
     def promises(self, program: Program) -> bool:
         """Whether the program will most likely pass on the rows that prove.
@@ -161,12 +216,15 @@ class Judge:
             return False
         if verdict.status is Status.PASS and not self.slices:
             return True
-        damages, limits = self.damages(program), self.allowances()
+        lost, limits = self.damages(program), self.allowances()
         cohorts = [name for name in limits if name not in self.reference]
-        if any(damages.get(name, 0.0) > limits[name] for name in cohorts):
+        if any(lost.get(name, 0.0) > limits[name] for name in cohorts):
             return False  # a cohort may be too small here for the verdict to say so
         if verdict.status is Status.PASS:
             return True
+        damages = self._lost(self._first_scores, program)
+        if self.trained:  # its scores are others on purpose: only labels tell what is lost
+            damages = {task.task: task.delta_ne.estimate for task in verdict.tasks}
         z = float(norm.ppf(0.5 + split_confidence(verdict.confidence, 0) / 2.0))
         for task in verdict.tasks:
             if any(c.status is not Status.PASS for c in task.checks if c.measure != DELTA_NE):
@@ -204,7 +262,7 @@ class Judge:
 
     @cached_property
     def _replay(self) -> Replay:
-        return Replay(self.rows.part(0, _DAMAGE_ROWS).features)
+        return Replay(self._few.features)
 
     @cached_property
     def _regressions(self) -> frozenset[str]:

@@ -54,6 +54,7 @@ class Target:
             0.25, saving half of them is worth being an eighth slower.
         measured: Whether this machine is such a device, so that kernels are timed on it.
         alignment: Tensor cores take inputs and outputs in multiples of this; others are padded.
+        tile: Outputs of a linear that its kernels compute at once: 17 take as long as 32 of them.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Target:
     measured: bool = False
     memory_weight: float = 0.25
     alignment: int = 1
+    tile: int = 16
 
     @property
     def adds_by_index(self) -> bool:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from rankc.frontends.export import capture
+from rankc.optimizer.analysis.importance import task_logits
 from rankc.optimizer.budget import Budget
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
+from rankc.optimizer.distill import Distill, Recovery
 from rankc.optimizer.intervals import Interval
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
@@ -133,6 +135,7 @@ def run_passes(
     judge: Callable[[Program], Verdict] | None = None,
     calibration: Sequence[Mapping[str, Tensor]] = (),
     batch_sizes: tuple[int, ...] = (64, 512),
+    recovery: Recovery | None = None,
 ) -> Ran:
     """Runs passes on a copy of the program; whatever fails or breaks its promise raises.
 
@@ -144,6 +147,7 @@ def run_passes(
         judge: Judges lossy passes; without it they don't run.
         calibration: Batches for ranges.
         batch_sizes: The batch sizes that will be served.
+        recovery: What passes that finetune work with; without it they don't run.
     """
     result = program.clone()
     context = PassContext(
@@ -154,6 +158,8 @@ def run_passes(
         calibration=calibration,
         strict=True,
         batch_sizes=batch_sizes,
+        may_train=recovery is not None,
+        recovery=recovery,
     )
     Pipeline.parse(passes).run(result, context)
     return Ran(result, context.report)
@@ -184,11 +190,22 @@ class RuleJudge:
     def allowances(self) -> Mapping[str, float]:
         return self.allowed
 
+    def rebased(self, program: Program, *, trained: bool = False) -> RuleJudge:
+        return self
+
 
 def permissive_judge(original: Program, count: int = 512) -> Judge:
     """A judge on random rows and soft labels whose budget only a wrecked model exceeds."""
     budget = Budget(ne=0.5, max_rms_shift=1.0)
     return Judge.of(original, synthesize(original.signature, count, seed=2), budget)
+
+
+def made_up_recovery(original: Program, count: int = 512, **plan: Any) -> Recovery:
+    """Random rows to finetune on, scored by the original; ``plan`` is for `Distill`."""
+    rows = synthesize(original.signature, count, seed=7)
+    outputs = original.run(rows.features)
+    teacher = {t.name: task_logits(t, outputs) for t in original.signature.served}
+    return Recovery(Distill(None, **plan), rows, teacher, "made up", lambda message: None)
 
 
 def verdict(status: Status, damage: float, reason: str = "") -> Verdict:

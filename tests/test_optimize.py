@@ -435,7 +435,7 @@ def test_an_impossible_budget_says_what_can_be_reached(
 
 def test_a_tasks_own_limit_leaves_the_plan_the_same_room() -> None:
     budget = rankc.Budget(ne=1e-3, tasks={"buy": rankc.Budget(ne=1e-4)})
-    half = driver._shrunk(budget, 0.5)
+    half = budget.scaled(0.5)
     assert half.ne == 5e-4
     assert half.for_task("buy").ne == 5e-5
 

@@ -25,15 +25,25 @@ from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.registry import pass_class, pass_names
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.requests import as_request
-from support import EAGER_INT8, Ran, made_up, permissive_judge, quantized_linears, run_passes
+from rankc.optimizer.verdict import Status
+from support import (
+    EAGER_INT8,
+    Ran,
+    made_up,
+    made_up_recovery,
+    permissive_judge,
+    quantized_linears,
+    run_passes,
+)
 from torch import Tensor, nn
 
 #: What has to run before a pass so that it has something to do; canonicalize where nothing is said.
 _BEFORE = {
     "canonicalize": "",
     "collapse-slices": "canonicalize,eliminate,group-tables",
-    "lower-convolution": "canonicalize,mix-tokens",
     "factor-mixtures": "canonicalize,fold-constants,raise-linears,sink-unsqueezes,fold-affine",
+    "finetune": "canonicalize,place-precision,insert-quantize",
+    "lower-convolution": "canonicalize,mix-tokens",
     "sink-transposes": "canonicalize,flatten-cin",
     "sink-unsqueezes": "canonicalize,raise-linears",
     "insert-quantize": "canonicalize,place-precision",
@@ -53,6 +63,10 @@ _SHARED = {
 #: What the models bring that the passes look at: bags, crosses, sequences, several tasks. The laws
 #: hold for the whole zoo; the others take minutes and are marked slow.
 _QUICK = frozenset({"dlrm", "dlrm-multihot", "dcnv2", "mmoe", "everything", "interactions"})
+#: They take away what a budget as loose as the tests' allows, not what 8-bit codes would.
+_REMOVING = frozenset({"factorize-linear", "prune-and-distill", "prune-channels", "prune-tables"})
+#: They try many smaller programs, which takes seconds: two models are enough for every run.
+_TRYING, _QUICKEST = _REMOVING | {"finetune"}, frozenset({"dlrm", "mmoe"})
 #: INT8 pays on every linear that isn't tiny.
 _TARGET = dataclasses.replace(EAGER_INT8, min_linear=12)
 
@@ -111,6 +125,15 @@ every_model = pytest.mark.parametrize(
         for name in sorted(_MODELS)
     ],
 )
+every_pass_and_model = pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        pytest.param(name, model, marks=() if quick else pytest.mark.slow)
+        for name in pass_names()
+        for model in sorted(_MODELS)
+        for quick in [model in (_QUICKEST if name in _TRYING else _QUICK)]
+    ],
+)
 
 
 # Programs are captured once a session; whoever runs passes on them works on a copy.
@@ -137,6 +160,11 @@ def _judge(model: str) -> Any:
     return permissive_judge(_captured(model), 256)
 
 
+@cache
+def _recovery(model: str) -> Any:
+    return made_up_recovery(_captured(model), epochs=4, batch_size=128, lr=1e-4, rounds=2)
+
+
 def _ready(name: str, model: str) -> Program:
     """The model's program in the state in which the pass runs."""
     return _prepared(_BEFORE.get(name, "canonicalize"), model)
@@ -159,7 +187,12 @@ def _run(program: Program, passes: str, model: str) -> Ran:
         target=_TARGET,
         judge=_judge(model),
         calibration=[made_up(program, 128, seed=5)],
+        recovery=_recovery(model) if _trains(passes) else None,
     )
+
+
+def _trains(passes: str) -> bool:
+    return any(pass_class(n).exactness is Exactness.TRAINED for n in pass_names() if n == passes)
 
 
 @cache
@@ -214,14 +247,12 @@ def test_is_not_vacuous(name: str) -> None:
     assert any(_ran(name, model).outcomes == [Outcome.CHANGED] for model in sorted(models))
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_leaves_a_valid_program(name: str, model: str) -> None:
     verify(_ran(name, model).program)
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_second_run_changes_nothing(name: str, model: str) -> None:
     if not pass_class(name).idempotent:
         pytest.skip(f"{name} isn't declared idempotent")
@@ -230,8 +261,7 @@ def test_second_run_changes_nothing(name: str, model: str) -> None:
     assert again.program.fingerprint() == _ran(name, model).program.fingerprint()
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_keeps_its_promise_about_the_numbers(name: str, model: str) -> None:
     before, after = _ready(name, model), _ran(name, model).program
     rows = made_up(before, 200, seed=6)
@@ -246,11 +276,12 @@ def test_keeps_its_promise_about_the_numbers(name: str, model: str) -> None:
         error = divergence(expected, after.run(rows)).relative
         assert error <= max(ROUNDING_SLACK * own, ROUNDING_FLOOR)
     else:
-        assert moved.relative < 0.25, "8-bit formats moved a small model by a quarter"
+        assert _judge(model)(after).status is Status.PASS
+        moves = moved.relative < 0.25 or name in _REMOVING
+        assert moves, "8-bit formats moved a small model by a quarter"
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_keeps_the_contract(name: str, model: str) -> None:
     before, after = _ready(name, model), _ran(name, model).program
     assert after.form.includes(before.form)
@@ -269,8 +300,7 @@ def test_keeps_the_contract(name: str, model: str) -> None:
     assert set(after.outputs.names) == set(after.signature.outputs)
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_is_deterministic_and_leaves_the_original_alone(name: str, model: str) -> None:
     """Copies share parameters: a pass that wrote into one would change the original."""
     program = _ready(name, model)
@@ -285,8 +315,7 @@ def test_is_deterministic_and_leaves_the_original_alone(name: str, model: str) -
     assert all(torch.equal(value, before[key]) for key, value in program.tensors())
 
 
-@every_pass
-@every_model
+@every_pass_and_model
 def test_explains_every_change(name: str, model: str) -> None:
     ran = _ran(name, model)
     changed = ran.outcomes == [Outcome.CHANGED]

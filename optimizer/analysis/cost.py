@@ -34,7 +34,8 @@ _PRODUCTS = (
     _aten.matmul.default,
     torch.ops.rankc.request_matmul.default,
 )
-_VIEWS = frozenset(
+#: Views; and codes decoded, which kernels of low formats read as they are.
+_FREE = frozenset(
     {
         _aten.view.default,
         _aten.reshape.default,
@@ -50,6 +51,7 @@ _VIEWS = frozenset(
         _aten.split_with_sizes.default,
         _aten.unbind.int,
         _aten.sym_size.int,
+        torch.ops.rankc.dequantize.default,
     }
 )
 
@@ -76,7 +78,7 @@ class Cost:
 
 def cost_of(node: fx.Node, batch: int) -> Cost:
     """The node's cost with every dynamic dimension at its multiple of ``batch``."""
-    if node.op != "call_function" or node.target in _VIEWS or not callable(node.target):
+    if node.op != "call_function" or node.target in _FREE or not callable(node.target):
         return Cost(0.0, 0.0)
     outputs = list(_tensors(node.meta.get("val")))
     written = float(sum(_nbytes(value, batch) for value in outputs))
@@ -107,6 +109,11 @@ def _flops(node: fx.Node, elements: float, batch: int) -> float:
 def elements_of(node: fx.Node, batch: int) -> float:
     """How many numbers the node's value holds at one batch size."""
     return float(sum(_numel(value, batch) for value in _tensors(node.meta.get("val"))))
+
+
+def nbytes_of(node: fx.Node, batch: int) -> float:
+    """How many bytes the node's value, or the parameter it reads, takes at one batch size."""
+    return float(sum(_nbytes(value, batch) for value in _tensors(node.meta.get("val"))))
 
 
 def total(program: Program, batch: int) -> Cost:

@@ -12,7 +12,7 @@ _FLOAT8_MAX = {torch.float8_e4m3fn: 448.0}
 _SMALLEST_STEP = torch.finfo(torch.float32).tiny
 
 
-def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+def along(values: Tensor, axis: int, rank: int) -> Tensor:
     """Per-channel values shaped to broadcast along ``axis``; scalars stay as they are."""
     if values.dim() == 0:
         return values
@@ -25,12 +25,12 @@ def _quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, dtype: torch.dtype
 ) -> Tensor:
     """``clamp(round(x / scale) + zero_point)`` in integers, saturating cast in FP8 (ONNX rules)."""
-    scaled = x / _along(scale, axis, x.dim())
+    scaled = x / along(scale, axis, x.dim())
     limit = _FLOAT8_MAX.get(dtype)
     if limit is not None:
         return scaled.clamp(-limit, limit).to(dtype)
     bounds = torch.iinfo(dtype)
-    codes = torch.round(scaled) + _along(zero_point, axis, x.dim()).to(x.dtype)
+    codes = torch.round(scaled) + along(zero_point, axis, x.dim()).to(x.dtype)
     return codes.clamp(bounds.min, bounds.max).to(dtype)
 
 
@@ -38,8 +38,8 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> 
     """``(codes - zero_point) * scale``, in the scale's dtype."""
     values = codes.to(scale.dtype)
     if not codes.dtype.is_floating_point:
-        values = values - _along(zero_point, axis, codes.dim()).to(scale.dtype)
-    decoded: Tensor = values * _along(scale, axis, codes.dim())
+        values = values - along(zero_point, axis, codes.dim()).to(scale.dtype)
+    decoded: Tensor = values * along(scale, axis, codes.dim())
     return decoded
 
 

@@ -42,9 +42,9 @@ class Rewriter:
         self._mode = torchapi.fake_mode_of(program.graph)
         self._before: fx.Node | None = None
 
-    def site(self, node: fx.Node) -> bool:
-        """Announces a rewrite at ``node``; False means: leave this one alone."""
-        return self._may_rewrite(site_of(node))
+    def site(self, node: fx.Node | str) -> bool:
+        """Announces a rewrite at a node or a named place; False means: leave this one alone."""
+        return self._may_rewrite(node if isinstance(node, str) else site_of(node))
 
     @contextmanager
     def before(self, node: fx.Node) -> Iterator[None]:
@@ -121,6 +121,17 @@ class Rewriter:
         """Assigns a new tensor to an existing parameter and refreshes what depends on it."""
         self.set_parameters({name: tensor})
 
+    def set_value(self, name: str, tensor: Tensor) -> None:
+        """Assigns a new tensor of the same shape and dtype, so that nothing else changes.
+
+        Raises:
+            VerifyError: The shape or dtype differs.
+        """
+        before = self.program.tensor(name)
+        if before.shape != tensor.shape or before.dtype != tensor.dtype:
+            raise VerifyError(f"{self.made_by} would give {name} another shape or dtype")
+        _assign(self.program.module, name, tensor.detach())
+
     def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         """Assigns several at once: for sizes that must change together, as when pruning."""
         values = {name: torchapi.fake_of(t, self._mode) for name, t in tensors.items()}
@@ -132,6 +143,34 @@ class Rewriter:
                 node.meta["val"] = values[str(node.target)]
                 changed += list(node.users)
         self.refresh(changed)
+
+    def resize(self, tensors: Mapping[str, Tensor], mend: Callable[[fx.Node], bool]) -> None:
+        """Assigns parameters of other sizes and puts the graph right in one walk, as when pruning.
+
+        Args:
+            tensors: The parameters that change.
+            mend: Puts a node's arguments right; what comes before it has its new size by then.
+                False leaves the node as it is, dead or replaced.
+        """
+        for name, tensor in tensors.items():
+            _assign(self.program.module, name, tensor.detach())
+        nodes = list(self.program.graph.nodes)
+        same = set(nodes)  # of the size they had; inference takes milliseconds a node
+        for node in nodes:
+            before = node.meta.get("val")
+            if node.op == "get_attr" and node.target in tensors:
+                node.meta["val"] = torchapi.fake_of(tensors[str(node.target)], self._mode)
+            elif node.op == "call_function":
+                arguments = node.args, node.kwargs
+                if not mend(node):
+                    continue
+                if arguments == (node.args, node.kwargs) and same.issuperset(node.all_input_nodes):
+                    continue
+                node.meta["val"] = torchapi.fake_call(
+                    node.target, node.args, node.kwargs, self._mode
+                )
+            if not same_value(before, node.meta.get("val")):
+                same.discard(node)
 
     def refresh(self, nodes: Sequence[fx.Node]) -> None:
         """Re-infers the values of ``nodes`` and of everything after them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +17,7 @@ from rankc.optimizer.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.report import Kind, Outcome, Report
 from rankc.optimizer.target import Target
 from rankc.optimizer.verdict import Status
+from support import RuleJudge, verdict
 from torch import fx, nn
 
 aten = torch.ops.aten
@@ -250,12 +250,8 @@ class ClampForRelu(Rule):
         return rw.emit(aten.clamp_min.default, node.args[0], 0.0, like=node)
 
 
-def over_budget(program: Program) -> Any:
-    return SimpleNamespace(status=Status.FAIL, reasons=("ΔNE is 3 %, 0.02 % is allowed",))
-
-
-def within_budget(program: Program) -> Any:
-    return SimpleNamespace(status=Status.PASS, reasons=())
+over_budget = RuleJudge(lambda _: verdict(Status.FAIL, 0.03, "ΔNE is 3 %, 0.02 % is allowed"))
+within_budget = RuleJudge(lambda _: verdict(Status.PASS, 1e-5))
 
 
 BROKEN = [

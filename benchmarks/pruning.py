@@ -1,0 +1,371 @@
+"""What pruning gains on trained models: dense FLOPs, time and ΔNE, with and without finetuning.
+
+``make bench-pruning`` writes ``benchmarks/results/pruning.md``. Every cell, a candidate on a model
+with a seed, is kept under ``build/pruning`` once it is done, so that a run that was stopped goes
+on; ``--time`` only times the models of cells that are there. Models are trained on the first 80 %
+of the flights of 2013, units are chosen on later ones, and ΔNE is told by the last ones, which
+nothing else looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rankc
+import torch
+import torch_pruning
+from rankc.models import DHEN, DLRM, DCNv2, DCNv2Config, DHENConfig, DLRMConfig, MMoE, MMoEConfig
+from rankc.models.data import RankingData, load_flights
+from rankc.models.train import train
+from rankc.optimizer.analysis.cost import total
+from rankc.optimizer.context import PassContext
+from rankc.optimizer.data import Split, collect, split
+from rankc.optimizer.ir import Program
+from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.registry import backend
+from rankc.optimizer.scoring import Judge
+from rankc.optimizer.timing import side_by_side
+from rankc.optimizer.verdict import Verdict
+from torch import nn
+
+CELLS = Path("build/pruning")
+BATCH = 512
+#: ΔNE that finetuned candidates may cost, and the share of the FLOPs others take away.
+BUDGET, SHARE = 1e-3, 0.5
+#: Seconds a peer is waited for.
+PATIENCE = 180
+#: Judges without a say: what is compared must not be rolled back.
+FREE = rankc.Budget(ne=0.99, two_sided=False, max_rms_shift=None)
+TASKS = {"mmoe": ("late_arr", "late_dep")}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and its rows.
+
+    Attributes:
+        model: In eval mode.
+        program: Captured.
+        earlier: What it was trained on, as batches.
+        later: The rest, as batches.
+        rows: The rest, in three sets.
+    """
+
+    model: nn.Module
+    program: Program
+    earlier: list[rankc.Batch]
+    later: list[rankc.Batch]
+    rows: Split
+
+
+@cache
+def flights() -> RankingData:
+    """The flights, without the month: the last ones' months are in no earlier row."""
+    data = load_flights()
+    keep = [i for i, name in enumerate(data.id_names) if name != "month"]
+    without = [
+        replace(r, ids=np.ascontiguousarray(r.ids[:, keep])) for r in (data.train, data.test)
+    ]
+    return replace(
+        data,
+        train=without[0],
+        test=without[1],
+        id_names=tuple(data.id_names[i] for i in keep),
+        cardinalities=tuple(data.cardinalities[i] for i in keep),
+    )
+
+
+def build(kind: str) -> nn.Module:
+    """An untrained model at a width where linears matter."""
+    data = flights()
+    sizes, dense = data.cardinalities, data.train.dense.shape[1]
+    if kind == "dlrm":
+        return DLRM(DLRMConfig(sizes, dense, 64, bottom=(512, 256), top=(512, 256)))
+    if kind == "dcn_v2":
+        return DCNv2(DCNv2Config(sizes, dense, embedding_dim=16, deep=(512, 256)))
+    if kind == "dhen":
+        return DHEN(DHENConfig(sizes, dense, embedding_dim=16, layers=2, top=(256,)))
+    return MMoE(MMoEConfig(sizes, dense, 16, tasks=TASKS["mmoe"], experts=4, expert=(256, 128)))
+
+
+@cache
+def trained(kind: str, seed: int) -> Trained:
+    """Trains a model, or loads it."""
+    data, tasks = flights(), TASKS.get(kind, ("late_arr",))
+    torch.manual_seed(seed)
+    model, path = build(kind), CELLS / f"{kind}-{seed}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path))
+    else:
+        train(model, data.train, task=tasks if kind in TASKS else tasks[0], seed=seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+    earlier, later = (batches(rows, tasks) for rows in (data.train, data.test))
+    program = rankc.capture(model.eval(), later[0].inputs)
+    return Trained(model, program, earlier, later, split(collect(later, program)))
+
+
+def batches(rows: Any, tasks: Sequence[str]) -> list[rankc.Batch]:
+    """Rows as `optimize` takes them."""
+    found = []
+    for start in range(0, len(rows), 8192):
+        part = rows.take(slice(start, start + 8192))
+        inputs = torch.from_numpy(part.dense), torch.from_numpy(part.ids)
+        labels = {task: part.labels[task] for task in tasks}
+        found.append(
+            rankc.Batch(inputs, labels if len(tasks) > 1 else labels[tasks[0]], part.group)
+        )
+    return found
+
+
+# --- candidates -----------------------------------------------------------------------------------
+
+
+def dense(it: Trained, folder: Path) -> Program:
+    """As it was trained."""
+    return written(it.program.clone(), folder)
+
+
+def pruned(options: str, it: Trained, folder: Path) -> Program:
+    """Pruned once, not finetuned."""
+    program = it.program.clone()
+    context = PassContext(
+        target=rankc.Target.of("cpu-fp32"),
+        judge=Judge.of(it.program, it.rows.choice, FREE),
+        calibration=tuple(it.rows.calibration.batches()),
+        strict=True,
+    )
+    Pipeline.parse(f"rounding,prune-channels{{{options}}}").run(program, context)
+    return written(program, folder)
+
+
+def by_torch_pruning(it: Trained, folder: Path) -> Program:
+    """torch-pruning's dependency graph, Taylor importance, the same share of every layer."""
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE)
+    model = copy.deepcopy(it.model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    inputs, labels = it.earlier[0].inputs, it.earlier[0].labels
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        inputs,
+        importance=torch_pruning.importance.TaylorImportance(),
+        pruning_ratio=0.95,
+        iterative_steps=38,
+        ignored_layers=heads,
+    )
+    before = total(it.program, BATCH).flops
+    for _ in range(38):
+        model.zero_grad()
+        losses(model(*inputs), labels).backward()
+        pruner.step()
+        program = rankc.capture(model.eval(), inputs)
+        if total(program, BATCH).flops <= (1.0 - SHARE) * before:
+            break
+    signal.alarm(0)
+    return written(program, folder)
+
+
+def late(*_: object) -> None:
+    """Gives a peer up."""
+    raise TimeoutError(f"not done after {PATIENCE} s")
+
+
+def losses(outputs: Any, labels: Any) -> torch.Tensor:
+    """The task loss, summed over tasks."""
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    if isinstance(outputs, torch.Tensor):
+        return entropy(outputs, torch.as_tensor(labels).float())
+    parts = [entropy(outputs[k], torch.as_tensor(labels[k]).float()) for k in outputs]
+    return torch.stack(parts).sum()
+
+
+def optimized(target: str, pipeline: str, recover: bool, it: Trained, folder: Path) -> None:
+    """What `rankc.optimize` returns within the budget."""
+    artifact = rankc.optimize(
+        it.model,
+        target,
+        data=it.later,
+        budget=rankc.Budget(ne=BUDGET),
+        pipeline=pipeline,
+        recover=rankc.Distill(it.earlier) if recover else None,
+    )
+    artifact.save(folder)
+
+
+def written(program: Program, folder: Path) -> Program:
+    """Fused as for the CPU and written for ONNX Runtime; gives back what was handed in."""
+    fused, target = program.clone(), rankc.Target.of("cpu-fp32")
+    Pipeline.parse("rounding,structure,grouping").run(fused, PassContext(target=target))
+    folder.mkdir(parents=True)
+    backend("onnxruntime").build(fused, target, folder, {})
+    return program
+
+
+PRUNED = "default,+prune-channels@before:fuse-dot-interaction"
+CANDIDATES: Mapping[str, Callable[[Trained, Path], Program | None]] = {
+    "dense": dense,
+    "half the FLOPs, automatic": partial(pruned, f"flops={SHARE}"),
+    "half the FLOPs, uniform": partial(pruned, f"flops={SHARE},allocation=uniform"),
+    "half the FLOPs, magnitude, uniform": partial(
+        pruned, f"flops={SHARE},allocation=uniform,importance=magnitude"
+    ),
+    "within the budget": partial(optimized, "cpu-fp32", PRUNED, False),
+    "within the budget, finetuned": partial(optimized, "cpu-fp32", "default", True),
+    "INT8": partial(optimized, "cpu-int8", "default", False),
+    "INT8, pruned": partial(optimized, "cpu-int8", PRUNED, False),
+    "INT8, pruned and finetuned": partial(optimized, "cpu-int8", "default", True),
+    "half the FLOPs, torch-pruning": by_torch_pruning,
+}
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def place(kind: str, seed: int, candidate: str) -> Path:
+    """The folder of a cell."""
+    return CELLS / f"{kind}-{seed}-{candidate.replace(' ', '_').replace(',', '')}"
+
+
+def measure(kind: str, seed: int, candidate: str) -> None:
+    """Makes a cell, unless it is there."""
+    folder = place(kind, seed, candidate)
+    if (folder / "cell.json").exists():
+        return
+    it, begun = trained(kind, seed), time.process_time()
+    made = folder / f"model-{time.time_ns()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        program = CANDIDATES[candidate](it, made)
+    except Exception as error:
+        if candidate != "half the FLOPs, torch-pruning":
+            raise
+        cell: dict[str, Any] = {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
+    else:
+        cell = judged(it, program, made)
+    cell |= {"model": made.name, "seconds": time.process_time() - begun}
+    (folder / "cell.json").write_text(json.dumps(cell, indent=1))
+    print(kind, seed, candidate, cell, flush=True)
+
+
+def judged(it: Trained, program: Program | None, folder: Path) -> dict[str, Any]:
+    """ΔNE on the proof rows, FLOPs left and bytes."""
+    judge = Judge.of(it.program, it.rows.proof, FREE)
+    if program is not None:
+        verdict: Verdict = judge(program)
+        damages = judge.damages(program)
+        flops = total(program, BATCH).flops / total(it.program, BATCH).flops
+    else:
+        artifact = rankc.load(folder)
+        verdict = artifact.verdict
+        flops, damages = flops_left(folder), {}
+    deltas = {task: (d.estimate, d.low, d.high) for task, d in verdict.delta_ne.items()}
+    nbytes = sum(path.stat().st_size for path in folder.rglob("model.onnx*"))
+    return {"flops": flops, "delta_ne": deltas, "damages": damages, "bytes": nbytes}
+
+
+def flops_left(folder: Path) -> float:
+    """The share that the report's pruning pass left."""
+    records = json.loads((folder / "report.json").read_text())["passes"]
+    left = 1.0
+    for record in records:
+        if record["spec"].startswith("prune-") and record["outcome"] == "changed":
+            left = record["after"]["flops"] / record["before"]["flops"]
+    return left
+
+
+def timings(kind: str, seed: int) -> dict[str, float]:
+    """Milliseconds a batch of every candidate, one thread, interleaved."""
+    rows = trained(kind, seed).rows.proof.part(0, BATCH)
+    arrays = {name: value.numpy() for name, value in rows.features.items()}
+    calls = {}
+    for candidate in CANDIDATES:
+        cell = place(kind, seed, candidate) / "cell.json"
+        found = json.loads(cell.read_text()) if cell.exists() else {"failed": ""}
+        if "failed" not in found:
+            folder = cell.parent / found["model"]
+            manifest = folder / "manifest.json"
+            name = (
+                json.loads(manifest.read_text())["backend"] if manifest.exists() else "onnxruntime"
+            )
+            calls[candidate] = partial(backend(name).open(folder, 1), arrays)
+    timed = side_by_side(calls, rounds=11, clock=time.process_time)
+    return {candidate: 1e3 * timing.median for candidate, timing in timed.items()}
+
+
+def report(kinds: Sequence[str], seeds: Sequence[int]) -> str:
+    """The page."""
+    lines = [
+        "# Pruning: what goes, what it costs, what it buys",
+        "",
+        f"Flights in time order, models trained for one epoch, {len(seeds)} seeds at most. ΔNE on "
+        "the last flights, which nothing else looked at: mean over the seeds, and the widest "
+        f"bounds of their 95 % intervals; the worst task. Batch {BATCH}, one thread, "
+        "interleaved, medians of process CPU time of the first seed. Damage is the rise of NE on "
+        "the original's own scores as labels: how far scores moved, without the luck of labels.",
+    ]
+    for kind in kinds:
+        times = timings(kind, seeds[0])
+        lines += ["", f"## {kind}", ""]
+        lines += ["| candidate | seeds | FLOPs left | damage % | ΔNE % | ms | × dense | MiB |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
+        for candidate in CANDIDATES:
+            cells = [place(kind, seed, candidate) / "cell.json" for seed in seeds]
+            found = [json.loads(cell.read_text()) for cell in cells if cell.exists()]
+            lines += [line(candidate, found, times)] if found else []
+    return "\n".join(lines) + "\n"
+
+
+def line(candidate: str, cells: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
+    """A row of the table."""
+    good = [cell for cell in cells if "failed" not in cell]
+    if not good:
+        return f"| {candidate} | {len(cells)} | {cells[0]['failed'][:80]} | | | | | |"
+    worst = [max(cell["delta_ne"].values(), key=lambda d: d[0]) for cell in good]
+    mean = 100 * float(np.mean([d[0] for d in worst]))
+    low, high = 100 * min(d[1] for d in worst), 100 * max(d[2] for d in worst)
+    flops = float(np.mean([cell["flops"] for cell in good]))
+    speed = times["dense"] / times[candidate] if candidate in times else float("nan")
+    size = float(np.mean([cell["bytes"] for cell in good])) / 2**20
+    lost = [100 * max(cell["damages"].values()) for cell in good if cell.get("damages")]
+    damage = f"{np.mean(lost):.3f} ({min(lost):.3f} to {max(lost):.3f})" if lost else ""
+    delta = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return (
+        f"| {candidate} | {len(good)} | {flops:.0%} | {damage} | {delta} | "
+        f"{times.get(candidate, float('nan')):.3f} | {speed:.2f}× | {size:.1f} |"
+    )
+
+
+def main() -> None:
+    """Makes the cells that are missing and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="dlrm,dcn_v2,dhen,mmoe")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--time", action="store_true", help="only time the cells that are there")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pruning.md"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kinds, seeds = arguments.models.split(","), range(arguments.seeds)
+    if not arguments.time:
+        for seed in seeds:
+            for kind in kinds:
+                for candidate in CANDIDATES:
+                    measure(kind, seed, candidate)
+                trained.cache_clear()
+    arguments.out.write_text(report(kinds, seeds))
+
+
+if __name__ == "__main__":
+    main()
