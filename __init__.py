@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
     from .optimizer.debugger import debug
-    from .optimizer.driver import capture, optimize
+    from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
         Feature,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .optimizer.registry import register
     from .optimizer.report import Report
     from .optimizer.requests import Request
+    from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
     from .optimizer.windows import Windows, cdf_of
@@ -70,7 +71,7 @@ _PUBLIC = {
     "Verdict": "optimizer.verdict",
     "Windows": "optimizer.windows",
     "bisect": "optimizer.bisect",
-    "capture": "optimizer.driver",
+    "capture": "optimizer.sources",
     "cdf_of": "optimizer.windows",
     "consistency": "optimizer.consistency",
     "consolidate": "optimizer.consolidate",

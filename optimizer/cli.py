@@ -378,7 +378,7 @@ def _shortened(values: Sequence[Any], shown: int = 4) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from .artifact import Artifact
-    from .driver import resolve
+    from .sources import resolve
     from .timing import compare
 
     artifact = Artifact.load(arguments.artifact)
@@ -555,7 +555,7 @@ def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
 
 
 def _capture(place: str) -> Program:
-    from .driver import capture
+    from .sources import capture
 
     return capture(place)
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from .artifact import Artifact
 from .data import Parquet, Rows, collect, synthesize
-from .driver import captured
 from .errors import ArtifactError, DataError
 from .ir.program import Program
 from .lockstep import Diagnosis, compare, shifts
 from .registry import frontend
+from .sources import captured
 
 _ROWS = 512
 

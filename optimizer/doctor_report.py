@@ -20,7 +20,6 @@ from torch import Tensor, fx
 from .analysis.sites import linear_sites, mixed_tables, table_sites
 from .context import PassContext
 from .data import Parquet, collect, synthesize
-from .driver import capture
 from .errors import RankcError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
@@ -31,6 +30,7 @@ from .pipeline import Pipeline
 from .ragged import ragged_of, take
 from .registry import backend, frontend
 from .report import Kind, Outcome, Report, readable_bytes
+from .sources import capture
 from .target import Target
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.
