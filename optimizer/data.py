@@ -134,6 +134,12 @@ class Split:
     choice: Rows
     proof: Rows
 
+    def __str__(self) -> str:
+        return (
+            f"{len(self.calibration):,} to calibrate, {len(self.choice):,} to choose the plan, "
+            f"{len(self.proof):,} to prove it"
+        )
+
 
 def call_of(arguments: tuple[str, ...], inputs: Any) -> dict[str, Any]:
     """The model's arguments by name, from a batch's ``inputs``.
