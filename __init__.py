@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .optimizer.consistency import consistency
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
+    from .optimizer.debugger import debug
     from .optimizer.driver import capture, optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .optimizer.pipeline import Pipeline
     from .optimizer.registry import register
     from .optimizer.report import Report
+    from .optimizer.requests import Request
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
     from .optimizer.windows import Windows, cdf_of
@@ -56,6 +58,7 @@ _PUBLIC = {
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
     "Report": "optimizer.report",
+    "Request": "optimizer.requests",
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",
@@ -70,6 +73,7 @@ _PUBLIC = {
     "cdf_of": "optimizer.windows",
     "consistency": "optimizer.consistency",
     "consolidate": "optimizer.consolidate",
+    "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }
@@ -88,6 +92,7 @@ __all__ = [
     "Program",
     "RankcError",
     "Report",
+    "Request",
     "Score",
     "Side",
     "Signature",
@@ -103,6 +108,7 @@ __all__ = [
     "cdf_of",
     "consistency",
     "consolidate",
+    "debug",
     "load",
     "optimize",
     "register",

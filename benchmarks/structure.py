@@ -203,8 +203,8 @@ def make_scorers(
         scorers["compile frozen"] = torch_scorer(frozen)
     if {"onnxruntime", "openvino"} & set(peers):
         path = export(without_bags(model), artifact, folder)
-        scorers["onnxruntime"] = onnxruntime_scorer(path)
-        scorers["openvino"] = openvino_scorer(path)
+        made = {"onnxruntime": onnxruntime_scorer, "openvino": openvino_scorer}
+        scorers |= {name: make(path) for name, make in made.items() if name in peers}
     return scorers
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import logging
 import platform
 import shutil
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,19 +37,37 @@ from .data import (
     split,
     synthesize,
 )
-from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
+from .errors import (
+    BudgetExceeded,
+    CaptureError,
+    DataError,
+    TargetError,
+    UnsupportedError,
+    VerifyError,
+)
+from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .knowledge import Knowledge, Subject
+from .lockstep import compare
 from .passbase import Exactness
 from .pipeline import Pipeline
+from .precompute import entries_of
 from .race import Race
 from .registry import backend, frontend, served
-from .report import Outcome, Report
+from .report import Report
+from .requests import (
+    Request,
+    as_flat,
+    as_request,
+    check_shared,
+    with_requests,
+)
 from .scoring import Judge, score
+from .slices import Slice
 from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
@@ -57,6 +75,8 @@ from .windows import Windows
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
+#: Optimized programs up to this size are kept, to tell where their error enters if they fail.
+_KEPT_BYTES = 256 * 2**20
 #: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
 #: no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.0)
@@ -73,6 +93,7 @@ def optimize(
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
     windows: Windows | None = None,
+    request: Request | None = None,
     pipeline: str | Pipeline = "default",
     batch_sizes: tuple[int, ...] = (64, 512),
     checkpoint: str | Path | Artifact | None = None,
@@ -98,6 +119,8 @@ def optimize(
         outputs: Names for the outputs in order, or the names of the outputs to keep.
         windows: Conversion windows whose heads become two heads and a formula, with the window as
             one more feature.
+        request: What the candidates of a request have in common; the artifact then scores requests
+            as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
         batch_sizes: The batch sizes that will be served.
         checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
@@ -121,16 +144,21 @@ def optimize(
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
-    program, data = _captured(model, data, inputs, signature, outputs)
+    program, data = captured(model, data, inputs, signature, outputs)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
         if data is None:
             raise DataError("windows are fitted to data and judged on it; give data= as well.")
+    shared: tuple[str, ...] = ()
+    if request is not None:
+        shared, steps = request.features(program.signature), with_requests(steps)
     say("reading the data", 0.15)
-    rows = _rows(program, data, calibration)
-    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
+    rows = _rows(program, data, calibration, shared)
+    watching = tuple(instruments)
+    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
+    job.request, job.shared = request, shared
     if rows is not None:
-        subject = Subject.of(program, rows.calibration, rows.choice)
+        subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
         job.knowledge = _knowledge(checkpoint, subject)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
@@ -170,6 +198,8 @@ class _Job:
     instruments: tuple[Instrument, ...]
     say: _Milestones
     knowledge: Knowledge | None = None
+    request: Request | None = None
+    shared: tuple[str, ...] = ()
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -188,6 +218,9 @@ class _Job:
         finish, *others = self._built(steps, context_for, rows)
         for other in others:
             other.discard()
+        told = finish.disagreement(rows, self.budget)
+        if told:
+            raise VerifyError("; ".join(told))
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         verdict = Verdict.unverified(reason, self.budget.confidence)
         return finish(verdict)
@@ -216,20 +249,23 @@ class _Job:
             try:
                 for finish in candidates:
                     self.say("proving on rows never seen before", 0.9)
-                    verdict = self._verdict(finish, proof, looks)
+                    verdict, damaged = self._verdict(finish, choice, proof, looks)
+                    choice = replace(choice, slices=(*choice.slices, *damaged))
                     looks += 1
                     if verdict.status is Status.PASS:
                         notes = [f"a faster plan was given up: {why}" for why in given_up]
                         finish.report.notes += notes
-                        _note_rows(finish.report, rows)
+                        low = self.target.formats or self.target.table_formats
+                        few = proof.advice() if low else []
+                        finish.report.notes += [f"rows apart: {rows}", *few]
                         candidates.remove(finish)
                         return finish(verdict)
                     smallest = _least(smallest, verdict.worst_delta_ne)
-                    given_up.append("; ".join(verdict.reasons))
+                    given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
             finally:
                 for finish in candidates:
                     finish.discard()
-            if not any(_gave_up_exactness(finish.report) for finish in candidates):
+            if not any(finish.lossy for finish in candidates):
                 break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
@@ -238,20 +274,35 @@ class _Job:
             smallest,
         )
 
-    def _verdict(self, finish: _Finish, proof: Judge, attempt: int) -> Verdict:
-        """What the proof rows say of what was built; scores that can't be judged fail it."""
+    def _verdict(
+        self, finish: Finish, choice: Judge, proof: Judge, attempt: int
+    ) -> tuple[Verdict, tuple[Slice, ...]]:
+        """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
+        signature = self.program.signature
         try:
-            scores = score(finish.run, proof.rows, self.program.signature)
-            mates = batch_shift(finish.run, proof.rows, self.program.signature)
+            if finish.lossy:
+                seen = score(finish.run, choice.rows, signature)
+                proof = replace(proof, slices=choice.found_slices(seen, len(proof.rows)))
+            scores = score(finish.run, proof.rows, signature)
+            mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
             reason = f"what was built can't be judged: {error}"
-            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
+            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
         verdict = proof.on(scores, confidence)
-        told = too_far(mates, self.budget)
-        if not told:
-            return verdict
-        return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        damaged = tuple(one for one in proof.slices if one.fails(verdict))
+        told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
+        if told:
+            verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        return verdict, damaged
+
+    def _where(self, finish: Finish, rows: Split) -> list[str]:
+        """Where the error of what was given up enters, as far as its program is at hand."""
+        if finish.program is None or not finish.lossy:
+            return []
+        features = rows.choice.part(0, _CHECK_ROWS).features
+        found = compare(self.program, finish.program, features)
+        return [found.sentence] if found.worst else []
 
     def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""
@@ -289,7 +340,7 @@ class _Job:
 
     def _built(
         self, steps: Pipeline, context_for: Callable[[Target], PassContext], rows: Rows
-    ) -> list[_Finish]:
+    ) -> list[Finish]:
         """What the target's backends make of the program, the fastest first.
 
         Where the target can't be timed here, what its first backend makes.
@@ -298,7 +349,7 @@ class _Job:
             UnsupportedError: No backend takes the program.
         """
         refusals: list[str] = []
-        found: list[_Finish] = []
+        found: list[Finish] = []
         for name in self.target.backends:
             try:
                 found.append(self._build(steps, context_for(served(self.target, name))))
@@ -311,7 +362,7 @@ class _Job:
             raise UnsupportedError("\n".join(refusals))
         return self._ranked(found, refusals, rows)
 
-    def _ranked(self, found: list[_Finish], refusals: list[str], rows: Rows) -> list[_Finish]:
+    def _ranked(self, found: list[Finish], refusals: list[str], rows: Rows) -> list[Finish]:
         """Candidates by measured time, and their reports with it."""
         if len(found) == 1:
             if self.target.measured:
@@ -324,14 +375,14 @@ class _Job:
             finish.report.race = race
         return sorted(found, key=lambda finish: race.relative[finish.backend])
 
-    def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
-        """Runs the passes and lowers; the optimized program's tables are freed on return."""
+    def _build(self, steps: Pipeline, context: PassContext) -> Finish:
+        """Runs the passes and lowers; the optimized program's tables, if large, are freed."""
         self.say("optimizing", 0.3)
-        optimized = self.program.clone()
+        optimized = as_request(self.program, self.shared)
         steps.run(optimized, context)
         return self._lower(optimized, context, steps)
 
-    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> _Finish:
+    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> Finish:
         """Builds with the backend that the context's target names."""
         (name,) = context.target.backends
         self.say(f"lowering for {self.target.name} with {name}", 0.7)
@@ -343,12 +394,18 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
+        flat = as_flat(optimized, self.shared)
         try:
-            built = backend(name).build(optimized, context.target, folder, metadata)
-            manifest = self._manifest(optimized, steps, name, folder, built)
+            built = backend(name).build(flat, context.target, folder, metadata)
+            entry, beside = entries_of(self.request, self.shared, optimized)
+            for kind, program in beside.items():
+                more = backend(name).build_beside(kind, program, context.target, folder, metadata)
+                built = replace(built, files=(*built.files, *more.files))
+            manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
             if self.strict:
                 built.require_plan(name)
-            finish = _Finish(folder, manifest, context.report)
+            kept = flat if flat.nbytes <= _KEPT_BYTES else None
+            finish = Finish(folder, manifest, context.report, kept)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -386,41 +443,6 @@ class _Job:
         )
 
 
-class _Finish:
-    """A built artifact that waits for its verdict.
-
-    Attributes:
-        report: What the passes did.
-        backend: What built it.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
-        self._folder = folder
-        self._artifact = Artifact(folder, manifest, report)
-        self.report = report
-        self.backend = manifest.backend
-        # The folder lives as long as the artifact does.
-        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
-
-    def run(self, features: Any) -> Any:
-        """Scores features with the built artifact."""
-        return self._artifact.run(features)
-
-    def open(self) -> Any:
-        """The artifact's runner on one thread."""
-        return backend(self.backend).open(self._folder, 1)
-
-    def discard(self) -> None:
-        """Removes what was built."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __call__(self, verdict: Verdict) -> Artifact:
-        """The artifact with its verdict."""
-        self.report.verdict = verdict
-        self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
-        return self._artifact
-
-
 def _knowledge(checkpoint: str | Path | Artifact | None, subject: Subject) -> Knowledge:
     """What the probe needn't measure."""
     if checkpoint is None:
@@ -438,7 +460,7 @@ def _check_iterable(data: Any) -> None:
         )
 
 
-def _captured(
+def captured(
     model: nn.Module | Program | str | Path,
     data: Any,
     inputs: Any,
@@ -590,10 +612,30 @@ def resolve(place: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise CaptureError(f"{place!r} can't be imported: {error}") from error
-    model = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    if callable(found) and not isinstance(found, nn.Module):
+        missing = _required(found)
+        if missing:
+            raise CaptureError(
+                f"{place!r} needs arguments ({', '.join(missing)}), and is called without any. "
+                "Name a function that takes none and calls it with what it needs."
+            )
+        found = found()
+    if isinstance(found, nn.Module):
+        return found
+    hint = " Return the class's instance." if isinstance(found, type) else ""
+    if isinstance(found, tuple) and any(isinstance(part, nn.Module) for part in found):
+        hint = " Return the model alone; its example_inputs() method gives an example."
+    raise CaptureError(f"{place!r} gives a {type(found).__name__}, not a torch.nn.Module.{hint}")
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The arguments a factory can't be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # of a class in C, which may take none
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
 
 
 def load_program(
@@ -629,6 +671,7 @@ def _rows(
     program: Program,
     data: Any,
     calibration: Iterable[Any] | None,
+    shared: Sequence[str],
 ) -> Split | None:
     if data is None:
         if calibration is not None:
@@ -639,19 +682,15 @@ def _rows(
     if isinstance(data, Parquet):
         data = data.batches(program)
     apart = collect(calibration, program) if calibration is not None else None
-    return split(collect(data, program), apart)
+    rows = collect(data, program)
+    check_shared(rows, shared)
+    return split(rows, apart)
 
 
 def _shrunk(budget: Budget, share: float) -> Budget:
     """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
     tasks = {task: _shrunk(own, share) for task, own in budget.overrides.items()}
     return replace(budget, ne=None if budget.ne is None else budget.ne * share, tasks=tasks)
-
-
-def _gave_up_exactness(report: Report) -> bool:
-    """Whether a lossy pass changed something."""
-    lossy = (Exactness.LOSSY, Exactness.TRAINED)
-    return any(r.outcome is Outcome.CHANGED and r.exactness in lossy for r in report.records)
 
 
 def _reachable(smallest: float | None) -> str:
@@ -666,10 +705,3 @@ def _reachable(smallest: float | None) -> str:
 def _least(left: float | None, right: float | None) -> float | None:
     known = [value for value in (left, right) if value is not None]
     return min(known, default=None)
-
-
-def _note_rows(report: Report, rows: Split) -> None:
-    report.notes.append(
-        f"rows apart: {len(rows.calibration):,} to calibrate, {len(rows.choice):,} to choose the "
-        f"plan, {len(rows.proof):,} to prove it"
-    )
