@@ -9,7 +9,8 @@ from rankc.optimizer.analysis.interactions import (
     matrix_crosses,
     sum_square_identities,
 )
-from support import canonical
+from rankc.optimizer.report import Kind, Outcome
+from support import canonical, run_passes
 from torch import Tensor, nn
 
 X = torch.randn(6, 3, 4)
@@ -103,3 +104,26 @@ def _gates(x: Tensor, pooled: Tensor, model: Model) -> Tensor:
 )
 def test_field_gates(body: Callable[..., Tensor], count: int) -> None:
     assert _count(field_gates, body) == count
+
+
+@pytest.mark.parametrize(
+    ("body", "pass_name", "said"),
+    [
+        (
+            lambda x, m: x.sum(1) ** 2 - (x * x).sum(1),
+            "reassociate-fm",
+            ["a factorization machine as the square of a sum"],
+        ),
+        (_layers, "collapse-crosses", ["a cross layer with a matrix, which doesn't collapse"] * 2),
+        (
+            lambda x, m: _gates(x, x.mean(2), m),
+            "contract-products",
+            ["rows weighed by a net of their sums, and not summed"],
+        ),
+    ],
+    ids=["factorization machine", "crosses", "gates"],
+)
+def test_the_report_names_them(body: Callable[..., Tensor], pass_name: str, said: list) -> None:
+    ran = run_passes(canonical(Model(body), X), pass_name)
+    assert ran.outcomes == [Outcome.UNCHANGED]
+    assert ran.said(Kind.ANALYSIS, pass_name) == said
