@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .optimizer.consistency import consistency
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
+    from .optimizer.debugger import debug
     from .optimizer.driver import capture, optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
@@ -72,6 +73,7 @@ _PUBLIC = {
     "cdf_of": "optimizer.windows",
     "consistency": "optimizer.consistency",
     "consolidate": "optimizer.consolidate",
+    "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }
@@ -106,6 +108,7 @@ __all__ = [
     "cdf_of",
     "consistency",
     "consolidate",
+    "debug",
     "load",
     "optimize",
     "register",

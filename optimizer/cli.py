@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     _explain_parser(commands)
     _bisect_parser(commands)
+    _debug_parser(commands)
     _doctor_parser(commands)
     _consolidate_parser(commands)
     return parser
@@ -184,6 +185,20 @@ def _bisect_parser(commands: Any) -> None:
         help="a score may move by this share of the largest score (default 1e-4)",
     )
     parser.set_defaults(run=_bisect)
+
+
+def _debug_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "debug", help="tell at which site an artifact's scores part from the original's"
+    )
+    parser.add_argument("artifact", type=Path, help="an artifact folder")
+    parser.add_argument(
+        "--against", required=True, help="the original: pkg.module:factory, or a .pt2 or .onnx file"
+    )
+    parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
+    parser.add_argument("--rows", type=int, default=512, help="rows to run (default 512)")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=_debug)
 
 
 def _doctor_parser(commands: Any) -> None:
@@ -465,6 +480,29 @@ def _bisect(arguments: argparse.Namespace) -> int:
         else f"first to move a score by more than {arguments.tolerance:g}: {culprit}"
     )
     return _OK if culprit is None else _OVER
+
+
+def _debug(arguments: argparse.Namespace) -> int:
+    from .debugger import debug
+
+    if arguments.rows < 2:
+        raise RankcError(f"--rows takes a number of at least 2, got {arguments.rows}")
+    found = debug(arguments.against, arguments.artifact, arguments.data, rows=arguments.rows)
+    if arguments.json:
+        print(json.dumps(found.to_json()))
+        return _OK
+    table = _table(
+        f"{found.rows:,} rows in lock-step",
+        *("site", "format", "isolated", "accumulated", "shifts scores by", "beyond range"),
+    )
+    for one in found.findings:
+        numbers = (f"{v:.2g}" for v in (one.isolated, one.accumulated, one.shift))
+        table.add_row(one.site, ", ".join(one.formats), *numbers, f"{one.saturated:.2%}")
+    console = _console()
+    console.print(table)
+    for line in (found.summary, found.sentence):
+        console.print(line, markup=False, highlight=False)
+    return _OK
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import logging
 import platform
 import shutil
@@ -51,6 +52,7 @@ from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .knowledge import Knowledge, Subject
+from .lockstep import compare
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
@@ -65,6 +67,7 @@ from .requests import (
     with_requests,
 )
 from .scoring import Judge, score
+from .slices import Slice
 from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
@@ -72,6 +75,8 @@ from .windows import Windows
 _LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
+#: Optimized programs up to this size are kept, to tell where their error enters if they fail.
+_KEPT_BYTES = 256 * 2**20
 #: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
 #: no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.0)
@@ -139,7 +144,7 @@ def optimize(
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
-    program, data = _captured(model, data, inputs, signature, outputs)
+    program, data = captured(model, data, inputs, signature, outputs)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
         if data is None:
@@ -244,16 +249,19 @@ class _Job:
             try:
                 for finish in candidates:
                     self.say("proving on rows never seen before", 0.9)
-                    verdict = self._verdict(finish, proof, looks)
+                    verdict, damaged = self._verdict(finish, choice, proof, looks)
+                    choice = replace(choice, slices=(*choice.slices, *damaged))
                     looks += 1
                     if verdict.status is Status.PASS:
                         notes = [f"a faster plan was given up: {why}" for why in given_up]
                         finish.report.notes += notes
-                        _note_rows(finish.report, rows)
+                        low = self.target.formats or self.target.table_formats
+                        few = proof.advice() if low else []
+                        finish.report.notes += [f"rows apart: {rows}", *few]
                         candidates.remove(finish)
                         return finish(verdict)
                     smallest = _least(smallest, verdict.worst_delta_ne)
-                    given_up.append("; ".join(verdict.reasons))
+                    given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
             finally:
                 for finish in candidates:
                     finish.discard()
@@ -266,20 +274,35 @@ class _Job:
             smallest,
         )
 
-    def _verdict(self, finish: Finish, proof: Judge, attempt: int) -> Verdict:
-        """What the proof rows say of what was built; scores that can't be judged fail it."""
+    def _verdict(
+        self, finish: Finish, choice: Judge, proof: Judge, attempt: int
+    ) -> tuple[Verdict, tuple[Slice, ...]]:
+        """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
+        signature = self.program.signature
         try:
-            scores = score(finish.run, proof.rows, self.program.signature)
-            mates = batch_shift(finish.run, proof.rows, self.program.signature)
+            if finish.lossy:
+                seen = score(finish.run, choice.rows, signature)
+                proof = replace(proof, slices=choice.found_slices(seen, len(proof.rows)))
+            scores = score(finish.run, proof.rows, signature)
+            mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
             reason = f"what was built can't be judged: {error}"
-            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
+            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
         verdict = proof.on(scores, confidence)
+        damaged = tuple(one for one in proof.slices if one.fails(verdict))
         told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
-        if not told:
-            return verdict
-        return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        if told:
+            verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        return verdict, damaged
+
+    def _where(self, finish: Finish, rows: Split) -> list[str]:
+        """Where the error of what was given up enters, as far as its program is at hand."""
+        if finish.program is None or not finish.lossy:
+            return []
+        features = rows.choice.part(0, _CHECK_ROWS).features
+        found = compare(self.program, finish.program, features)
+        return [found.sentence] if found.worst else []
 
     def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""
@@ -353,7 +376,7 @@ class _Job:
         return sorted(found, key=lambda finish: race.relative[finish.backend])
 
     def _build(self, steps: Pipeline, context: PassContext) -> Finish:
-        """Runs the passes and lowers; the optimized program's tables are freed on return."""
+        """Runs the passes and lowers; the optimized program's tables, if large, are freed."""
         self.say("optimizing", 0.3)
         optimized = as_request(self.program, self.shared)
         steps.run(optimized, context)
@@ -381,7 +404,8 @@ class _Job:
             manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
             if self.strict:
                 built.require_plan(name)
-            finish = Finish(folder, manifest, context.report)
+            kept = flat if flat.nbytes <= _KEPT_BYTES else None
+            finish = Finish(folder, manifest, context.report, kept)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -436,7 +460,7 @@ def _check_iterable(data: Any) -> None:
         )
 
 
-def _captured(
+def captured(
     model: nn.Module | Program | str | Path,
     data: Any,
     inputs: Any,
@@ -588,10 +612,30 @@ def resolve(place: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise CaptureError(f"{place!r} can't be imported: {error}") from error
-    model = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    if callable(found) and not isinstance(found, nn.Module):
+        missing = _required(found)
+        if missing:
+            raise CaptureError(
+                f"{place!r} needs arguments ({', '.join(missing)}), and is called without any. "
+                "Name a function that takes none and calls it with what it needs."
+            )
+        found = found()
+    if isinstance(found, nn.Module):
+        return found
+    hint = " Return the class's instance." if isinstance(found, type) else ""
+    if isinstance(found, tuple) and any(isinstance(part, nn.Module) for part in found):
+        hint = " Return the model alone; its example_inputs() method gives an example."
+    raise CaptureError(f"{place!r} gives a {type(found).__name__}, not a torch.nn.Module.{hint}")
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The arguments a factory can't be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # of a class in C, which may take none
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in several]
 
 
 def load_program(
@@ -661,10 +705,3 @@ def _reachable(smallest: float | None) -> str:
 def _least(left: float | None, right: float | None) -> float | None:
     known = [value for value in (left, right) if value is not None]
     return min(known, default=None)
-
-
-def _note_rows(report: Report, rows: Split) -> None:
-    report.notes.append(
-        f"rows apart: {len(rows.calibration):,} to calibrate, {len(rows.choice):,} to choose the "
-        f"plan, {len(rows.proof):,} to prove it"
-    )

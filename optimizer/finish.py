@@ -12,6 +12,7 @@ from .agreement import disagreement
 from .artifact import Artifact, Manifest
 from .budget import Budget
 from .data import Rows
+from .ir.program import Program
 from .passbase import Exactness
 from .registry import backend
 from .report import Outcome, Report
@@ -25,13 +26,17 @@ class Finish:
     Attributes:
         report: What the passes did.
         backend: What built it.
+        program: What was built, as flat rows are scored; None where it is too large to keep.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, report: Report, program: Program | None
+    ) -> None:
         self._folder = folder
         self._artifact = Artifact(folder, manifest, report)
         self.report = report
         self.backend = manifest.backend
+        self.program = program
         # The folder lives as long as the artifact does.
         weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
 

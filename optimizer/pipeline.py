@@ -214,7 +214,8 @@ def _over_budget(program: Program, ctx: PassContext) -> str | None:
     if ctx.judge.promises(program):
         return None
     verdict = ctx.judge(program)
-    return f"over budget: {'; '.join(verdict.reasons)}"
+    why = "; ".join(verdict.reasons) or "it would likely be, for a cohort, on the rows that prove"
+    return f"over budget: {why}"
 
 
 def _parse_pass(text: str) -> Pass:

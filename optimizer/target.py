@@ -67,6 +67,11 @@ class Target:
     memory_weight: float = 0.25
     alignment: int = 1
 
+    @property
+    def adds_by_index(self) -> bool:
+        """Whether rows can be added where an index says; TensorRT's parser refuses to."""
+        return self.device.kind != "cuda"
+
     @classmethod
     def of(cls, target: str | Target) -> Target:
         """The target called by that name.
