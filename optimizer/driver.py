@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
-import logging
 import platform
 import shutil
 import sys
@@ -53,6 +52,7 @@ from .ir.signature import Signature
 from .ir.structure import Structure
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
+from .milestones import Milestones
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
@@ -72,7 +72,6 @@ from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
 
-_LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
 #: Optimized programs up to this size are kept, to tell where their error enters if they fail.
@@ -137,7 +136,7 @@ def optimize(
         CheckpointError: The checkpoint is of another model or other rows.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
     """
-    say = _Milestones(progress)
+    say = Milestones(progress)
     goal = Target.of(target)
     if data is not None:
         _check_iterable(data)
@@ -165,25 +164,6 @@ def optimize(
     return artifact
 
 
-class _Milestones:
-    """Tells a listener what is being worked on, and how much of the whole is done."""
-
-    def __init__(self, listener: Callable[[str, float], None] | None) -> None:
-        self._listener = listener
-        self._done = 0.0
-
-    def __call__(self, message: str, done: float) -> None:
-        """A new stage begins; the share done never goes back."""
-        self._done = max(self._done, done)
-        self.detail(message)
-
-    def detail(self, message: str) -> None:
-        """Something within the stage."""
-        _LOG.debug("%s", message)
-        if self._listener is not None:
-            self._listener(message, self._done)
-
-
 @dataclass
 class _Job:
     """One call of `optimize`, once its inputs are understood."""
@@ -196,7 +176,7 @@ class _Job:
     strict: bool
     seed: int
     instruments: tuple[Instrument, ...]
-    say: _Milestones
+    say: Milestones
     knowledge: Knowledge | None = None
     request: Request | None = None
     shared: tuple[str, ...] = ()
