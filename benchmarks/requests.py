@@ -22,6 +22,7 @@ import rankc
 import torch
 from rankc.models import DIN, EarlyStage, TwoSided, TwoTower
 from rankc.optimizer.data import synthesize
+from rankc.optimizer.registry import backend
 from rankc.optimizer.requests import one_user, replicated
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers
@@ -122,11 +123,11 @@ def rows_of(case: Case, targets: Sequence[str], sizes: Sequence[int]) -> Lines:
             for size in sizes:
                 times, apart = measured(case, artifact, scorers, size)
                 best = min(times[peer] for peer in PEERS)
-                names = (*PEERS, "rankc", "request")
+                names = (*PEERS, "flat", "request")
                 shown = " | ".join(f"{times[n]:.3f}" for n in names)
                 ratios = " | ".join(
                     f"{over / times['request']:.2f}×"
-                    for over in (best, times["onnxruntime"], times["rankc"])
+                    for over in (best, times["onnxruntime"], times["flat"])
                 )
                 yield f"| {case.name} | {target} | {size} | {shown} | {ratios} | {apart:.1e} |"
 
@@ -163,9 +164,9 @@ def measured(
     arrays = {n: v.numpy() for n, v in once.items()}
     request = artifact.open_request(1)
     calls = {name: partial(scorer, flat) for name, scorer in scorers.items()}
-    timed = side_by_side(
-        {**calls, "request": partial(request, arrays)}, rounds=11, clock=time.process_time
-    )
+    calls["flat"] = partial(backend(artifact.manifest.backend).open(artifact.folder, 1), flat)
+    calls["request"] = partial(request, arrays)
+    timed = side_by_side(calls, rounds=11, clock=time.process_time)
     want, got = scorers["eager"](flat), request(arrays).values()
     apart = max(
         float(np.abs(w - g).max() / np.abs(w).max()) for w, g in zip(want, got, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import platform
 import shutil
 import tempfile
@@ -44,6 +43,7 @@ from .ir.program import Program
 from .ir.signature import Signature
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
+from .milestones import Milestones
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
@@ -64,7 +64,6 @@ from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
 
-_LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
 #: Optimized programs up to this size are kept, to tell where their error enters if they fail.
@@ -132,7 +131,7 @@ def optimize(
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
-    say = _Milestones(progress)
+    say = Milestones(progress)
     goal = Target.of(target)
     if data is not None:
         _check_iterable(data)
@@ -163,25 +162,6 @@ def optimize(
     return artifact
 
 
-class _Milestones:
-    """Tells a listener what is being worked on, and how much of the whole is done."""
-
-    def __init__(self, listener: Callable[[str, float], None] | None) -> None:
-        self._listener = listener
-        self._done = 0.0
-
-    def __call__(self, message: str, done: float) -> None:
-        """A new stage begins; the share done never goes back."""
-        self._done = max(self._done, done)
-        self.detail(message)
-
-    def detail(self, message: str) -> None:
-        """Something within the stage."""
-        _LOG.debug("%s", message)
-        if self._listener is not None:
-            self._listener(message, self._done)
-
-
 @dataclass
 class _Job:
     """One call of `optimize`, once its inputs are understood."""
@@ -194,7 +174,7 @@ class _Job:
     strict: bool
     seed: int
     instruments: tuple[Instrument, ...]
-    say: _Milestones
+    say: Milestones
     recovery: Recovery | None = None
     knowledge: Knowledge | None = None
     request: Request | None = None
