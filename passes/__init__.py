@@ -10,6 +10,7 @@ PASSES: dict[str, str] = {
     "compose-linears": "compose_linears:ComposeLinears",
     "consolidate-heads": "consolidate_heads:ConsolidateHeads",
     "contract-products": "contract_products:ContractProducts",
+    "drop-unused-rows": "drop_unused_rows:DropUnusedRows",
     "eliminate": "eliminate:Eliminate",
     "factor-mixtures": "factor_mixtures:FactorMixtures",
     "factorize-linear": "factorize_linear:FactorizeLinear",

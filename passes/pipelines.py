@@ -5,7 +5,7 @@ _CLEAN = "fixpoint(fold-constants,eliminate)"
 PIPELINES: dict[str, str] = {
     "exact": f"canonicalize,{_CLEAN}",
     "rounding": (
-        "exact,lower-embedding-bag,raise-linears,sink-unsqueezes,fold-batchnorm,fold-affine,"
+        "exact,lower-embedding-bag,drop-unused-rows,raise-linears,sink-unsqueezes,fold-batchnorm,fold-affine,"
         f"{_CLEAN}"
     ),
     "interactions": (
