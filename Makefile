@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -40,6 +40,10 @@ bench-precision: $(VENV)/bench
 # Each native operator and whole models, with the library and without; some twenty minutes.
 bench-native: $(VENV)/bench
 	$(BIN)/python benchmarks/native.py $(BENCH)
+
+# How long probing and placing take, and what tables weigh; five minutes.
+bench-probe: $(VENV)/test
+	$(BIN)/python benchmarks/probe.py $(BENCH)
 
 # What is decided for an H100 on trained models, without one; about twenty minutes.
 bench-h100: $(VENV)/test

@@ -21,6 +21,7 @@ _VIEWS = (
     _aten.reshape.default,
     _aten.unsqueeze.default,
     _aten.squeeze.dim,
+    _aten.squeeze.dims,
     _aten.select.int,
     _aten.slice.Tensor,
     _aten.permute.default,
