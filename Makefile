@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-native bench-h100 gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-pruning bench-native bench-h100 gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -55,6 +55,11 @@ gpu-check:
 # Mixtures, train-only parts, several models, conversion windows; under 20 minutes.
 bench-heads: $(VENV)/bench $(VENV)/rechub
 	$(BIN)/python benchmarks/heads.py $(BENCH)
+
+# Pruning beside torch-pruning and the baselines; hours, goes on where it was stopped.
+bench-pruning: $(VENV)/bench
+	$(PIP) install --no-deps -c constraints.txt torch-pruning
+	$(BIN)/python benchmarks/pruning.py $(BENCH)
 
 # --no-deps: the libraries ask for torch as they please.
 $(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt
