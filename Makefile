@@ -5,8 +5,9 @@ BIN = $(VENV)/bin
 # What an installation is built from, besides the Python sources.
 BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h backends/native/*.inc)
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
+CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-pruning bench-native bench-h100 gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -26,13 +27,13 @@ types: $(VENV)/test
 	cd build/types && ../../$(BIN)/mypy --config-file rankc/setup.cfg
 
 unit: $(VENV)/test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
 
 # Ours beside the peers in fp32 over the whole zoo; about half an hour on a quiet machine.
 bench-structure: $(VENV)/bench
 	$(BIN)/python benchmarks/structure.py $(BENCH)
 
-# Ours beside the peers on trained models, each judged by the same gate; some minutes.
+# Ours beside the peers on trained models, each judged by the same gate; two minutes a model and seed.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
 
@@ -61,6 +62,14 @@ bench-pruning: $(VENV)/bench
 	$(PIP) install --no-deps -c constraints.txt torch-pruning
 	$(BIN)/python benchmarks/pruning.py $(BENCH)
 
+# How long the structural pipeline takes on the zoo and on large graphs; some minutes.
+bench-pipeline: $(VENV)/test
+	$(BIN)/python benchmarks/pipeline_time.py $(BENCH)
+
+# One user and many candidates beside peers that get the user once for each; under 15 minutes.
+bench-requests: $(VENV)/bench
+	$(BIN)/python benchmarks/requests.py $(BENCH)
+
 # --no-deps: the libraries ask for torch as they please.
 $(VENV)/rechub: $(VENV)/bench benchmarks/capture_suite/requirements.txt
 	$(PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
@@ -84,17 +93,23 @@ $(VENV)/bench: $(VENV)/torch $(BUILD)
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	touch $@
 
-# Captures every model of three third-party libraries; the table goes to docs/capture.md.
+# Captures every model of the third-party libraries; the table goes to docs/capture.md.
 capture-suite: .venv-capture/made
-	.venv-capture/bin/python benchmarks/capture_suite/run.py
+	.venv-capture/bin/python benchmarks/capture_suite/run.py $(SUITE)
+	.venv-capture/bin/python -m pytest tests/frontends/test_torchrec.py
+
+# Which interactions of two third-party libraries are recognised, by kind.
+interactions: .venv-capture/made
+	.venv-capture/bin/python benchmarks/capture_suite/interactions.py
 
 # --no-deps: the libraries ask for torch as they please, and the suite needs none of the rest.
-.venv-capture/made: constraints.txt setup.cfg benchmarks/capture_suite/requirements.txt
+# torchrec is left out where there is no wheel of it.
+.venv-capture/made: constraints.txt $(BUILD) $(wildcard benchmarks/capture_suite/*.txt)
 	$(PYTHON) -m venv .venv-capture
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install "$$(grep '^torch==' constraints.txt)"
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[data]'
-	.venv-capture/bin/pip --disable-pip-version-check --quiet install --no-deps \
-		-c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	$(CAPTURE_PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(CAPTURE_PIP) install -c constraints.txt -e '.[data]'
+	$(CAPTURE_PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements.txt
+	-$(CAPTURE_PIP) install --no-deps -c constraints.txt -r benchmarks/capture_suite/requirements-torchrec.txt
 	touch $@
 
 clean:

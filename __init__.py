@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .optimizer.consistency import consistency
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
-    from .optimizer.driver import capture, optimize
+    from .optimizer.debugger import debug
+    from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
         Feature,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .optimizer.pipeline import Pipeline
     from .optimizer.registry import register
     from .optimizer.report import Report
+    from .optimizer.requests import Request
+    from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.verdict import Status, Verdict
     from .optimizer.windows import Windows, cdf_of
@@ -57,6 +60,7 @@ _PUBLIC = {
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
     "Report": "optimizer.report",
+    "Request": "optimizer.requests",
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",
@@ -68,10 +72,11 @@ _PUBLIC = {
     "Verdict": "optimizer.verdict",
     "Windows": "optimizer.windows",
     "bisect": "optimizer.bisect",
-    "capture": "optimizer.driver",
+    "capture": "optimizer.sources",
     "cdf_of": "optimizer.windows",
     "consistency": "optimizer.consistency",
     "consolidate": "optimizer.consolidate",
+    "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
 }
@@ -91,6 +96,7 @@ __all__ = [
     "Program",
     "RankcError",
     "Report",
+    "Request",
     "Score",
     "Side",
     "Signature",
@@ -107,6 +113,7 @@ __all__ = [
     "cdf_of",
     "consistency",
     "consolidate",
+    "debug",
     "load",
     "optimize",
     "register",

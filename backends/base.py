@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor, fx
 
-from ..optimizer.errors import TargetError, UnsupportedError
+from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.target import Target
 
@@ -132,6 +132,36 @@ class Backend(ABC):
         Raises:
             ArtifactError: The files can't be read.
         """
+
+    def build_beside(
+        self,
+        entry: str,
+        program: Program,
+        target: Target,
+        folder: Path,
+        metadata: Mapping[str, str],
+    ) -> Built:
+        """Writes a further program beside what `build` wrote; tensors of both are stored once.
+
+        Args:
+            entry: Its name, by which `open_beside` finds it.
+            program: In canonical form.
+            target: What it is built for.
+            folder: Where `build` wrote.
+            metadata: Stored inside the file, where its format can.
+
+        Raises:
+            UnsupportedError: A node the backend doesn't take; or it holds one program a folder.
+        """
+        raise UnsupportedError(f"{self.name} has no entry for requests, only one for flat batches")
+
+    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> Runner:
+        """Opens what `build_beside` wrote.
+
+        Raises:
+            ArtifactError: The files can't be read.
+        """
+        raise ArtifactError(f"{self.name} has no entry {entry!r} in {folder}")
 
     def missing(self) -> str:
         """The pip line for what a build needs and isn't installed; empty if nothing is missing."""

@@ -14,7 +14,7 @@ from ..optimizer.ir import Program
 from ..optimizer.target import Target
 from .base import Arrays, Backend, Built
 
-MODEL = "model.pt2"
+MODEL = "model"
 
 
 class Eager(Backend):
@@ -30,12 +30,28 @@ class Eager(Backend):
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
     ) -> Built:
         """Writes ``model.pt2``."""
-        program.save(folder / MODEL)
-        return Built((MODEL,), {"torch": torch.__version__})
+        return self.build_beside(MODEL, program, target, folder, metadata)
+
+    def build_beside(
+        self,
+        entry: str,
+        program: Program,
+        target: Target,
+        folder: Path,
+        metadata: Mapping[str, str],
+    ) -> Built:
+        """Writes ``<entry>.pt2``."""
+        name = f"{entry}.pt2"
+        program.save(folder / name)
+        return Built((name,), {"torch": torch.__version__})
 
     def open(self, folder: Path, threads: int | None = None) -> EagerRunner:
         """Loads ``model.pt2``."""
-        return EagerRunner(Program.load(folder / MODEL))
+        return self.open_beside(MODEL, folder)
+
+    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> EagerRunner:
+        """Loads ``<entry>.pt2``."""
+        return EagerRunner(Program.load(folder / f"{entry}.pt2"))
 
 
 class EagerRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,4 +191,63 @@ def save_onnx(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> tuple
     ir.save(model, path, external_data=data, size_threshold_bytes=_EXTERNAL_BYTES)
     for value in model.graph.initializers.values():
         value.const_value = None
+    return _files(path)
+
+
+def share_data(path: Path, other: Path) -> tuple[str, ...]:
+    """Lets a saved model read the tensors it has in common with another from the other's data file.
+
+    Args:
+        path: The model's file; its own data file keeps what only it has.
+        other: The other's, in the same folder.
+
+    Returns:
+        The names of the files that are the model's alone.
+    """
+    model = ir.load(path)
+    known = {
+        _content(t): t for t in map(_external, ir.load(other).graph.initializers.values()) if t
+    }
+    own = {}
+    for value in model.graph.initializers.values():
+        tensor = _external(value)
+        if tensor is None:
+            continue
+        same = known.get(_content(tensor))
+        if same is None:
+            own[value] = tensor
+            continue
+        value.const_value = ir.ExternalTensor(
+            same.location,
+            same.offset,
+            same.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=tensor.name,
+            base_dir=path.parent,
+        )
+    kept = [ir.tensor(t.numpy().copy(), t.dtype, name=t.name) for t in own.values()]
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)
+    if kept:
+        written = ir.external_data.convert_tensors_to_external(kept, path.parent, data.name)
+        for value, tensor in zip(own, written, strict=True):
+            value.const_value = tensor
+    ir.save(model, path)
+    return _files(path)
+
+
+def _external(value: ir.Value) -> ir.ExternalTensor | None:
+    tensor = value.const_value
+    return tensor if isinstance(tensor, ir.ExternalTensor) else None
+
+
+def _content(tensor: ir.ExternalTensor) -> tuple[Any, ...]:
+    """What makes two stored tensors the same."""
+    digest = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+    return tensor.dtype, tuple(tensor.shape), digest
+
+
+def _files(path: Path) -> tuple[str, ...]:
+    data = f"{path.name}.data"
     return (path.name, data) if (path.parent / data).exists() else (path.name,)

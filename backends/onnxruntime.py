@@ -26,7 +26,7 @@ from .base import Arrays, Backend, Built, Here, Runner
 from .emulation import EMULATED, write_emulated
 from .native import library
 from .native.fusions import fuse_natively
-from .onnx import save_onnx, to_onnx
+from .onnx import save_onnx, share_data, to_onnx
 from .ort_fusions import fuse_for_onnxruntime
 from .rowwise import inline_rowwise, outline_rowwise
 
@@ -93,15 +93,38 @@ class OnnxRuntime(Backend):
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
     ) -> Built:
         """Writes ``model.onnx``."""
-        self.require(program, target)
-        model = to_onnx(program)
-        fused = self._fuse(model)
-        files = save_onnx(model, folder / MODEL, metadata)
-        return Built(files, _versions(), self._notes(), fused)
+        return self._write(program, target, folder / MODEL, metadata)
+
+    def build_beside(
+        self,
+        entry: str,
+        program: Program,
+        target: Target,
+        folder: Path,
+        metadata: Mapping[str, str],
+    ) -> Built:
+        """Writes ``<entry>.onnx``, which reads what it can from ``model.onnx.data``."""
+        path = folder / f"{entry}.onnx"
+        built = self._write(program, target, path, metadata)
+        return replace(built, files=share_data(path, folder / MODEL))
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens ``model.onnx``; its data file is mapped into memory, not read."""
         return OrtRunner(folder / MODEL, threads, self._broken(), native=self._native)
+
+    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> Runner:
+        """Opens ``<entry>.onnx``."""
+        path = folder / f"{entry}.onnx"
+        return OrtRunner(path, threads, self._broken(), native=self._native)
+
+    def _write(
+        self, program: Program, target: Target, path: Path, metadata: Mapping[str, str]
+    ) -> Built:
+        self.require(program, target)
+        model = to_onnx(program)
+        fused = self._fuse(model)
+        files = save_onnx(model, path, metadata)
+        return Built(files, _versions(), self._notes(), fused)
 
     def _broken(self) -> tuple[str, ...]:
         return ()
@@ -139,14 +162,35 @@ class PlainOnnx(OnnxRuntime):
     ) -> Built:
         """Writes ``model.onnx``, and ``emulated.onnx`` where the CPU's kernels need other words."""
         built = super().build(program, target, folder, metadata)
-        if not write_emulated(folder / MODEL, folder / EMULATED):
-            return built
-        return replace(built, files=(*built.files, EMULATED))
+        return self._emulated(built, folder / MODEL, folder / EMULATED)
+
+    def build_beside(
+        self,
+        entry: str,
+        program: Program,
+        target: Target,
+        folder: Path,
+        metadata: Mapping[str, str],
+    ) -> Built:
+        """Writes ``<entry>.onnx``, and ``<entry>.emulated.onnx`` where need be."""
+        built = super().build_beside(entry, program, target, folder, metadata)
+        return self._emulated(built, folder / f"{entry}.onnx", folder / f"{entry}.{EMULATED}")
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens the file that the CPU's kernels compute."""
-        emulated = (folder / EMULATED).exists()
-        return OrtRunner(folder / (EMULATED if emulated else MODEL), threads, self._broken())
+        return self._open(folder / MODEL, folder / EMULATED, threads)
+
+    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> Runner:
+        """Opens the entry's file that the CPU's kernels compute."""
+        return self._open(folder / f"{entry}.onnx", folder / f"{entry}.{EMULATED}", threads)
+
+    def _open(self, path: Path, emulated: Path, threads: int | None) -> Runner:
+        return OrtRunner(emulated if emulated.exists() else path, threads, self._broken())
+
+    def _emulated(self, built: Built, path: Path, emulated: Path) -> Built:
+        if not write_emulated(path, emulated):
+            return built
+        return replace(built, files=(*built.files, emulated.name))
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         inline_rowwise(model)

@@ -77,13 +77,41 @@ class OpenVino(OnnxRuntime):
         versions = {**built.versions, **self.versions()}
         return Built((*built.files, FACTS), versions, notes, built.fused)
 
+    def build_beside(
+        self,
+        entry: str,
+        program: Program,
+        target: Target,
+        folder: Path,
+        metadata: Mapping[str, str],
+    ) -> Built:
+        """Writes ``<entry>.onnx``, which is computed in the precision of ``model.onnx``.
+
+        Raises:
+            UnsupportedError: OpenVINO doesn't take it.
+        """
+        built = super().build_beside(entry, program, target, folder, metadata)
+        try:
+            self.open_beside(entry, folder, 1)
+        except ArtifactError as error:
+            raise UnsupportedError(str(error)) from error
+        return built
+
     def open(self, folder: Path, threads: int | None = None) -> OpenVinoRunner:
         """Compiles ``model.onnx``."""
+        return self._open(folder / MODEL, threads)
+
+    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> OpenVinoRunner:
+        """Compiles ``<entry>.onnx``."""
+        return self._open(folder / f"{entry}.onnx", threads)
+
+    def _open(self, path: Path, threads: int | None) -> OpenVinoRunner:
+        facts = path.with_name(FACTS)
         try:
-            precision = json.loads((folder / FACTS).read_text())["precision"]
+            precision = json.loads(facts.read_text())["precision"]
         except (OSError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{folder / FACTS} is damaged or foreign: {error!r}") from error
-        return OpenVinoRunner(folder / MODEL, precision, threads)
+            raise ArtifactError(f"{facts} is damaged or foreign: {error!r}") from error
+        return OpenVinoRunner(path, precision, threads)
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         inline_rowwise(model)
@@ -175,7 +203,8 @@ def _without_casts(graph: ir.Graph) -> int:
         made = product.outputs[0]
         made.type = ir.TensorType(ir.DataType.FLOAT)
         for use in list(made.uses()):
-            if use.node.op_type == "Cast":
+            # An output's name is its Cast's, which then casts nothing.
+            if use.node.op_type == "Cast" and not use.node.outputs[0].is_graph_output():
                 ir.convenience.replace_all_uses_with(use.node.outputs[0], made)
                 graph.remove(use.node, safe=True)
         if not narrowed.outputs[0].uses():

@@ -203,8 +203,8 @@ def make_scorers(
         scorers["compile frozen"] = torch_scorer(frozen)
     if {"onnxruntime", "openvino"} & set(peers):
         path = export(without_bags(model), artifact, folder)
-        scorers["onnxruntime"] = onnxruntime_scorer(path)
-        scorers["openvino"] = openvino_scorer(path)
+        made = {"onnxruntime": onnxruntime_scorer, "openvino": openvino_scorer}
+        scorers |= {name: make(path) for name, make in made.items() if name in peers}
     return scorers
 
 
@@ -213,13 +213,17 @@ class SummedRows(nn.Module):
 
     def __init__(self, bag: nn.EmbeddingBag) -> None:
         super().__init__()
-        if bag.padding_idx is not None or bag.mode == "max":
+        if bag.mode == "max":
             raise ValueError(f"no plain form of {bag}")
-        self.weight, self.mode = bag.weight, bag.mode
+        self.weight, self.mode, self.padding = bag.weight, bag.mode, bag.padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = nn.functional.embedding(ids, self.weight)
-        return rows.sum(1) if self.mode == "sum" else rows.mean(1)
+        if self.padding is None:
+            return rows.sum(1) if self.mode == "sum" else rows.mean(1)
+        held = (ids != self.padding).unsqueeze(-1).to(rows.dtype)
+        total = (rows * held).sum(1)
+        return total if self.mode == "sum" else total / held.sum(1).clamp(min=1.0)
 
 
 def without_bags(model: nn.Module) -> nn.Module:

@@ -21,13 +21,16 @@ from ..optimizer.ir.torchapi import (
 )
 
 _aten = torch.ops.aten
+#: The most products that are written out one by one.
+_UNROLLED = 64
 
 
 def to_core(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program in core ATen, less the operators that are kept whole."""
+    again = any(_writes(node) for node in exported.graph.nodes)
+    if again:
+        exported = _traced_again(exported)
     graph = exported.graph
-    if any(_writes(node) for node in graph.nodes):
-        return _traced_again(exported)
     for node in list(graph.nodes):
         rewrite = _LOCAL.get(node.target) if node.op == "call_function" else None
         if rewrite is not None:
@@ -35,7 +38,7 @@ def to_core(exported: torch.export.ExportedProgram) -> torch.export.ExportedProg
     graph.eliminate_dead_code()
     exported.graph_module.recompile()
     table = core_decompositions()
-    composite = any(_is_composite(node, table) for node in graph.nodes)
+    composite = not again and any(_is_composite(node, table) for node in graph.nodes)
     return _traced_again(exported) if composite else exported
 
 
@@ -101,10 +104,68 @@ def _dropout(graph: fx.Graph, node: fx.Node) -> None:
         _vanishes(graph, node)
 
 
+def _cumprod(graph: fx.Graph, node: fx.Node) -> None:
+    """One product after another over a dimension of fixed size; ONNX has no operator for it.
+
+    torch multiplies in float64, this in the values' own type: a rounding per product.
+    """
+    source: Any = node.args[0]
+    dim: Any = node.args[1]
+    size = source.meta["val"].shape[dim]
+    if not isinstance(size, int) or not 0 < size <= _UNROLLED or node.kwargs:
+        return
+
+    products = [_emit(graph, node, _aten.select.int, source, dim, 0)]
+    for index in range(1, size):
+        factor = _emit(graph, node, _aten.select.int, source, dim, index)
+        products.append(_emit(graph, node, _aten.mul.Tensor, products[-1], factor))
+    node.replace_all_uses_with(_emit(graph, node, _aten.stack.default, products, dim))
+    graph.erase_node(node)
+
+
+def _copy(graph: fx.Graph, node: fx.Node) -> None:
+    """A value spread over the place it is written to, which ONNX's translation forgets."""
+    into: Any = node.args[0]
+    source: Any = node.args[1]
+    place, value = into.meta["val"], source.meta["val"]
+    if list(map(str, place.shape)) == list(map(str, value.shape)):
+        return
+    sizes = [
+        size if isinstance(size, int) else _emit(graph, node, _aten.sym_size.int, into, dim)
+        for dim, size in enumerate(place.shape)
+    ]
+    spread = _emit(graph, node, _aten.expand.default, source, sizes)
+    node.args = (into, spread, *node.args[2:])
+
+
+def _where(graph: fx.Graph, node: fx.Node) -> None:
+    """A choice between truths as logic: ONNX Runtime's Where takes only numbers."""
+    asked, first, second = node.args
+    if node.meta["val"].dtype is not torch.bool:
+        return
+    yes = _emit(graph, node, _aten.logical_and.default, asked, first)
+    no = _emit(graph, node, _aten.logical_not.default, asked)
+    no = _emit(graph, node, _aten.logical_and.default, no, second)
+    node.replace_all_uses_with(_emit(graph, node, _aten.logical_or.default, yes, no))
+    graph.erase_node(node)
+
+
+def _emit(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A new operator in front of ``like``, from the same line of the model."""
+    with graph.inserting_before(like):
+        new = graph.call_function(target, args)
+    new.meta = dict(like.meta)
+    new.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+    return new
+
+
 _LOCAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten.to.dtype: _to_dtype,
     _aten.squeeze.dim: _squeeze,
     _aten.flatten.using_ints: _flatten,
     _aten.dropout.default: _dropout,
     _aten.detach.default: _vanishes,
+    _aten.cumprod.default: _cumprod,
+    _aten.copy.default: _copy,
+    _aten.where.self: _where,
 }

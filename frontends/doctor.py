@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
-from ..optimizer.errors import CaptureError
+from ..optimizer.errors import CaptureError, RankcError
 from ..optimizer.ir import facts_of
 
 _OWN = Path(__file__).parents[1]
 _PACKAGES = Path(torch.__file__).parents[1]
+_PYTHON = Path(linecache.__file__).parent
 #: Where frames that aren't the user's come from; ``<`` is generated code.
 _LIBRARIES = (
     "<",
     *(f"{_OWN / name}/" for name in ("frontends", "optimizer")),
     *(f"{_PACKAGES / name}/" for name in ("torch", "networkx", "sympy", "numpy")),
+    *(str(_PYTHON / name) for name in ("contextlib", "importlib", "functools", "unittest", "ast.")),
+    *(str(_PYTHON / name) for name in ("asyncio", "concurrent", "threading", "inspect", "copy.")),
 )
 
 
@@ -32,21 +36,65 @@ class Ailment:
         sign: A regular expression found in the error.
         construct: What it is.
         remedy: A change that would work.
+        line: A regular expression found in the user's line, where the error alone doesn't tell.
+        written: How the construct is spelled, to find its line where the error has none; INPUT
+            stands for the name of any argument of the forward.
     """
 
     sign: str
     construct: str
     remedy: str
+    line: str = ""
+    written: str = ""
+
+    def fits(self, text: str, line: str) -> bool:
+        """Whether the error, and the user's line, show this construct."""
+        found = re.search(self.sign, text, re.IGNORECASE) is not None
+        return found and re.search(self.line, line) is not None
 
 
 FIXED_BATCH = Ailment(
     r"is not a constant|constant.*batch|specialized|marked batch as dynamic|"
     r"Constraints violated",
     "an operation that fixes the batch size",
-    "use x.shape[0] instead of a number, and -1 in view and reshape",
+    "use x.shape[0] instead of a number, and -1 in view and reshape; in place of a Python loop "
+    "over the rows compute on all of them at once, self.score(x) for [self.score(r) for r in x]",
+    written=r"\bfor .+ in ((range|enumerate|zip)\()?(len\()?INPUT(\.shape\[0\]|\.size\(0\)|[]),:])|"
+    r"\.split\(.*\.tolist\(",
+)
+#: An error of what only values say, in any of torch's words.
+_VALUES = (
+    r"GuardOnDataDependentSymNode|data-dependent|Could not extract specialized integer|"
+    r"unhashable type: non-nested SymInt|"
+    r"symbolically traced variables cannot be used as inputs to control flow"
+)
+
+_BY_LENGTHS = Ailment(
+    _VALUES,
+    "a Python loop or a split by lengths that only the values tell",
+    "pad to a fixed length and mask, torch.arange(x.shape[1]) < lengths[:, None]; or give ids "
+    "one after another with their offsets to nn.EmbeddingBag",
+    line=r"\bsplit\(|\brange\(|\[[^\]]*:\s*int\(",
 )
 
 AILMENTS = (
+    Ailment(
+        _VALUES,
+        "a Python loop over packed batch sizes",
+        "run the cell over the padded sequence for a fixed number of steps, for t in "
+        "range(x.shape[1]), and keep the state of rows that have ended: "
+        "h = torch.where((t < lengths)[:, None], cell(x[:, t], h), h)",
+        line=r"batch_sizes|[Pp]acked",
+    ),
+    _BY_LENGTHS,
+    replace(_BY_LENGTHS, sign="Constraints violated", line=r"\.split\("),
+    Ailment(
+        _VALUES,
+        "a tensor turned into a Python number",
+        "keep it a tensor: choose with torch.where, look up with index_select or gather; a number "
+        "that is always the same belongs in __init__",
+        line=r"^(?!\s*(if|elif|while|assert)\b).*(\bint\(|\bfloat\(|\bbool\(|\.item\(|\.tolist\()",
+    ),
     Ailment(
         r"Size-like symbols: u\d",
         "control flow that depends on how many rows or ids a mask keeps",
@@ -54,12 +102,17 @@ AILMENTS = (
         "rows selected by a mask (x[mask], masked_select, nonzero) have no fixed number",
     ),
     Ailment(
-        r"GuardOnDataDependentSymNode|data-dependent|"
-        r"symbolically traced variables cannot be used as inputs to control flow",
+        _VALUES,
         "control flow that depends on a tensor's values",
         "compute both sides and choose per row with torch.where, or decide by a Python constant",
     ),
     FIXED_BATCH,
+    Ailment(
+        r"\.numpy\(\)|numpy|scipy|sklearn|pandas",
+        "another library's computation inside forward",
+        "precompute it in __init__ as a buffer, or write it in torch",
+        line=r"scipy|sklearn|pandas",
+    ),
     Ailment(
         r"\.numpy\(\)|numpy",
         "numpy inside forward",
@@ -71,7 +124,7 @@ AILMENTS = (
         "keep it a tensor, or compute it in __init__",
     ),
     Ailment(
-        r"nested",
+        r"(?<!non-)nested",
         "a NestedTensor",
         "pass values and lengths, or values and offsets, as two tensors",
     ),
@@ -84,6 +137,7 @@ AILMENTS = (
         r"deepcopy|pickle|__torch_function__|vmap|functorch",
         "a transformation of functions inside forward",
         "write its result out in plain torch operators",
+        written=r"\bvmap\(|functorch|\bcopy\.deepcopy\(|\bdeepcopy\(",
     ),
     Ailment(
         r"torch\.load|open\(|No such file",
@@ -102,14 +156,15 @@ AILMENTS = (
         "return it, or keep it only in training: `if self.training: self.loss = …`",
     ),
     Ailment(
-        r"backward|requires_grad|autograd\.grad|grad_fn",
+        r"backward|requires_grad|autograd\.grad|grad_fn|fake tensor in the exported program",
         "gradients inside forward",
         "write the gradient out as a formula, or take it only in training",
+        written=r"\.backward\(|autograd\.grad\(|\.grad\b",
     ),
     Ailment(
-        r"scipy|sklearn|pandas",
-        "another library's computation inside forward",
-        "precompute it in __init__ as a buffer, or write it in torch",
+        r"torch\.classes|quantized::|PackedParams",
+        "a layer that torch has quantized",
+        "capture the float model: which layers take a lower format is decided on data afterwards",
     ),
     Ailment(
         r"torch\.jit|ScriptModule|ScriptFunction",
@@ -136,26 +191,72 @@ AILMENTS = (
 
 def remedy_for(error: BaseException) -> str:
     """What to change, for an error of the model's own whose cause is known; else empty."""
-    text = f"{type(error).__name__}: {error}"
-    known = next((a for a in AILMENTS if re.search(a.sign, text, re.IGNORECASE)), None)
+    known = _ailment(error, user_line(error))
     return f"{known.construct}. What to change: {known.remedy}" if known else ""
 
 
 def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     """A capture failure as a message a user can act on."""
-    text = f"{type(error).__name__}: {error}"
     where = user_line(error)
-    ailment = next((a for a in AILMENTS if re.search(a.sign, text, re.IGNORECASE)), None)
+    if not where and re.search(FIXED_BATCH.sign, str(error)):
+        where = _written(model, FIXED_BATCH.written)
+    ailment = _ailment(error, where)
     name = type(model).__name__
     first = str(error).strip().split("\n", 1)[0]
+    if isinstance(error, RankcError):
+        return CaptureError(f"{name} can't be captured{where}: {error}")
     if ailment is None:
-        message = f"{name} can't be captured{where}: {type(error).__name__}: {first}"
-    else:
-        message = (
-            f"{name} can't be captured{where}: {ailment.construct}. "
-            f"What to change: {ailment.remedy}. ({first})"
-        )
-    return CaptureError(message)
+        return CaptureError(f"{name} can't be captured{where}: {type(error).__name__}: {first}")
+    where = where or _written(model, ailment.written)
+    condition = also = ""
+    if ailment.construct.startswith("control flow"):
+        condition = _condition(where)
+        if _only_complains(where):
+            also = "; a check that only complains belongs in front of the model, or in training"
+    return CaptureError(
+        f"{name} can't be captured{where}: {ailment.construct}{condition}. "
+        f"What to change: {ailment.remedy}{also}. ({first})"
+    )
+
+
+def _ailment(error: BaseException, where: str) -> Ailment | None:
+    text, line = f"{type(error).__name__}: {error}", where.partition("`")[2]
+    return next((a for a in AILMENTS if a.fits(text, line)), None)
+
+
+def _condition(where: str) -> str:
+    """What a branch asks, from its line: ``, `x.mean() > 0` ``."""
+    line = where.partition("`")[2].removesuffix("`")
+    asked = re.search(r"^(?:if|elif|while|assert) (.+?):(?: |$)|\bif (.+?) else\b", line)
+    return f", `{asked[1] or asked[2]}`" if asked else ""
+
+
+def _only_complains(where: str) -> bool:
+    """Whether a branch raises, warns or prints and does nothing else, by its two lines."""
+    found = re.match(r" at (.+):(\d+) `(.+)`$", where)
+    if found is None:
+        return False
+    body = found[3].partition("#")[0].rpartition(":")[2].strip() or linecache.getline(
+        found[1], int(found[2]) + 1
+    )
+    return re.match(r"\s*(raise|print|warnings|logg\w+)\b", body) is not None
+
+
+def _written(model: nn.Module, spelling: str) -> str:
+    """`` at file:line`` and the source of the first line of the model that is spelled so."""
+    if not spelling:
+        return ""
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        try:
+            lines, start = inspect.getsourcelines(kind.forward)
+            file = inspect.getsourcefile(kind.forward) or ""
+            names = "|".join(list(inspect.signature(kind.forward).parameters)[1:])
+        except (OSError, TypeError, ValueError):
+            continue
+        for number, line in enumerate(lines if file and not is_library(file) else ()):
+            if re.search(spelling.replace("INPUT", f"(?:{names})"), line):
+                return f" at {file}:{start + number} `{line.strip()}`"
+    return ""
 
 
 def randomness(graph: fx.Graph, output: str) -> str:
@@ -167,6 +268,11 @@ def randomness(graph: fx.Graph, output: str) -> str:
             remedy = (
                 "F.dropout(x, p) drops in eval mode too: pass training=self.training, or use "
                 "nn.Dropout"
+            )
+        elif any(word in str(node.target) for word in ("uniform", "normal")):
+            remedy = (
+                "make layers and parameters in __init__, where they keep their weights; draw "
+                "random numbers only in training: `if self.training:`"
             )
         else:
             remedy = "draw random numbers only in training: `if self.training:`"
@@ -237,7 +343,8 @@ def user_line(error: BaseException) -> str:
             return f" at {frame.filename}:{frame.lineno}{source}"
     for found in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
         if not is_library(found[0]):
-            return f" at {found[0]}:{found[1]}"
+            source = linecache.getline(found[0], int(found[1])).strip()
+            return f" at {found[0]}:{found[1]}" + (f" `{source}`" if source else "")
     return ""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
@@ -16,30 +18,69 @@ from ..optimizer.ragged import Ragged, find_ragged, row_count, take
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
-def forward_arguments(model: nn.Module) -> tuple[str, ...]:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what spreads it over devices."""
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def forward_arguments(model: nn.Module, example: Any = None) -> tuple[str, ...]:
     """The names of what ``forward`` takes.
 
+    Args:
+        model: The model.
+        example: How it is called, which names what ``*args`` and ``**kwargs`` take: by place and
+            by key. What the example doesn't use of them is left out.
+
     Raises:
-        CaptureError: It takes unnamed arguments.
+        CaptureError: Only the example would tell the names and there is none, or TorchScript.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    unnamed = [p for p in parameters if p.kind not in named]
-    if unnamed:
+    model = unwrapped(model)
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except ValueError as error:
         raise CaptureError(
-            f"forward of {type(model).__name__} takes {_spelled(unnamed[0])}; its inputs have no "
-            "names. Wrap the model in a module whose forward names its arguments."
+            f"{type(model).__name__} doesn't say what its forward takes, as TorchScript modules "
+            "don't. Capture the Python module it was made from, or wrap it in a module whose "
+            "forward names its arguments."
+        ) from error
+    names = [p.name for p in parameters if p.kind not in _VARIABLE]
+    open_ended = {p.kind: p for p in parameters if p.kind in _VARIABLE}
+    by_key = Parameter.VAR_KEYWORD in open_ended and isinstance(example, Mapping)
+    if by_key and (not names or set(names) & set(example)):
+        return (*names, *(key for key in example if key not in names))
+    several = open_ended.get(Parameter.VAR_POSITIONAL)
+    if several is not None and example is not None:
+        plain = isinstance(example, (tuple, list)) and not hasattr(example, "_fields")
+        given, taken = len(example) if plain else 1, len(_by_place(parameters))
+        first = [f"{several.name}_{i}" for i in range(given - taken)]
+        return (*names[:taken], *first, *names[taken:])
+    if open_ended and not names:
+        raise CaptureError(
+            f"forward of {type(model).__name__} takes {' and '.join(map(str, open_ended.values()))}"
+            "; its inputs have no names. Give an example of a call, inputs=(…) or inputs={…}, or "
+            "wrap the model in a module whose forward names its arguments."
         )
-    return tuple(p.name for p in parameters)
+    return tuple(names)
 
 
-def _spelled(parameter: inspect.Parameter) -> str:
-    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        return f"{parameter.name} by position only"
-    stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else "*"
-    return f"{stars}{parameter.name}"
+def arguments_by_place(model: nn.Module, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Which of the arguments, the first ones, can't be given by name."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    several = next((p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL), "")
+    count = sum(p.kind is Parameter.POSITIONAL_ONLY for p in parameters)
+    if several and f"{several}_0" in arguments:
+        count = max(i + 1 for i, n in enumerate(arguments) if n.startswith(f"{several}_"))
+    return tuple(arguments[:count])
+
+
+def _by_place(parameters: Iterable[Parameter]) -> list[str]:
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds]
 
 
 def example_of(model: nn.Module, inputs: Any) -> Any:
@@ -51,12 +92,12 @@ def example_of(model: nn.Module, inputs: Any) -> Any:
     if inputs is not None:
         return inputs
     make = getattr(model, "example_inputs", None)
-    if not callable(make):
+    if make is None:
         raise CaptureError(
             f"{type(model).__name__} needs an example to be captured: give inputs=(…) as the model "
             "takes them, give data=, or add an example_inputs() method to the model."
         )
-    return make()
+    return make() if callable(make) else make
 
 
 def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -88,17 +129,27 @@ def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     return leaves
 
 
-def delimited(leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
+def delimited(leaves: Mapping[str, Tensor], named: Sequence[Ragged] = ()) -> tuple[Ragged, ...]:
     """Which of the example's tensors say where the rows of others begin.
+
+    Args:
+        leaves: The example's tensors.
+        named: Those whose names say it.
 
     Raises:
         SignatureError: No rows, or numbers of rows that no delimiter explains.
     """
-    sizes = {name: len(leaf) for name, leaf in leaves.items()}
-    ragged = find_ragged(leaves)
-    if row_count(leaves, ragged) == 0 or (not ragged and 0 in sizes.values()):
+    known = {name for one in named for name in (one.delimiter, *one.values)}
+    rest = {name: leaf for name, leaf in leaves.items() if name not in known}
+    sizes = {name: len(leaf) for name, leaf in rest.items()}
+    ragged = (*named, *find_ragged(rest))
+    rows = row_count(leaves, ragged)
+    if rows == 0 or (not ragged and 0 in sizes.values()):
         raise SignatureError("the example has no rows.")
-    if len(set(sizes.values())) != 1 and not ragged:
+    explained = {name for one in ragged for name in (one.delimiter, *one.values)}
+    odd = any(size != rows for name, size in sizes.items() if name not in explained)
+    if odd or len({one.rows(leaves) for one in ragged}) > 1:
+        sizes = {name: len(leaf) for name, leaf in leaves.items()}
         raise SignatureError(
             f"the example's inputs have different numbers of rows: {sizes}. The first dimension "
             "of every input is the row; what all rows share belongs in a buffer of the model. Ids "
@@ -109,8 +160,25 @@ def delimited(leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
 
 
 def as_rows(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> dict[str, Tensor]:
-    """The example's rows, repeated to a batch that can't be mistaken for another size."""
-    return take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
+    """The example's rows, repeated to a batch that can't be mistaken for another size.
+
+    The last row gets more ids where their number could be: the number of rows, or 0 or 1, which
+    torch.export takes for constants.
+    """
+    rows = take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
+    for one in ragged:
+        count = len(rows[one.values[0]])
+        extra = 1 if count == _EXAMPLE_ROWS else max(0, 2 - count)
+        if extra == 0:
+            continue
+        lengths = one.bounds(rows).diff()
+        lengths[-1] += extra
+        rows[one.delimiter] = one.delimiter_of(lengths, rows[one.delimiter].dtype)
+        for name in one.values:
+            values = rows[name]
+            last = values[-1:] if count else values.new_zeros(1, *values.shape[1:])
+            rows[name] = torch.cat([values, last.expand(extra, *values.shape[1:])])
+    return rows
 
 
 def short_names(

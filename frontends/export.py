@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,31 @@ from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import silenced
+from ..optimizer.ir.torchapi import silenced, stacks_of
 from ..optimizer.ragged import Ragged, row_count
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
+from .constants import constant_weights, numbers_of
 from .contract import with_contract
 from .decompose import to_core
 from .doctor import FIXED_BATCH, diagnose, remedy_for, user_line
 from .dropout import without_dropout
 from .example import (
+    arguments_by_place,
     as_rows,
     delimited,
     example_of,
     example_tensors,
     forward_arguments,
     short_names,
+    unwrapped,
 )
-from .jagged import first_dims, with_delimiters
-from .origins import drop_effects, record_origins
+from .jagged import first_dims, named_ragged, with_delimiters
+from .keyed import plain_torchrec
+from .origins import drop_effects, record_origins, users_frames
 from .rowwise import keep_rows
+from .sizes import symbolic_sizes
+from .state import changed_state
 from .trace import trace
 
 
@@ -68,8 +75,10 @@ def capture(
             f"a model is a torch.nn.Module, got {type(model).__name__}. "
             "Wrap a function in a module whose forward calls it."
         )
-    arguments = forward_arguments(model)
-    given = call_of(arguments, example_of(model, inputs))
+    model = unwrapped(model)
+    example = example_of(model, inputs)
+    arguments = forward_arguments(model, example)
+    given = call_of(arguments, example)
     structure = Structure.of(given, "input", _is_leaf)
     structure, leaves = short_names(structure, example_tensors(structure.flatten(given)))
     _check_parameters(model)
@@ -120,24 +129,21 @@ def _capture(
     given: dict[str, Tensor],
     notes: list[str],
 ) -> Program:
-    wrapper = _Flat(model, structure)
-    ragged = delimited(given)
-    leaves = as_rows(given, ragged)
-    rows = row_count(leaves, ragged)
-    expected = _run(wrapper, tuple(leaves.values()), tuple(given.values()), notes, rows)
+    wrapper = _Flat(model, structure, arguments_by_place(model, arguments))
+    ragged, leaves, expected = _start(wrapper, given, notes)
     wrapper.outputs = outputs = _apart(wrapper.outputs, structure.names)
     failure: CaptureError | None = None
     for route in Route:
         try:
             module = _flat_graph(wrapper, leaves, route, ragged)
+            drop_effects(module)
+            keep_rows(module.graph)
+            module.recompile()
+            record_origins(module)
+            inferred = with_delimiters(infer_signature(module.graph, outputs.names), ragged)
         except Exception as error:
             failure = failure or diagnose(error, model)
             continue
-        drop_effects(module)
-        keep_rows(module.graph)
-        module.recompile()
-        record_origins(module)
-        inferred = with_delimiters(infer_signature(module.graph, outputs.names), ragged)
         program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
         module.meta["route"] = route.value
         try:
@@ -153,7 +159,31 @@ def _capture(
             continue
         return program
     assert failure is not None
+    if isinstance(failure, DiffersError):
+        kept = changed_state(model, lambda: _score(wrapper, leaves))
+        if kept:
+            raise DiffersError(f"{failure} Forward changes {', '.join(map(repr, kept))}.")
     raise failure
+
+
+def _start(
+    wrapper: _Flat, given: Mapping[str, Tensor], notes: list[str]
+) -> tuple[tuple[Ragged, ...], dict[str, Tensor], tuple[Tensor, ...]]:
+    """What is jagged, the example's rows repeated, and the model's scores of them."""
+    named = named_ragged(wrapper.inputs, given)
+    ragged = delimited(given, named)
+    leaves = as_rows(given, ragged)
+    try:
+        return ragged, leaves, _run(wrapper, leaves, given, notes, row_count(leaves, ragged))
+    except CaptureError:
+        # One id in every row, in a jagged tensor: a model may take them for a column of ids.
+        several = tuple(one for one in named if bool((given[one.delimiter] != 1).any()))
+        if several == named:
+            raise
+        wrapper.outputs = None
+        ragged = delimited(given, several)
+        leaves = as_rows(given, ragged)
+        return ragged, leaves, _run(wrapper, leaves, given, notes, row_count(leaves, ragged))
 
 
 class Route(StrEnum):
@@ -173,8 +203,17 @@ def _flat_graph(
     # A model that drops rows asks whether any is left: that fewer work too is checked afterwards.
     all_kept = route is Route.ALL_ROWS
     batch: Any = torch.export.Dim.AUTO if all_kept else torch.export.Dim("batch", min=0)
-    wrapper.around = all_rows if all_kept else contextlib.nullcontext
-    with torch.no_grad(), silenced():
+    wrapper.around = contextlib.nullcontext
+    if route is not Route.STRICT:
+        wrapper.around = partial(_as_traced, wrapper.model, numbers_of(wrapper.model), all_kept)
+    sizes = symbolic_sizes if route is not Route.STRICT else contextlib.nullcontext
+    with (
+        torch.no_grad(),
+        silenced(),
+        stacks_of(users_frames),
+        plain_torchrec(),
+        sizes(wrapper.model),
+    ):
         exported = torch.export.export(
             wrapper,
             tuple(leaves.values()),
@@ -186,6 +225,14 @@ def _flat_graph(
     return flatten_exported(exported, tuple(leaves), prefix="model.")
 
 
+@contextlib.contextmanager
+def _as_traced(model: nn.Module, numbers: Mapping[str, Any], all_kept: bool) -> Iterator[None]:
+    """What holds around a call of the model that is recorded."""
+    kept = all_rows() if all_kept else contextlib.nullcontext()
+    with constant_weights(model, numbers), kept:
+        yield
+
+
 def _score(wrapper: _Flat, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
         result: tuple[Tensor, ...] = wrapper(*leaves.values())
@@ -195,18 +242,20 @@ def _score(wrapper: _Flat, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 class _Flat(nn.Module):
     """The user's model with flat tensors in and out; remembers the outputs' nesting."""
 
-    def __init__(self, model: nn.Module, inputs: Structure) -> None:
+    def __init__(self, model: nn.Module, inputs: Structure, by_place: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
+        self.by_place = by_place
         self.outputs: Structure | None = None
         self.numbers: frozenset[str] = frozenset()
         self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         call = self.inputs.unflatten(dict(zip(self.inputs.names, leaves, strict=True)))
+        first = [call.pop(name) for name in self.by_place if name in call]
         with self.around():
-            result = self.model(**call)
+            result = self.model(*first, **call)
         found = Structure.of(result, "score", _is_leaf)
         self.outputs = self.outputs or found
         scores = found.flatten(result)
@@ -264,8 +313,8 @@ def _check_parameters(model: nn.Module) -> None:
 
 def _run(
     wrapper: _Flat,
-    example: tuple[Tensor, ...],
-    given: tuple[Tensor, ...],
+    example: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
     notes: list[str],
     rows: int,
 ) -> tuple[Tensor, ...]:
@@ -281,7 +330,7 @@ def _run(
     model = type(wrapper.model).__name__
     try:
         with torch.no_grad():
-            results = wrapper(*example)
+            results = wrapper(*example.values())
     except SignatureError as error:
         raise CaptureError(
             f"{model} returns something that holds more than tensors: {error}"
@@ -291,7 +340,7 @@ def _run(
         if _runs(wrapper, given):
             raise CaptureError(
                 f"{model} can't be captured{where}: {FIXED_BATCH.construct}: it runs on the "
-                f"example's {len(given[0])} rows, but not on {rows}. "
+                f"example's {len(next(iter(given.values())))} rows, but not on {rows}. "
                 f"What to change: {FIXED_BATCH.remedy}. ({error})"
             ) from error
         advice = remedy_for(error) or "Check inputs= against what its forward takes"
@@ -330,10 +379,10 @@ def _run(
     return tuple(results)
 
 
-def _runs(wrapper: _Flat, example: tuple[Tensor, ...]) -> bool:
+def _runs(wrapper: _Flat, example: Mapping[str, Tensor]) -> bool:
     try:
         with torch.no_grad():
-            wrapper(*example)
+            wrapper(*example.values())
     except Exception:  # whatever it is: the caller asks only whether these rows can be scored
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,45 @@ from torch import Tensor
 
 from ..optimizer.ir import FeatureKind, Signature
 from ..optimizer.ir.signature import BATCH
+from ..optimizer.ir.structure import Branch, Leaf, Structure, Template
 from ..optimizer.ragged import Delimits, Ragged
+
+#: What an input of a jagged feature consists of, where it has names.
+_PARTS = {"values", "lengths", "weights"}
+
+
+def named_ragged(structure: Structure, leaves: Mapping[str, Tensor]) -> tuple[Ragged, ...]:
+    """The jagged features that are called so: ``{"values": …, "lengths": …}``, and torchrec's.
+
+    Their names say it even where the example has one id in every row, so that nothing can be told
+    from the sizes.
+    """
+    return tuple(
+        Ragged(parts["lengths"], Delimits.LENGTHS, tuple(names))
+        for parts in _jagged_branches(structure.template)
+        if _fits(leaves, parts, names := [n for part, n in parts.items() if part != "lengths"])
+    )
+
+
+def _jagged_branches(template: Template) -> Iterator[dict[str, str]]:
+    """The names of the leaves of every branch of values and lengths, by what they are."""
+    if not isinstance(template, Branch):
+        return
+    if {"values", "lengths"} <= set(template.keys) <= _PARTS:
+        pairs = list(zip(template.keys, template.items, strict=True))
+        if all(isinstance(item, Leaf) for _, item in pairs):
+            yield {str(key): item.name for key, item in pairs if isinstance(item, Leaf)}
+        return
+    for item in template.items:
+        yield from _jagged_branches(item)
+
+
+def _fits(leaves: Mapping[str, Tensor], parts: Mapping[str, str], values: Sequence[str]) -> bool:
+    """Whether the lengths add up to the number of values; padded lists have lengths as well."""
+    lengths = leaves[parts["lengths"]]
+    if lengths.dim() != 1 or lengths.is_floating_point() or leaves[parts["values"]].dim() != 1:
+        return False
+    return all(len(leaves[name]) == int(lengths.sum()) for name in values)
 
 
 def first_dims(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged], batch: Any) -> list[Any]:

@@ -76,6 +76,19 @@ def _fused_matmul(call: Call) -> Tensor:
     return product if alpha == 1.0 else product * alpha
 
 
+def _matmul_integer(call: Call) -> Tensor:
+    factors = []
+    for index in (0, 1):
+        # Sums of products of bytes are exact in fp64, which is faster than whole numbers.
+        factor = call.tensor(index).double()
+        if call.has(index + 2):
+            zero = call.tensor(index + 2).double()
+            # One for each row of the first factor, or for each column of the second.
+            factor = factor - (zero.unsqueeze(-1) if zero.dim() and index == 0 else zero)
+        factors.append(factor)
+    return torch.matmul(*factors).to(torch.int32)
+
+
 def _einsum(call: Call) -> Tensor:
     tensors = [call.tensor(index) for index in range(len(call.inputs))]
     return torch.einsum(call.attr("equation"), *tensors)
@@ -157,6 +170,7 @@ LAYERS: dict[str, _Function] = {
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
+    "MatMulInteger": _matmul_integer,
     "QuantizeLinear": _quantize,
     "RMSNormalization": _rms_norm,
     "com.microsoft.FusedMatMul": _fused_matmul,

@@ -180,6 +180,12 @@ def _constant_of_shape(call: Call) -> Tensor:
     return torch.full(call.numbers(0) or [], value[0].item(), dtype=dtype)
 
 
+def _bit_shift(call: Call) -> Tensor:
+    left = call.attr("direction") == "LEFT"
+    shift = torch.bitwise_left_shift if left else torch.bitwise_right_shift
+    return shift(call.tensor(0), call.tensor(1))
+
+
 def _one_hot(call: Call) -> Tensor:
     ids, depth, axis = call.tensor(0), call.numbers(1), call.attr("axis", -1)
     assert depth is not None
@@ -197,6 +203,11 @@ MATH: dict[str, _Function] = {
     "And": _binary(torch.logical_and),
     "ArgMax": _arg(torch.argmax),
     "ArgMin": _arg(torch.argmin),
+    "BitShift": _bit_shift,
+    "BitwiseAnd": _binary(torch.bitwise_and),
+    "BitwiseNot": _unary(torch.bitwise_not),
+    "BitwiseOr": _binary(torch.bitwise_or),
+    "BitwiseXor": _binary(torch.bitwise_xor),
     "Cast": _cast,
     "CastLike": _cast_like,
     "Ceil": _unary(torch.ceil),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from traceback import FrameSummary
+
 import torch
 from torch import fx
 
 from ..optimizer.ir import Facts, set_facts
 from .doctor import is_library
 
+#: Where the model is called from while it is captured.
+_WRAPPER = str(Path(__file__).with_name("export.py"))
 _EFFECTS = (
     torch.ops.aten.copy_.default,
     torch.ops.aten._assert_tensor_metadata.default,
@@ -29,6 +35,13 @@ def drop_effects(module: fx.GraphModule) -> None:
                 module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def users_frames(stack: Iterable[FrameSummary]) -> list[FrameSummary]:
+    """The frames inside of the model that are the user's: its forwards, and what they call."""
+    frames = list(stack)
+    starts = [i + 1 for i, frame in enumerate(frames) if frame.filename == _WRAPPER]
+    return [f for f in frames[starts[-1] if starts else 0 :] if not is_library(f.filename)]
 
 
 def record_origins(module: fx.GraphModule) -> None:

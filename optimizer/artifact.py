@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from .pareto import Pareto
 from .probe import Probe
 from .registry import backend
 from .report import Report, SiteRecord
+from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
 from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
+
+ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]
 
 MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
 #: Raised when the folder's layout changes.
@@ -55,6 +58,7 @@ class Manifest:
         outputs: The nesting of what the model returns.
         arguments: The names of the model's arguments.
         verdict: The judgement it was released with.
+        request: How it takes requests; None where it takes flat batches alone.
     """
 
     target: str
@@ -72,6 +76,7 @@ class Manifest:
     outputs: Structure
     arguments: tuple[str, ...]
     verdict: Verdict
+    request: Entry | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` reads them back."""
@@ -92,6 +97,7 @@ class Manifest:
             "outputs": self.outputs.to_json(),
             "arguments": list(self.arguments),
             "verdict": self.verdict.to_json(),
+            "request": self.request.to_json() if self.request else None,
         }
 
     @classmethod
@@ -113,6 +119,7 @@ class Manifest:
             outputs=Structure.from_json(data["outputs"]),
             arguments=tuple(data["arguments"]),
             verdict=Verdict.from_json(data["verdict"]),
+            request=Entry.from_json(data["request"]) if data.get("request") else None,
         )
 
 
@@ -131,6 +138,11 @@ class Artifact:
         self.manifest = manifest
         self.report = report
         self._runner = backend(manifest.backend).open(folder)
+        entry = manifest.request
+        self._request = self.open_request() if entry else None
+        self._items: ArrayRunner | None = None
+        if entry is not None and entry.ahead:
+            self._items = backend(manifest.backend).open_beside(ITEMS, folder)
 
     @property
     def verdict(self) -> Verdict:
@@ -168,12 +180,101 @@ class Artifact:
             SignatureError: The batch doesn't fit; which feature, and what was expected.
             DataError: NaN or Inf in a feature.
         """
-        found = self.manifest.inputs.flatten(self._bind(args, kwargs), self.signature.optional)
-        as_torch = any(isinstance(value, Tensor) for value in found.values())
-        given = {name: _tensor(name, value) for name, value in found.items()}
+        given, as_torch = self._given(args, kwargs)
         features = with_defaults(self.signature, given)
         check_features(self.signature, features)
-        results = self.run(features)
+        return self._returned(self.run(features), as_torch)
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        """Scores the candidates of one request, nested as the original model takes its inputs.
+
+        What they share has one row; it may be given once a candidate, and is checked then.
+
+        Raises:
+            ArtifactError: It takes flat batches alone.
+            SignatureError: The request doesn't fit; which feature, and what was expected.
+            DataError: No candidate, a shared feature that varies, or NaN or Inf in a feature.
+        """
+        entry = self._entry()
+        given, as_torch = self._given(args, kwargs)
+        once = without_copies(self.signature, given, entry.shared)
+        candidates_first = dict(sorted(once.items(), key=lambda item: item[0] in entry.shared))
+        features = with_defaults(self.signature, candidates_first)
+        check_features(entry.signature(self.signature), features)
+        return self._returned(self.run_request(features), as_torch)
+
+    def run_request(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """A request's output arrays by name, from features by name, unchecked: the fast path.
+
+        What `precompute` gave takes the place of the candidates' features.
+
+        Raises:
+            ArtifactError: It takes flat batches alone.
+        """
+        self._entry()
+        assert self._request is not None
+        return self._request(_arrays(features))
+
+    def precompute(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """What requests take of candidates, ``{name: [N, …]}``, to be kept with each candidate.
+
+        Args:
+            features: The candidates' own, by name.
+
+        Raises:
+            ArtifactError: It wasn't built with ``precompute_items``.
+            SignatureError: A feature is missing or doesn't fit.
+            DataError: NaN or Inf in a feature.
+        """
+        entry = self._entry()
+        if self._items is None:
+            raise ArtifactError(
+                "this artifact computes nothing ahead; build one with "
+                "rankc.Request(…, precompute_items=True)."
+            )
+        own = tuple(f for f in self.signature if f.name not in entry.shared)
+        missing = [f.name for f in own if f.name not in features]
+        if missing:
+            raise SignatureError(f"features {missing} of the candidates are missing.")
+        given = {f.name: _tensor(f.name, features[f.name]) for f in own}
+        check_features(replace(self.signature, features=own), given)
+        return _ahead(entry, self._items, _arrays(given))
+
+    def open_request(self, threads: int | None = None) -> ArrayRunner:
+        """What scores requests, feature arrays by name, opened anew.
+
+        Raises:
+            ArtifactError: It takes flat batches alone.
+        """
+        entry, opened = self._entry(), backend(self.manifest.backend)
+        request: ArrayRunner = opened.open_beside(REQUEST, self.folder, threads)
+        if not entry.ahead:
+            return request
+        items: ArrayRunner = opened.open_beside(ITEMS, self.folder, threads)
+
+        def scored(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            if all(name in arrays for name in entry.ahead):
+                return request(arrays)
+            return request({**arrays, **_ahead(entry, items, arrays)})
+
+        return scored
+
+    def _entry(self) -> Entry:
+        if self.manifest.request is None:
+            raise ArtifactError(
+                "this artifact has no entry for requests; build one with "
+                "rankc.optimize(model, request=rankc.Request(…))."
+            )
+        return self.manifest.request
+
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:
+        """A call's features as tensors by name, and whether they were tensors."""
+        found = self.manifest.inputs.flatten(self._bind(args, kwargs), self.signature.optional)
+        as_torch = any(isinstance(value, Tensor) for value in found.values())
+        return {name: _tensor(name, value) for name, value in found.items()}, as_torch
+
+    def _returned(self, results: Mapping[str, np.ndarray[Any, Any]], as_torch: bool) -> Any:
+        """Outputs as the original nests them."""
         if as_torch:
             return self.manifest.outputs.unflatten(
                 {name: torch.from_numpy(value) for name, value in results.items()}
@@ -185,11 +286,7 @@ class Artifact:
         if any(name not in features for name in self.signature.optional):
             given = {name: torch.as_tensor(value) for name, value in features.items()}
             features = with_defaults(self.signature, given)
-        arrays = {
-            name: value.numpy() if isinstance(value, Tensor) else value
-            for name, value in features.items()
-        }
-        found: dict[str, np.ndarray[Any, Any]] = self._runner(arrays)
+        found: dict[str, np.ndarray[Any, Any]] = self._runner(_arrays(features))
         return found
 
     @property
@@ -224,14 +321,28 @@ class Artifact:
         return Pareto.of(probe, {site.site: site.chosen for site in self.sites})
 
     def benchmark(
-        self, batch_sizes: Sequence[int] = (1, 64, 512), threads: int = 1, seed: int = 0
+        self,
+        batch_sizes: Sequence[int] = (1, 64, 512),
+        threads: int = 1,
+        seed: int = 0,
+        *,
+        requests: bool = False,
     ) -> dict[int, Timing]:
-        """Seconds a call at each batch size, on made-up rows."""
-        runner = backend(self.manifest.backend).open(self.folder, threads)
+        """Seconds a call at each batch size, on made-up rows; as requests where that is asked for.
+
+        Raises:
+            ArtifactError: It takes flat batches alone.
+        """
+        shared = self._entry().shared if requests else ()
+        opened = backend(self.manifest.backend)
+        runner = self.open_request(threads) if requests else opened.open(self.folder, threads)
         found: dict[int, Timing] = {}
         for size in batch_sizes:
             rows: Rows = synthesize(self.signature, size, seed)
-            arrays = {name: value.numpy() for name, value in rows.features.items()}
+            features = one_user(rows.features, shared)
+            arrays = _arrays(features)
+            if requests and self._items is not None:
+                arrays |= self.precompute(arrays)
             found[size] = side_by_side({"artifact": lambda a=arrays: runner(a)})["artifact"]  # type: ignore[misc]
         return found
 
@@ -309,6 +420,21 @@ class Artifact:
             if isinstance(inputs, (tuple, list, Mapping)) and not nested:
                 return call_of(arguments, inputs)
         return bind_arguments(arguments, args, kwargs)
+
+
+def _arrays(features: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.numpy() if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
+
+
+def _ahead(
+    entry: Entry, items: ArrayRunner, features: Mapping[str, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What is computed ahead, and the features that requests need as they are."""
+    made = {**features, **items(features)}
+    return {name: made[name] for name in entry.ahead}
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -11,6 +11,7 @@ from .errors import BudgetError
 
 _LIMITS: Final = ("ne", "auc", "gauc", "calibration", "max_shift", "max_rms_shift")
 _RESERVED: Final = frozenset(",=+")
+_FOR_ALL_TASKS: Final = ("cohorts", "find_cohorts", "confidence")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Budget:
             bound below ``-ne``): nobody asked it to change. Turn off after finetuning.
         tasks: ``{task: Budget}``: replaces all limits of the task. Kept as a tuple of pairs.
         cohorts: True gates every cohort axis the data brings; or the names of those to gate.
+        find_cohorts: Whether the slices on which the two models differ most are found, on rows
+            apart, and gated like given cohorts (`optimizer/slices.py`).
         confidence: Of every interval (two-sided).
 
     Raises:
@@ -55,14 +58,16 @@ class Budget:
     two_sided: bool = True
     tasks: Mapping[str, Budget] | tuple[tuple[str, Budget], ...] = ()
     cohorts: bool | tuple[str, ...] = True
+    find_cohorts: bool = True
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         for name in (*_LIMITS, "batch_shift"):
             _check_limit(name, getattr(self, name))
         check_confidence(self.confidence)
-        if not isinstance(self.two_sided, bool):
-            raise BudgetError(f"budget: two_sided is True or False, found {self.two_sided!r}")
+        for name in ("two_sided", "find_cohorts"):
+            if not isinstance(getattr(self, name), bool):
+                raise BudgetError(f"budget: {name} is True or False, found {getattr(self, name)!r}")
         object.__setattr__(self, "recall_at", _recall_pairs(self.recall_at) or None)
         object.__setattr__(self, "cohorts", _cohort_names(self.cohorts))
         object.__setattr__(self, "tasks", _task_pairs(self.tasks))
@@ -82,7 +87,8 @@ class Budget:
     def for_task(self, task: str) -> Budget:
         """The limits of one task, with this budget's confidence and cohorts."""
         own = self.overrides.get(task, self)
-        return replace(own, tasks=(), cohorts=self.cohorts, confidence=self.confidence)
+        shared = {name: getattr(self, name) for name in _FOR_ALL_TASKS}
+        return replace(own, tasks=(), **shared)
 
     def scaled(self, share: float) -> Budget:
         """The budget with its ΔNE limits times ``share``, so that a plan has room to be wrong."""
@@ -230,9 +236,10 @@ def _task_pairs(value: Any) -> tuple[tuple[str, Budget], ...]:
             raise BudgetError(f"budget: {task!r} can't name a task")
         if budget.tasks:
             raise BudgetError(f"budget: the budget of task {task!r} has tasks of its own")
-        if budget.cohorts is not True or budget.confidence != Budget.confidence:
+        if any(getattr(budget, name) != getattr(Budget, name) for name in _FOR_ALL_TASKS):
             raise BudgetError(
-                f"budget: cohorts and confidence hold for all tasks; take them out of {task!r}'s"
+                "budget: cohorts, find_cohorts and confidence hold for all tasks; take them out of "
+                f"{task!r}'s"
             )
     if len({task for task, _ in pairs}) < len(pairs):
         raise BudgetError(f"budget: a task is given twice: {[task for task, _ in pairs]}")
@@ -282,6 +289,7 @@ _READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "batch_shift": _read_number,
     "two_sided": _read_flag,
     "cohorts": _read_cohorts,
+    "find_cohorts": _read_flag,
     "confidence": _read_number,
 }
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .data import Parquet
     from .doctor_report import Diagnosis
     from .ir.program import Program
+    from .requests import Request
 
 _OK, _ERROR, _OVER = 0, 1, 2
 
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     _explain_parser(commands)
     _bisect_parser(commands)
+    _debug_parser(commands)
     _doctor_parser(commands)
     _consolidate_parser(commands)
     return parser
@@ -93,6 +95,19 @@ def _optimize_parser(commands: Any) -> None:
     parser.add_argument("--budget", default=None, help="limits, such as ne=0.0002,auc=0.001")
     parser.add_argument("--out", required=True, type=Path, help="the new artifact folder")
     parser.add_argument("--outputs", help="the outputs to keep, comma-separated (default: served)")
+    parser.add_argument(
+        "--request",
+        nargs="?",
+        const="",
+        metavar="FEATURES",
+        help="also take requests, whose candidates share these features, comma-separated "
+        "(alone: those that are known to be the user's)",
+    )
+    parser.add_argument(
+        "--precompute-items",
+        action="store_true",
+        help="requests may take what was computed of each candidate ahead",
+    )
     parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
     parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
@@ -172,6 +187,20 @@ def _bisect_parser(commands: Any) -> None:
     parser.set_defaults(run=_bisect)
 
 
+def _debug_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "debug", help="tell at which site an artifact's scores part from the original's"
+    )
+    parser.add_argument("artifact", type=Path, help="an artifact folder")
+    parser.add_argument(
+        "--against", required=True, help="the original: pkg.module:factory, or a .pt2 or .onnx file"
+    )
+    parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
+    parser.add_argument("--rows", type=int, default=512, help="rows to run (default 512)")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=_debug)
+
+
 def _doctor_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor", help="tell whether a model would work and what would be optimized"
@@ -238,6 +267,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             data=_parquet(arguments),
             budget=Budget.parse(arguments.budget) if arguments.budget else None,
             outputs=arguments.outputs.split(",") if arguments.outputs else None,
+            request=_request(arguments),
             pipeline=arguments.pipeline,
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
@@ -256,6 +286,17 @@ def _optimize(arguments: argparse.Namespace) -> int:
         artifact.report.print(_console())
         print(f"saved to {arguments.out}")
     return _OK if artifact.verdict.status in (Status.PASS, Status.UNVERIFIED) else _OVER
+
+
+def _request(arguments: argparse.Namespace) -> Request | None:
+    from .requests import Request
+
+    if arguments.request is None:
+        if arguments.precompute_items:
+            raise RankcError("--precompute-items is for requests; give --request as well")
+        return None
+    names = [name.strip() for name in arguments.request.split(",") if name.strip()]
+    return Request(names or None, arguments.precompute_items)
 
 
 def _parquet(arguments: argparse.Namespace) -> Parquet | None:
@@ -291,6 +332,8 @@ def _facts(manifest: dict[str, Any]) -> Table:
     table = _table("artifact", "", "")
     for name in ("target", "backend", "pipeline", "budget", "batch_sizes", "seed"):
         table.add_row(name, str(manifest[name]))
+    if manifest["request"]:
+        table.add_row("requests share", ", ".join(manifest["request"]["shared"]))
     table.add_row("recipe", ", ".join(manifest["recipe"]))
     for name, facts in manifest["files"].items():
         table.add_row(name, f"{readable_bytes(facts['bytes'])}, sha256 {facts['sha256'][:16]}…")
@@ -335,7 +378,7 @@ def _shortened(values: Sequence[Any], shown: int = 4) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from .artifact import Artifact
-    from .driver import resolve
+    from .sources import resolve
     from .timing import compare
 
     artifact = Artifact.load(arguments.artifact)
@@ -439,6 +482,29 @@ def _bisect(arguments: argparse.Namespace) -> int:
     return _OK if culprit is None else _OVER
 
 
+def _debug(arguments: argparse.Namespace) -> int:
+    from .debugger import debug
+
+    if arguments.rows < 2:
+        raise RankcError(f"--rows takes a number of at least 2, got {arguments.rows}")
+    found = debug(arguments.against, arguments.artifact, arguments.data, rows=arguments.rows)
+    if arguments.json:
+        print(json.dumps(found.to_json()))
+        return _OK
+    table = _table(
+        f"{found.rows:,} rows in lock-step",
+        *("site", "format", "isolated", "accumulated", "shifts scores by", "beyond range"),
+    )
+    for one in found.findings:
+        numbers = (f"{v:.2g}" for v in (one.isolated, one.accumulated, one.shift))
+        table.add_row(one.site, ", ".join(one.formats), *numbers, f"{one.saturated:.2%}")
+    console = _console()
+    console.print(table)
+    for line in (found.summary, found.sentence):
+        console.print(line, markup=False, highlight=False)
+    return _OK
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from .data import Parquet
     from .doctor_report import examine
@@ -489,7 +555,7 @@ def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
 
 
 def _capture(place: str) -> Program:
-    from .driver import capture
+    from .sources import capture
 
     return capture(place)
 

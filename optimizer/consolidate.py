@@ -14,7 +14,6 @@ from .analysis.cost import size_of
 from .consistency import consistency
 from .context import PassContext
 from .data import synthesize
-from .driver import capture
 from .errors import SignatureError
 from .ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi
 from .ir.facts import facts_of, set_facts
@@ -25,6 +24,7 @@ from .ir.structure import Branch, Leaf
 from .pipeline import Pipeline
 from .ragged import ragged_of
 from .report import readable_bytes
+from .sources import capture
 from .target import Target
 
 Model = nn.Module | str | Path | Program

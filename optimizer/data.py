@@ -15,6 +15,7 @@ from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
 from .ir.structure import Structure
+from .listcolumns import from_lists
 from .ragged import Ragged, join, ragged_of, row_count, take
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
@@ -153,6 +154,12 @@ class Split:
     calibration: Rows
     choice: Rows
     proof: Rows
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.calibration):,} to calibrate, {len(self.choice):,} to choose the plan, "
+            f"{len(self.proof):,} to prove it"
+        )
 
 
 def call_of(arguments: tuple[str, ...], inputs: Any) -> dict[str, Any]:
@@ -503,8 +510,8 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, feature.dtype)
     if feature.kind is FeatureKind.OFFSETS:
         return torch.arange(sizes[0], dtype=dtype)
-    if dtype is torch.bool:
-        return torch.ones(sizes, dtype=torch.bool)
+    if dtype is torch.bool or feature.kind is FeatureKind.LENGTHS:
+        return torch.ones(sizes, dtype=dtype)
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
         ids = (uniform * _limits(feature)).floor().to(dtype)
@@ -525,7 +532,8 @@ class Parquet:
     """A parquet file of rows whose columns are named like the features.
 
     A feature of several columns is either one column of lists, or columns ``name_0``, ``name_1``
-    and so on.
+    and so on. Ids whose number differs from row to row are one column of lists, called like the
+    feature of their values with or without ``_values``; offsets or lengths follow from the lists.
 
     Attributes:
         path: The file.
@@ -562,9 +570,14 @@ class Parquet:
         missing = [column for column in wanted if column not in columns]
         if missing:
             raise DataError(f"{self.path} has no column {missing}; it has {sorted(columns)}.")
+        ragged = ragged_of(program.signature)
         for chunk in file.iter_batches(batch_size=65536):
+            leaves: dict[str, Tensor] = {}
+            for one in ragged:
+                leaves |= from_lists(one, program.signature, chunk, self.path)
             values = chunk.to_pandas()
-            leaves = {f.name: _from_columns(f, values, self.path) for f in program.signature}
+            rest = (f for f in program.signature if f.name not in leaves)
+            leaves |= {f.name: _from_columns(f, values, self.path) for f in rest}
             yield Batch(
                 program.inputs.unflatten(leaves),
                 {task: values[column].to_numpy() for task, column in labels.items()} or None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -18,7 +20,6 @@ from torch import Tensor, fx
 from .analysis.sites import linear_sites, mixed_tables, table_sites
 from .context import PassContext
 from .data import Parquet, collect, synthesize
-from .driver import capture
 from .errors import RankcError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
@@ -27,8 +28,9 @@ from .numerics import divergence
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .ragged import ragged_of, take
-from .registry import backend
+from .registry import backend, frontend
 from .report import Kind, Outcome, Report, readable_bytes
+from .sources import capture
 from .target import Target
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.
@@ -162,13 +164,17 @@ class _Stages:
         started = time.perf_counter()
         result, ok, where = None, False, ""
         try:
-            result, message = work()
+            # What a model prints isn't what is printed of it.
+            with contextlib.redirect_stdout(sys.stderr):
+                result, message = work()
             ok = True
         except RankcError as error:
             message = str(error)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a user's code raises, SystemExit included
             first = str(error).strip().split("\n", 1)[0]
-            message = f"unexpected {type(error).__name__}: {first}"
+            message = f"unexpected {type(error).__name__}: {first}{frontend().user_line(error)}"
             where = "".join(traceback.format_exception(error))
         seconds = round(time.perf_counter() - started, 3)
         self._found.stages.append(Stage(name, ok, message, seconds, where))

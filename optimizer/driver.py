@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import gc
-import importlib
-import logging
 import platform
 import shutil
-import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._version import __version__
 from .artifact import Artifact, Manifest, file_facts
@@ -29,35 +24,50 @@ from .data import (
     Parquet,
     Rows,
     Split,
-    call_of,
-    check_features,
     collect,
-    features_of,
-    first_inputs,
     split,
     synthesize,
 )
 from .distill import Distill, Recovery, prepare
-from .errors import BudgetExceeded, CaptureError, DataError, TargetError, UnsupportedError
+from .errors import (
+    BudgetExceeded,
+    DataError,
+    TargetError,
+    UnsupportedError,
+    VerifyError,
+)
+from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .ir.program import Program
 from .ir.signature import Signature
-from .ir.structure import Structure
 from .knowledge import Knowledge, Subject
+from .lockstep import compare
+from .milestones import Milestones
 from .passbase import Exactness
 from .pipeline import Pipeline
+from .precompute import entries_of
 from .race import Race
-from .registry import backend, frontend, served
-from .report import Outcome, Report
+from .registry import backend, served
+from .report import Report
+from .requests import (
+    Request,
+    as_flat,
+    as_request,
+    check_shared,
+    with_requests,
+)
 from .scoring import Judge, score
+from .slices import Slice
+from .sources import captured
 from .target import Target
 from .verdict import Status, Verdict
 from .windows import Windows
 
-_LOG = logging.getLogger("rankc")
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
+#: Optimized programs up to this size are kept, to tell where their error enters if they fail.
+_KEPT_BYTES = 256 * 2**20
 #: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
 #: no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.0)
@@ -74,6 +84,7 @@ def optimize(
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
     windows: Windows | None = None,
+    request: Request | None = None,
     pipeline: str | Pipeline = "default",
     recover: Distill | None = None,
     batch_sizes: tuple[int, ...] = (64, 512),
@@ -100,6 +111,8 @@ def optimize(
         outputs: Names for the outputs in order, or the names of the outputs to keep.
         windows: Conversion windows whose heads become two heads and a formula, with the window as
             one more feature.
+        request: What the candidates of a request have in common; the artifact then scores requests
+            as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
         recover: Lets units go and the program be finetuned, on rows of its own; never unasked.
         batch_sizes: The batch sizes that will be served.
@@ -118,49 +131,35 @@ def optimize(
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
-    say = _Milestones(progress)
+    say = Milestones(progress)
     goal = Target.of(target)
     if data is not None:
         _check_iterable(data)
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
-    program, data = _captured(model, data, inputs, signature, outputs)
+    program, data = captured(model, data, inputs, signature, outputs)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
         if data is None:
             raise DataError("windows are fitted to data and judged on it; give data= as well.")
+    shared: tuple[str, ...] = ()
+    if request is not None:
+        shared, steps = request.features(program.signature), with_requests(steps)
     say("reading the data", 0.15)
-    rows = _rows(program, data, calibration)
-    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, tuple(instruments), say)
+    rows = _rows(program, data, calibration, shared)
+    watching = tuple(instruments)
+    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
+    job.request, job.shared = request, shared
     if recover is not None:
         job.recovery = prepare(recover, program, rows, seed, say.detail)
         job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
     if rows is not None:
-        subject = Subject.of(program, rows.calibration, rows.choice)
+        subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
         job.knowledge = _knowledge(checkpoint, subject)
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
-
-
-class _Milestones:
-    """Tells a listener what is being worked on, and how much of the whole is done."""
-
-    def __init__(self, listener: Callable[[str, float], None] | None) -> None:
-        self._listener = listener
-        self._done = 0.0
-
-    def __call__(self, message: str, done: float) -> None:
-        """A new stage begins; the share done never goes back."""
-        self._done = max(self._done, done)
-        self.detail(message)
-
-    def detail(self, message: str) -> None:
-        """Something within the stage."""
-        _LOG.debug("%s", message)
-        if self._listener is not None:
-            self._listener(message, self._done)
 
 
 @dataclass
@@ -175,9 +174,11 @@ class _Job:
     strict: bool
     seed: int
     instruments: tuple[Instrument, ...]
-    say: _Milestones
+    say: Milestones
     recovery: Recovery | None = None
     knowledge: Knowledge | None = None
+    request: Request | None = None
+    shared: tuple[str, ...] = ()
 
     def unverified(self) -> Artifact:
         """Without data: exact and rounding passes only, checked on made-up rows."""
@@ -196,6 +197,9 @@ class _Job:
         finish, *others = self._built(steps, context_for, rows)
         for other in others:
             other.discard()
+        told = finish.disagreement(rows, self.budget)
+        if told:
+            raise VerifyError("; ".join(told))
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         verdict = Verdict.unverified(reason, self.budget.confidence)
         return finish(verdict)
@@ -224,20 +228,23 @@ class _Job:
             try:
                 for finish in candidates:
                     self.say("proving on rows never seen before", 0.9)
-                    verdict = self._verdict(finish, proof, looks)
+                    verdict, damaged = self._verdict(finish, choice, proof, looks)
+                    choice = replace(choice, slices=(*choice.slices, *damaged))
                     looks += 1
                     if verdict.status is Status.PASS:
                         notes = [f"a faster plan was given up: {why}" for why in given_up]
                         finish.report.notes += notes
-                        _note_rows(finish.report, rows)
+                        low = self.target.formats or self.target.table_formats
+                        few = proof.advice() if low else []
+                        finish.report.notes += [f"rows apart: {rows}", *few]
                         candidates.remove(finish)
                         return finish(verdict)
                     smallest = _least(smallest, verdict.worst_delta_ne)
-                    given_up.append("; ".join(verdict.reasons))
+                    given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
             finally:
                 for finish in candidates:
                     finish.discard()
-            if not any(_gave_up_exactness(finish.report) for finish in candidates):
+            if not any(finish.lossy for finish in candidates):
                 break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
@@ -246,20 +253,35 @@ class _Job:
             smallest,
         )
 
-    def _verdict(self, finish: _Finish, proof: Judge, attempt: int) -> Verdict:
-        """What the proof rows say of what was built; scores that can't be judged fail it."""
+    def _verdict(
+        self, finish: Finish, choice: Judge, proof: Judge, attempt: int
+    ) -> tuple[Verdict, tuple[Slice, ...]]:
+        """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
+        signature = self.program.signature
         try:
-            scores = score(finish.run, proof.rows, self.program.signature)
-            mates = batch_shift(finish.run, proof.rows, self.program.signature)
+            if finish.lossy:
+                seen = score(finish.run, choice.rows, signature)
+                proof = replace(proof, slices=choice.found_slices(seen, len(proof.rows)))
+            scores = score(finish.run, proof.rows, signature)
+            mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
             reason = f"what was built can't be judged: {error}"
-            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,))
+            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
         verdict = proof.on(scores, confidence)
-        told = too_far(mates, self.budget)
-        if not told:
-            return verdict
-        return replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        damaged = tuple(one for one in proof.slices if one.fails(verdict))
+        told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
+        if told:
+            verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
+        return verdict, damaged
+
+    def _where(self, finish: Finish, rows: Split) -> list[str]:
+        """Where the error of what was given up enters, as far as its program is at hand."""
+        if finish.program is None or not finish.lossy:
+            return []
+        features = rows.choice.part(0, _CHECK_ROWS).features
+        found = compare(self.program, finish.program, features)
+        return [found.sentence] if found.worst else []
 
     def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""
@@ -299,7 +321,7 @@ class _Job:
 
     def _built(
         self, steps: Pipeline, context_for: Callable[[Target], PassContext], rows: Rows
-    ) -> list[_Finish]:
+    ) -> list[Finish]:
         """What the target's backends make of the program, the fastest first.
 
         Where the target can't be timed here, what its first backend makes.
@@ -308,7 +330,7 @@ class _Job:
             UnsupportedError: No backend takes the program.
         """
         refusals: list[str] = []
-        found: list[_Finish] = []
+        found: list[Finish] = []
         for name in self.target.backends:
             try:
                 found.append(self._build(steps, context_for(served(self.target, name))))
@@ -321,7 +343,7 @@ class _Job:
             raise UnsupportedError("\n".join(refusals))
         return self._ranked(found, refusals, rows)
 
-    def _ranked(self, found: list[_Finish], refusals: list[str], rows: Rows) -> list[_Finish]:
+    def _ranked(self, found: list[Finish], refusals: list[str], rows: Rows) -> list[Finish]:
         """Candidates by measured time, and their reports with it."""
         if len(found) == 1:
             if self.target.measured:
@@ -334,14 +356,14 @@ class _Job:
             finish.report.race = race
         return sorted(found, key=lambda finish: race.relative[finish.backend])
 
-    def _build(self, steps: Pipeline, context: PassContext) -> _Finish:
-        """Runs the passes and lowers; the optimized program's tables are freed on return."""
+    def _build(self, steps: Pipeline, context: PassContext) -> Finish:
+        """Runs the passes and lowers; the optimized program's tables, if large, are freed."""
         self.say("optimizing", 0.3)
-        optimized = self.program.clone()
+        optimized = as_request(self.program, self.shared)
         steps.run(optimized, context)
         return self._lower(optimized, context, steps)
 
-    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> _Finish:
+    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> Finish:
         """Builds with the backend that the context's target names."""
         (name,) = context.target.backends
         self.say(f"lowering for {self.target.name} with {name}", 0.7)
@@ -353,12 +375,18 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
+        flat = as_flat(optimized, self.shared)
         try:
-            built = backend(name).build(optimized, context.target, folder, metadata)
-            manifest = self._manifest(optimized, steps, name, folder, built)
+            built = backend(name).build(flat, context.target, folder, metadata)
+            entry, beside = entries_of(self.request, self.shared, optimized)
+            for kind, program in beside.items():
+                more = backend(name).build_beside(kind, program, context.target, folder, metadata)
+                built = replace(built, files=(*built.files, *more.files))
+            manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
             if self.strict:
                 built.require_plan(name)
-            finish = _Finish(folder, manifest, context.report)
+            kept = flat if flat.nbytes <= _KEPT_BYTES else None
+            finish = Finish(folder, manifest, context.report, kept)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -396,41 +424,6 @@ class _Job:
         )
 
 
-class _Finish:
-    """A built artifact that waits for its verdict.
-
-    Attributes:
-        report: What the passes did.
-        backend: What built it.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, report: Report) -> None:
-        self._folder = folder
-        self._artifact = Artifact(folder, manifest, report)
-        self.report = report
-        self.backend = manifest.backend
-        # The folder lives as long as the artifact does.
-        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
-
-    def run(self, features: Any) -> Any:
-        """Scores features with the built artifact."""
-        return self._artifact.run(features)
-
-    def open(self) -> Any:
-        """The artifact's runner on one thread."""
-        return backend(self.backend).open(self._folder, 1)
-
-    def discard(self) -> None:
-        """Removes what was built."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __call__(self, verdict: Verdict) -> Artifact:
-        """The artifact with its verdict."""
-        self.report.verdict = verdict
-        self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
-        return self._artifact
-
-
 def _knowledge(checkpoint: str | Path | Artifact | None, subject: Subject) -> Knowledge:
     """What the probe needn't measure."""
     if checkpoint is None:
@@ -446,38 +439,6 @@ def _check_iterable(data: Any) -> None:
             f"data is a {type(data).__name__}, expected batches: an iterable of rankc.Batch or of "
             "(inputs, labels), a DataLoader, or the path of a parquet file."
         )
-
-
-def _captured(
-    model: nn.Module | Program | str | Path,
-    data: Any,
-    inputs: Any,
-    signature: Signature | None,
-    outputs: Sequence[str] | None,
-) -> tuple[Program, Any]:
-    """The captured program, and the data with whatever batch was looked at still in it."""
-    kept = tuple(outputs) if outputs is not None else None
-    if _is_file(model):
-        return load_program(Path(model), signature, kept), data
-    if isinstance(model, Program):
-        return capture(model, signature=signature, outputs=outputs), data
-    module = resolve(model) if isinstance(model, str) else model
-    if not isinstance(module, nn.Module):
-        raise CaptureError(
-            f"a model is a torch.nn.Module, got {type(module).__name__}. "
-            "Wrap a function in a module whose forward calls it."
-        )
-    frontend_of_modules = frontend()
-    if inputs is None and data is not None and not isinstance(data, (str, Path, Parquet)):
-        inputs, data = first_inputs(data, frontend_of_modules.forward_arguments(module))
-    try:
-        program: Program = frontend_of_modules.capture(
-            module, inputs, signature=signature, outputs=kept
-        )
-    except (CaptureError, DataError):
-        _blame_inputs(module, inputs)
-        raise
-    return program, data
 
 
 def replan(
@@ -514,131 +475,11 @@ def replan(
     )
 
 
-def capture(
-    model: nn.Module | Program | str | Path,
-    inputs: Any = None,
-    *,
-    signature: Signature | None = None,
-    outputs: Sequence[str] | None = None,
-) -> Program:
-    """Captures a model into a program with a dynamic batch.
-
-    Args:
-        model: A trained ``nn.Module``, ``"pkg.module:factory"``, a ``.pt2`` or ``.onnx`` file, or
-            a program, of which a copy is returned. A module is captured in eval mode; its mode is
-            put back.
-        inputs: One example: a tuple of arguments, a dict, or a tensor. Not needed for a file, or
-            when the model has ``example_inputs()``.
-        signature: Overrides the inferred one; its names must be the inferred names.
-        outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
-
-    Raises:
-        CaptureError: What can't be captured, where in the user's code, and what to change.
-        SignatureError: The example doesn't fit the model.
-    """
-    kept = tuple(outputs) if outputs is not None else None
-    if _is_file(model):
-        return load_program(Path(model), signature, kept)
-    if isinstance(model, Program):
-        return frontend().with_contract(model.clone(), signature, kept)  # type: ignore[no-any-return]
-    module = resolve(model) if isinstance(model, str) else model
-    program: Program = frontend().capture(module, inputs, signature=signature, outputs=kept)
-    return program
-
-
-def _is_file(model: Any) -> TypeGuard[str | Path]:
-    """Whether a model is a path: text with a colon names a factory, unless it is a file's."""
-    if isinstance(model, Path):
-        return True
-    return isinstance(model, str) and (
-        ":" not in model or (model.endswith((".pt2", ".onnx")) and Path(model).is_file())
-    )
-
-
-def _blame_inputs(model: nn.Module, inputs: Any) -> None:
-    """Raises if a capture failed for what the example holds, rather than for the model.
-
-    A model that can be captured on its own example, or on zeros, has a signature to hold the
-    inputs against.
-
-    Raises:
-        SignatureError: Which feature has a wrong name, dtype, shape or ids.
-        DataError: Which feature is NaN or Inf.
-    """
-    if inputs is None:
-        return
-    capture = frontend()
-    own = getattr(model, "example_inputs", None)
-    try:
-        example = own() if callable(own) else _zeros(capture.forward_arguments(model), inputs)
-        program: Program = capture.capture(model, example)
-    except Exception:  # the model is to blame, and the first error says how
-        return
-    check_features(program.signature, features_of(program, inputs))
-
-
-def _zeros(arguments: tuple[str, ...], inputs: Any) -> Any:
-    """The same inputs with every number zero, which is a valid id of any table."""
-    call = call_of(arguments, inputs)
-    structure = Structure.of(call, "input", lambda v: isinstance(v, (Tensor, np.ndarray)))
-    leaves = {name: torch.as_tensor(v) for name, v in structure.flatten(call).items()}
-    return structure.unflatten({name: torch.zeros_like(v) for name, v in leaves.items()})
-
-
-def resolve(place: str) -> nn.Module:
-    """The model that ``pkg.module:factory`` names: a module, or what a function returns.
-
-    Raises:
-        CaptureError: It can't be imported, or gives no module.
-    """
-    module_name, _, attribute = place.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CaptureError(f"{place!r} can't be imported: {error}") from error
-    model = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"{place!r} gives a {type(model).__name__}, not a torch.nn.Module.")
-    return model
-
-
-def load_program(
-    path: Path,
-    signature: Signature | None = None,
-    outputs: tuple[str, ...] | None = None,
-) -> Program:
-    """The program in a ``.pt2`` or ``.onnx`` file.
-
-    Args:
-        path: The file.
-        signature: Overrides the inferred one; its names must be the inferred names.
-        outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
-
-    Raises:
-        CaptureError: The file is missing, holds no program, or one that can't be captured.
-    """
-    if not path.is_file():
-        raise CaptureError(
-            f"{path} is not a file; a model is a module, pkg.module:factory, .pt2 or .onnx"
-        )
-    suffix = path.suffix.lower()
-    if suffix not in (".pt2", ".onnx"):
-        raise CaptureError(
-            f"{path} is no .pt2 file, nor .onnx; save the program with Program.save or "
-            "torch.export.save, or the model with torch.onnx.export."
-        )
-    program: Program = frontend(suffix).load(path, signature=signature, outputs=outputs)
-    return program
-
-
 def _rows(
     program: Program,
     data: Any,
     calibration: Iterable[Any] | None,
+    shared: Sequence[str],
 ) -> Split | None:
     if data is None:
         if calibration is not None:
@@ -649,13 +490,9 @@ def _rows(
     if isinstance(data, Parquet):
         data = data.batches(program)
     apart = collect(calibration, program) if calibration is not None else None
-    return split(collect(data, program), apart)
-
-
-def _gave_up_exactness(report: Report) -> bool:
-    """Whether a lossy pass changed something."""
-    lossy = (Exactness.LOSSY, Exactness.TRAINED)
-    return any(r.outcome is Outcome.CHANGED and r.exactness in lossy for r in report.records)
+    rows = collect(data, program)
+    check_shared(rows, shared)
+    return split(rows, apart)
 
 
 def _reachable(smallest: float | None) -> str:
@@ -670,10 +507,3 @@ def _reachable(smallest: float | None) -> str:
 def _least(left: float | None, right: float | None) -> float | None:
     known = [value for value in (left, right) if value is not None]
     return min(known, default=None)
-
-
-def _note_rows(report: Report, rows: Split) -> None:
-    report.notes.append(
-        f"rows apart: {len(rows.calibration):,} to calibrate, {len(rows.choice):,} to choose the "
-        f"plan, {len(rows.proof):,} to prove it"
-    )

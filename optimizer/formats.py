@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ def quantize_weight(weight: Tensor, dtype: torch.dtype) -> Codes:
 
 
 def quantize_rows(
-    weight: Tensor, bits: int = 8, chunk: int = 65536
+    weight: Tensor, bits: int = 8, chunk: int = 8192
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A table's rows as codes with a scale and a floating-point bias per row.
 
@@ -66,7 +67,7 @@ def quantize_rows(
     Args:
         weight: ``[R, D]`` float32; D even at 4 bits.
         bits: 8 or 4.
-        chunk: Rows worked on at once, so that a large table needs little memory besides itself.
+        chunk: Rows worked on at once: what is between stays in the caches.
 
     Returns:
         codes ``[R, D]`` or ``[R, D / 2]`` uint8, and scale and bias ``[R, 1]``.
@@ -94,26 +95,23 @@ def _code_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     if bits == 8:
         step = usable((high - low) / 255.0)
         return ((rows - low) / step).round().to(torch.uint8), step, low
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    span = high - low
     least = torch.full_like(low, float("inf"))
-    for above in _TABLE_CLIPS:
-        for below in _TABLE_CLIPS:
-            bias = (low + below * (high - low)).half()
-            top = high - above * (high - low)
-            step = usable(((top - bias.float()) / 15.0).half())
-            codes = ((rows - bias.float()) / step.float()).round().clamp(0, 15)
-            off = (codes * step.float() + bias.float() - rows).square().sum(1, keepdim=True)
-            better = off < least
-            found = codes.to(torch.uint8), step, bias
-            if best is None:
-                best = found
-            else:
-                best = tuple(  # type: ignore[assignment]
-                    torch.where(better, new, old) for new, old in zip(found, best, strict=True)
-                )
-            least = torch.where(better, off, least)
-    assert best is not None
-    return best
+    bias, step = low.half(), usable((span / 15.0).half())
+    for below, above in itertools.product(_TABLE_CLIPS, repeat=2):
+        start = (low + below * span).half()
+        width = usable(((high - above * span - start.float()) / 15.0).half())
+        off = _codes4(rows, width, start).mul_(width.float()).add_(start.float()).sub_(rows)
+        error = torch.linalg.vector_norm(off, dim=1, keepdim=True)
+        better = error < least
+        bias, step = torch.where(better, start, bias), torch.where(better, width, step)
+        least = torch.where(better, error, least)
+    return _codes4(rows, step, bias).to(torch.uint8), step, bias
+
+
+def _codes4(rows: Tensor, step: Tensor, bias: Tensor) -> Tensor:
+    """The codes 0 to 15, as floats."""
+    return (rows - bias.float()).div_(step.float()).round_().clamp_(0, 15)
 
 
 def usable(steps: Tensor) -> Tensor:

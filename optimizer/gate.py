@@ -7,12 +7,13 @@ bound, never to an estimate: not enough rows is inconclusive, not a pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from . import intervals, quality
 from .budget import Budget, check_confidence
@@ -25,6 +26,7 @@ from .verdict import (
     CohortResult,
     CohortStatus,
     Metrics,
+    Ranking,
     Status,
     TaskResult,
     Verdict,
@@ -48,7 +50,29 @@ MIN_CLASS_ROWS: Final = 10
 DELTA_NE: Final = "ΔNE"
 """What the check of ``Budget.ne`` is called."""
 
+SATURATED_LOGIT: Final = 30.0
+"""A sigmoid of more is 0 or 1 to thirteen digits, and in fp32 exactly 1."""
+
+_LARGEST: Final = tuple(float(np.finfo(dtype).max) for dtype in (np.float16, np.float32))
+
 _UNKNOWN_LISTED: Final = 20
+
+
+@dataclass(frozen=True)
+class FoundCohort:
+    """A cohort that isn't given by a column, but was found on other rows.
+
+    Attributes:
+        task: The task it is judged for.
+        axis: What it is cut by.
+        value: Which slice of that.
+        members: ``[N]``, the rows in it.
+    """
+
+    task: str
+    axis: str
+    value: str
+    members: NDArray[np.bool_]
 
 
 def split_confidence(confidence: float, attempt: int) -> float:
@@ -89,6 +113,7 @@ def judge(
     *,
     group: ArrayLike | None = None,
     cohorts: Mapping[str, ArrayLike] | None = None,
+    found: Sequence[FoundCohort] = (),
     regression: Collection[str] = (),
     confidence: float | None = None,
     min_cohort_rows: int = MIN_COHORT_ROWS,
@@ -108,6 +133,7 @@ def judge(
         group: ``[N]``, the user or request of each row, to cluster by. None takes rows as
             independent, and the verdict notes it.
         cohorts: ``{axis: [N]}``, what cohort each row is of.
+        found: Cohorts found on other rows, judged together with those.
         regression: Names of the regression tasks.
         confidence: In place of the budget's, for repeated looks (`split_confidence`).
         min_cohort_rows: Cohorts with fewer are unknown.
@@ -134,7 +160,7 @@ def judge(
     # bound for all together, and no correction for their number is due. (Failing is another
     # matter: cohorts fail by a lower bound, and there the number of them is corrected for.)
     tasks = tuple(_judge_task(task, budget.for_task(task.name), codes) for task in rows)
-    damage, unlisted = _judge_cohorts(rows, budget, axes, codes, min_cohort_rows)
+    damage, unlisted = _judge_cohorts(rows, budget, axes, found, codes, min_cohort_rows)
 
     reasons = [
         check_sentence(task.task, check, MIN_CLASS_ROWS) for task in tasks for check in task.checks
@@ -154,7 +180,7 @@ def judge(
         tasks=tasks,
         cohorts=damage,
         reasons=tuple(filter(None, reasons)),
-        notes=notes(soft, codes is None, damage, unlisted),
+        notes=notes(tasks, soft, codes is None, damage, unlisted),
     )
 
 
@@ -171,7 +197,20 @@ def _judge_task(task: TaskRows, budget: Budget, codes: IntArray | None) -> TaskR
         after=_metrics(task, task.optimized, task.loss, codes),
         shift=shift,
         checks=checks,
+        ranking=tuple(_ranking(task, budget, codes)),
     )
+
+
+def _ranking(task: TaskRows, budget: Budget, codes: IntArray | None) -> Iterable[Ranking]:
+    """Hard and soft recall of the original's top of each group, where it is limited."""
+    if codes is None:
+        return
+    value = task.reference if task.regression else special.expit(task.reference)
+    summed = bool((value >= 0.0).all())
+    for k, _ in budget.cuts:
+        hard = intervals.recall_interval(value, task.optimized, codes, k, budget.confidence)
+        recall = quality.recall_at_k(value, task.optimized, codes, k, soft=summed)
+        yield Ranking(k, hard, recall if summed else None)
 
 
 def _checks(
@@ -233,9 +272,12 @@ def _metrics(
     task: TaskRows, scores: FloatArray, loss: FloatArray, codes: IntArray | None
 ) -> Metrics:
     mean = float(loss.mean())
+    size = np.abs(scores)
+    ended = np.isin(size, _LARGEST) if task.regression else size >= SATURATED_LOGIT
+    saturated = int(ended.sum())
     if task.regression:
         spread = float(task.labels.var())
-        return Metrics(mean, mean / spread if spread else None)
+        return Metrics(mean, mean / spread if spread else None, saturated=saturated)
     try:
         gauc = None if codes is None else quality.gauc(scores, task.labels, codes)
     except DataError:
@@ -246,6 +288,7 @@ def _metrics(
         auc=quality.auc(scores, task.labels),
         gauc=gauc,
         calibration=quality.calibration_ratio(scores, task.labels),
+        saturated=saturated,
     )
 
 
@@ -288,6 +331,7 @@ def _judge_cohorts(
     tasks: tuple[TaskRows, ...],
     budget: Budget,
     axes: Mapping[str, NDArray[np.str_]],
+    found: Sequence[FoundCohort],
     codes: IntArray | None,
     min_rows: int,
 ) -> tuple[tuple[CohortResult, ...], int]:
@@ -299,24 +343,34 @@ def _judge_cohorts(
     tested: list[CohortResult] = []
     unknown: list[CohortResult] = []
     unlisted = 0
+    limited = [task for task in tasks if budget.for_task(task.name).ne is not None]
     for axis, column in axes.items():
-        values, of_row = np.unique(column, return_inverse=True)
-        order = np.argsort(of_row, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(of_row))[:-1])
-        largest_first = sorted(
-            zip(values.tolist(), parts, strict=True), key=lambda part: -len(part[1])
-        )
-        for task in tasks:
-            if budget.for_task(task.name).ne is None:
-                continue
+        parts = _largest_first(column)
+        for task in limited:
             tiny: list[CohortResult] = []
-            for value, part in largest_first:
+            for value, part in parts:
                 result = _cohort(task, axis, value, part, codes, budget.confidence, min_rows)
                 (tiny if result.status is CohortStatus.UNKNOWN else tested).append(result)
             unknown += tiny[:_UNKNOWN_LISTED]
             unlisted += len(tiny[_UNKNOWN_LISTED:])
+    by_name = {task.name: task for task in limited}
+    for one in found:
+        if one.task not in by_name:
+            continue
+        part, task = np.flatnonzero(one.members), by_name[one.task]
+        result = _cohort(task, one.axis, one.value, part, codes, budget.confidence, min_rows)
+        result = replace(result, found=True)
+        (unknown if result.status is CohortStatus.UNKNOWN else tested).append(result)
     corrected = sorted(_control_false_alarms(tested, budget), key=_severity)
     return (*corrected, *unknown), unlisted
+
+
+def _largest_first(column: NDArray[np.str_]) -> list[tuple[str, IntArray]]:
+    """Each value of a cohort column with its rows."""
+    values, of_row = np.unique(column, return_inverse=True)
+    order = np.argsort(of_row, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(of_row))[:-1])
+    return sorted(zip(values.tolist(), parts, strict=True), key=lambda part: -len(part[1]))
 
 
 def _cohort(

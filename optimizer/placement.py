@@ -85,6 +85,13 @@ def place(sites: Sequence[Sequence[Choice]], limits: Mapping[str, float]) -> tup
     return tuple(chosen)
 
 
+def rows_to_use(share: float, limit: float, entropy: float, confidence: float) -> int:
+    """How many rows must judge so that a plan may use a share of the budget; see `allowance`."""
+    z = float(norm.ppf(0.5 + confidence / 2.0))
+    per_row = 2.0 * z * z * share / (max(entropy, 1e-12) * limit)
+    return math.ceil(per_row / (1.0 - share) ** 2)
+
+
 def allowance(
     limit: float,
     rows: int,

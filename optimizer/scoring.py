@@ -15,13 +15,21 @@ from torch import Tensor
 from .budget import Budget
 from .data import RUN_BATCH, Rows, spread_over
 from .errors import DataError
-from .gate import COHORT_FACTOR, DELTA_NE, MIN_COHORT_ROWS, judge, split_confidence
+from .gate import (
+    COHORT_FACTOR,
+    DELTA_NE,
+    MIN_COHORT_ROWS,
+    FoundCohort,
+    judge,
+    split_confidence,
+)
 from .ir.program import Program
 from .ir.signature import Score, Signature, TaskKind
-from .placement import allowance
+from .placement import allowance, rows_to_use
 from .quality import logits_from_probabilities
 from .ragged import row_count
 from .replay import Replay
+from .slices import Slice, columns_of, find_slices, rows_needed
 from .taskrows import task_rows
 from .verdict import Status, Verdict
 
@@ -29,6 +37,8 @@ Scores = dict[str, np.ndarray[Any, Any]]
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 #: Soft labels have no noise, so this many rows measure a damage to a few percent.
 _DAMAGE_ROWS = 4096
+#: Where a plan may use less of its budget than this, more rows would help much.
+_FEW = 0.25
 
 
 def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH) -> Scores:
@@ -51,7 +61,7 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
             value = outputs[task.output]
             array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
             column = array.reshape(count, -1)[:, task.column or 0]
-            parts[task.name].append(column.astype(np.float64))
+            parts[task.name].append(column)
     found: Scores = {}
     for task in signature.served:
         values = np.concatenate(parts[task.name])
@@ -62,8 +72,9 @@ def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH)
                 f"rows, first in row {rows.first + int(bad.argmax())}."
             )
         if task.score is Score.PROBABILITY and task.kind is TaskKind.BINARY:
+            # In the dtype it was computed in, which tells what its 0 and 1 stand for.
             values = logits_from_probabilities(values, f"output {task.name!r}")
-        found[task.name] = values
+        found[task.name] = values.astype(np.float64)
     return found
 
 
@@ -81,6 +92,7 @@ class Judge:
             original.
         trained: Whether it was finetuned, so that its scores are others on purpose.
         proof_rows: How many rows will prove what these choose; as many as these where None.
+        slices: Found on other rows; judged, and watched, like cohorts that are given.
     """
 
     rows: Rows
@@ -91,6 +103,7 @@ class Judge:
     base: Program | None = None
     trained: bool = False
     proof_rows: int | None = None
+    slices: tuple[Slice, ...] = ()
 
     @classmethod
     def of(cls, original: Program, rows: Rows, budget: Budget) -> Judge:
@@ -199,10 +212,16 @@ class Judge:
         this one, narrower by the root of their number, and one standard error is left to chance.
         """
         verdict = self(program)
-        if verdict.status is Status.PASS:
-            return True
         if verdict.status is Status.FAIL:
             return False
+        if verdict.status is Status.PASS and not self.slices:
+            return True
+        lost, limits = self.damages(program), self.allowances()
+        cohorts = [name for name in limits if name not in self.reference]
+        if any(lost.get(name, 0.0) > limits[name] for name in cohorts):
+            return False  # a cohort may be too small here for the verdict to say so
+        if verdict.status is Status.PASS:
+            return True
         damages = self._lost(self._first_scores, program)
         if self.trained:  # its scores are others on purpose: only labels tell what is lost
             damages = {task.task: task.delta_ne.estimate for task in verdict.tasks}
@@ -220,6 +239,22 @@ class Judge:
             if damages[task.task] + kept * beyond + (z + 1.0) * narrower > limit:
                 return False
         return True
+
+    def advice(self) -> list[str]:
+        """How many rows would do, for each task that these are few for."""
+        found = []
+        for task, allowed in self.allowances().items():
+            limit = self.budget.for_task(task).ne if task in self.reference else None
+            if not limit or allowed >= _FEW * limit:
+                continue
+            entropy = 0.5 if task in self._regressions else self._bases[task]
+            needed = rows_to_use(0.5, limit, entropy, self.confidence or self.budget.confidence)
+            found.append(
+                f"task {task!r}: {len(self.rows):,} rows that prove are few for ΔNE within "
+                f"{100 * limit:.3g} %: a plan may use {allowed / limit:.1%} of it, since the noise "
+                f"of labels takes the rest; with about {needed:,} it may use half"
+            )
+        return found
 
     @property
     def _proof_rows(self) -> int:
@@ -244,6 +279,28 @@ class Judge:
             for name, members in self._watched(task.name, self.rows).items()
         }
 
+    def found_slices(self, scores: Scores, proving: int) -> tuple[Slice, ...]:
+        """The slices of these rows on which scores differ most from the original's.
+
+        Args:
+            scores: Of these rows.
+            proving: How many other rows the slices will be judged on.
+        """
+        if not self.budget.find_cohorts or self.budget.cohorts is False:
+            return ()
+        least = rows_needed(len(self.rows), proving, MIN_COHORT_ROWS)
+        before = {name: self.reference[name] for name in scores}
+        found: list[Slice] = []
+        for task in task_rows(before, scores, {}, self._regressions):
+            limit = self.budget.for_task(task.name).ne
+            if limit is not None and least <= len(self.rows) // 2:
+                found += find_slices(task, self._columns, COHORT_FACTOR * limit, least)
+        return tuple(found)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray[Any, Any]]:
+        return columns_of(self.rows, self.reference)
+
     def _watched(self, task: str, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
         """The rows of a task, and of each of its cohorts that is gated and large enough."""
         watched = {task: np.ones(len(rows), dtype=bool)}
@@ -256,6 +313,10 @@ class Judge:
                 whole = int((self.rows.cohorts[axis] == value).sum())  # type: ignore[index]
                 if whole >= MIN_COHORT_ROWS and members.any():
                     watched[f"{task}@{axis}={value}"] = members
+        for one in self.slices:
+            members = one.members(self._columns)[: len(rows)]
+            if one.task == task and members.any():
+                watched[f"{task}@{one.axis}={one.value}"] = members
         return watched
 
     def on(self, scores: Scores, confidence: float | None = None) -> Verdict:
@@ -267,6 +328,10 @@ class Judge:
             self.budget,
             group=self.rows.group,
             cohorts=self.rows.cohorts,
+            found=[
+                FoundCohort(one.task, one.axis, one.value, one.members(self._columns))
+                for one in self.slices
+            ],
             regression=self._regressions,
             confidence=confidence or self.confidence,
         )

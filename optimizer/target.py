@@ -69,6 +69,11 @@ class Target:
     alignment: int = 1
     tile: int = 16
 
+    @property
+    def adds_by_index(self) -> bool:
+        """Whether rows can be added where an index says; TensorRT's parser refuses to."""
+        return self.device.kind != "cuda"
+
     @classmethod
     def of(cls, target: str | Target) -> Target:
         """The target called by that name.

@@ -83,15 +83,19 @@ def compare(
 
     Returns:
         A dict per batch size: ``batch``, ``artifact``, and with a model ``eager``,
-        ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact).
+        ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact). Where the artifact
+        takes requests, ``request`` is one of as many candidates, and ``request speedup`` the
+        peer's time, with the user given once for each, over it.
     """
     from .data import synthesize
     from .registry import backend
+    from .requests import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
     with _one_thread(), tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         runners = {"artifact": backend(artifact.manifest.backend).open(artifact.folder, 1)}
+        requests = artifact.open_request(1) if artifact.manifest.request else None
         if model is not None:
             plain = _plain_onnx(model, artifact, Path(folder))
             runners["onnxruntime fp32"] = plain
@@ -101,6 +105,12 @@ def compare(
             calls: dict[str, Callable[[], object]] = {
                 name: partial(runner, arrays) for name, runner in runners.items()
             }
+            if requests is not None:
+                assert artifact.manifest.request is not None
+                once = one_user(arrays, artifact.manifest.request.shared)
+                if artifact.manifest.request.ahead:
+                    once |= artifact.precompute(once)
+                calls["request"] = partial(requests, once)
             if model is not None:
                 call = artifact.manifest.inputs.unflatten(features)
                 calls["eager"] = partial(_eager, model, _own(model, call))
@@ -109,6 +119,8 @@ def compare(
             row |= {name: round(1e3 * timing.median, 4) for name, timing in timings.items()}
             if model is not None:
                 row["speedup"] = round(row["onnxruntime fp32"] / row["artifact"], 3)
+                if requests is not None:
+                    row["request speedup"] = round(row["onnxruntime fp32"] / row["request"], 3)
             found.append(row)
     return found
 

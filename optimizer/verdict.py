@@ -42,6 +42,8 @@ class Metrics:
         auc: Area under the ROC curve.
         gauc: The same within groups; None without groups.
         calibration: Mean p over mean y.
+        saturated: Rows whose logit is beyond ±30, where a probability is 0 or 1 for good; for a
+            regression, rows whose score is the largest number of fp16 or fp32.
     """
 
     loss: float
@@ -49,6 +51,24 @@ class Metrics:
     auc: float | None = None
     gauc: float | None = None
     calibration: float | None = None
+    saturated: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How much of the original's top candidates of a group stays at the top.
+
+    Attributes:
+        k: How many candidates the top is.
+        hard: The share of the original's top k that is in the optimized top k, a mean over groups.
+        soft: The original's scores (as probabilities) of the optimized top k over the most that k
+            candidates have: swapping two near equal ones costs nothing. None where a regression
+            scores below 0.
+    """
+
+    k: int
+    hard: Interval
+    soft: float | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,7 @@ class TaskResult:
         after: Metrics of the optimized model.
         shift: How far its logits moved.
         checks: One for each limit.
+        ranking: One for each k that is limited.
     """
 
     task: str
@@ -93,6 +114,7 @@ class TaskResult:
     after: Metrics
     shift: ShiftSummary
     checks: tuple[Check, ...]
+    ranking: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,7 @@ class CohortResult:
         p_value: Benjamini-Hochberg adjusted, of "it loses at most κ times the limit".
         calibration_before: Mean p over mean y in the cohort; None for a regression.
         calibration_after: The same of the optimized model.
+        found: Whether it was found, on other rows, as a slice on which the models differ most.
     """
 
     task: str
@@ -122,6 +145,14 @@ class CohortResult:
     p_value: float | None = None
     calibration_before: float | None = None
     calibration_after: float | None = None
+    found: bool = False
+
+    @property
+    def name(self) -> str:
+        """Which cohort it is, in words."""
+        if self.found:
+            return f"found cohort ({self.axis}: {self.value})"
+        return f"cohort {self.axis}={self.value}"
 
 
 @dataclass(frozen=True)
@@ -200,12 +231,20 @@ class Verdict:
             f"logit shift {result.shift.relative:.2g} of their spread"
             for result in self.tasks
         ]
-        worst = next((cohort for cohort in self.cohorts if cohort.delta_ne), None)
-        if worst is not None and worst.delta_ne is not None:
-            lines.append(
-                f"  worst cohort {worst.axis}={worst.value} ({worst.task}): "
-                f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
-            )
+        lines += [
+            f"  {result.task}: of the original's top {one.k}, {_range(one.hard, _share)} stay"
+            + ("" if one.soft is None else f", and {_share(one.soft)} of their value")
+            for result in self.tasks
+            for one in result.ranking
+        ]
+        for found in (False, True):
+            cohorts = (c for c in self.cohorts if c.delta_ne is not None and c.found is found)
+            worst = next(cohorts, None)
+            if worst is not None and worst.delta_ne is not None:
+                lines.append(
+                    f"  worst {worst.name} ({worst.task}): "
+                    f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
+                )
         return "\n".join([*lines, *_bullets(self.reasons), *_bullets(self.notes)])
 
 
@@ -239,6 +278,10 @@ def _task_from_json(data: Mapping[str, Any]) -> TaskResult:
                 more_rows=check["more_rows"],
             )
             for check in data["checks"]
+        ),
+        ranking=tuple(
+            Ranking(one["k"], Interval.from_json(one["hard"]), one["soft"])
+            for one in data.get("ranking", ())
         ),
     )
 
@@ -288,16 +331,20 @@ def cohort_sentence(cohort: CohortResult, factor: float, limit: float) -> str:
         return ""
     surely = _percent(cohort.corrected_low or 0.0)
     return (
-        f"task {cohort.task!r}: cohort {cohort.axis}={cohort.value} ({cohort.rows:,} rows) loses "
+        f"task {cohort.task!r}: {cohort.name} ({cohort.rows:,} rows) loses "
         f"ΔNE {_percent(cohort.delta_ne.estimate)}, at least {surely} after correction for the "
         f"number of cohorts: over {factor:g} times the limit ({_percent(limit).lstrip('+')})"
     )
 
 
 def notes(
-    soft: tuple[str, ...], ungrouped: bool, cohorts: tuple[CohortResult, ...], unlisted: int
+    tasks: tuple[TaskResult, ...],
+    soft: tuple[str, ...],
+    ungrouped: bool,
+    cohorts: tuple[CohortResult, ...],
+    unlisted: int,
 ) -> tuple[str, ...]:
-    """What limits a verdict: tasks on soft labels, rows without groups, cohorts too small."""
+    """What limits a verdict: soft labels, rows without groups, cohorts too small, saturation."""
     tiny = unlisted + sum(cohort.status is CohortStatus.UNKNOWN for cohort in cohorts)
     found = []
     if soft:
@@ -307,6 +354,13 @@ def notes(
         found.append("rows are taken as independent; give `group` if a user has several")
     if tiny:
         found.append(f"{tiny:,} cohorts are too small to judge: unknown, not passed")
+    for task in tasks:
+        before, after = task.before.saturated, task.after.saturated
+        if after:
+            found.append(
+                f"task {task.task!r}: {after:,} rows are saturated (logits beyond ±30, or the "
+                f"largest number of a format); {before:,} of the original's"
+            )
     return tuple(found)
 
 
@@ -320,6 +374,10 @@ def _range(interval: Interval, show: Callable[[float], str]) -> str:
 
 def _percent(value: float) -> str:
     return f"{100.0 * value:+.4f} %"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}"
 
 
 def _plain(value: float) -> str:

@@ -35,8 +35,11 @@ PASSES: dict[str, str] = {
     "reassociate-fm": "reassociate_fm:ReassociateFm",
     "recast-attention": "recast_attention:RecastAttention",
     "share-similar": "share_similar:ShareSimilar",
+    "share-user-side": "share_user_side:ShareUserSide",
     "sink-transposes": "sink_transposes:SinkTransposes",
     "sink-unsqueezes": "sink_unsqueezes:SinkUnsqueezes",
     "split-linears": "split_linears:SplitLinears",
+    "split-sides": "split_sides:SplitSides",
+    "stack-candidates": "stack_candidates:StackCandidates",
     "strip-train-only": "strip_train_only:StripTrainOnly",
 }

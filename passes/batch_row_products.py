@@ -31,7 +31,7 @@ class BatchRowProducts(Pass):
     Pays because: 325 pairs of 26 fields of width 10 are 650 operators. One thread of ONNX Runtime,
     batch 1, 64, 512: 337, 634, 5215 us one by one, 33, 371, 4627 at once.
     Requires: CANONICAL.
-    Misses when: there are fewer than ``min_pairs``, or a product has other users.
+    Misses when: fewer than ``min_pairs`` products stand side by side, or one has other users.
     """
 
     name: ClassVar[str] = "batch-row-products"
@@ -44,16 +44,20 @@ class BatchRowProducts(Pass):
         for node in list(program.graph.nodes):
             if not is_op(node, _aten.cat.default, _aten.stack.default) or not _joins_rows(node):
                 continue
-            views = ViewTracer(program)
-            for run in _runs(views, node):
-                if len(run) < self.min_pairs:
+            chosen = []
+            for run in _runs(ViewTracer(program), node):
+                if len(run) < 2:
                     continue
-                if any(len(pair.product.users) > 1 for pair in run):
+                if len(run) < self.min_pairs:
+                    ctx.missed("it has too few products of rows", run[0].product)
+                elif any(len(pair.product.users) > 1 for pair in run):
                     ctx.missed("products of its rows are used elsewhere too", run[0].product)
                 elif rw.site(run[0].product):
+                    chosen.append(run)
                     sites = list(dict.fromkeys(site_of(pair.product) for pair in run))
-                    node = _emit(rw, node, run)
                     ctx.applied(f"computed {len(run)} products of rows at once", *sites)
+            if chosen:
+                _emit(rw, node, chosen)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Pair:
+    """A product of two rows, and its place among the parts of the join."""
+
+    place: int
     product: fx.Node
     left: _Row
     right: _Row
@@ -88,8 +95,8 @@ def _runs(views: ViewTracer, join: fx.Node) -> list[list[_Pair]]:
     """Neighbouring parts that are products of rows, with or without linears on the left."""
     runs: list[list[_Pair]] = [[]]
     kind = None
-    for part in join.args[0]:  # type: ignore[union-attr]
-        pair = _pair(views, part)
+    for place, part in enumerate(join.args[0]):  # type: ignore[arg-type]
+        pair = _pair(views, place, part)
         now = None if pair is None else pair.left.linear is None
         if now != kind or pair is None:
             runs.append([])
@@ -99,7 +106,7 @@ def _runs(views: ViewTracer, join: fx.Node) -> list[list[_Pair]]:
     return runs
 
 
-def _pair(views: ViewTracer, part: Any) -> _Pair | None:
+def _pair(views: ViewTracer, place: int, part: Any) -> _Pair | None:
     if not is_op(part, _aten.mul.Tensor) or len(part.args) != 2 or _height(part) != 1:
         return None
     left, right = (_row(views, side, part) for side in part.args)
@@ -107,7 +114,7 @@ def _pair(views: ViewTracer, part: Any) -> _Pair | None:
         return None
     if right.linear is not None:
         left, right = right, left
-    return None if right.linear is not None else _Pair(part, left, right)
+    return None if right.linear is not None else _Pair(place, part, left, right)
 
 
 def _height(node: fx.Node) -> Any:
@@ -150,26 +157,35 @@ def _index(source: Source) -> int | None:
     return index
 
 
-def _emit(rw: Rewriter, join: fx.Node, run: Sequence[_Pair]) -> fx.Node:
-    """Puts the run's product in the place of its parts; returns the new join."""
-    parts = list(join.args[0])  # type: ignore[arg-type]
-    start = parts.index(run[0].product)
-    like = [pair.product for pair in run]
+def _emit(rw: Rewriter, join: fx.Node, runs: Sequence[Sequence[_Pair]]) -> None:
+    """Puts the product of each run in the place of its parts."""
+    parts: list[fx.Node] = list(join.args[0])  # type: ignore[arg-type]
+    joined: list[fx.Node] = []
+    start = 0
     with rw.before(join):
-        left = _left(rw, [pair.left for pair in run], like)
-        right = _gathered(rw, [pair.right for pair in run], like)
-        made = rw.emit(_aten.mul.Tensor, left, right, like=like)
-        others = [
-            part
-            if len(shape_of(part)) == 3
-            else rw.emit(_aten.unsqueeze.default, part, 1, like=part)
-            for part in (*parts[:start], *parts[start + len(run) :])
-        ]
-        if others:
-            joined = [*others[:start], made, *others[start:]]
+        for run in (*runs, ()):
+            stop = run[0].place if run else len(parts)
+            joined += [
+                part
+                if len(shape_of(part)) == 3
+                else rw.emit(_aten.unsqueeze.default, part, 1, like=part)
+                for part in parts[start:stop]
+            ]
+            if run:
+                joined.append(_products(rw, run))
+            start = stop + len(run)
+        made = joined[0]
+        if len(joined) > 1:
             made = rw.emit(_aten.cat.default, joined, 1, like=join)
     rw.replace(join, made)
-    return made
+
+
+def _products(rw: Rewriter, run: Sequence[_Pair]) -> fx.Node:
+    """The run's products as ``[B, P, d]``."""
+    like = [pair.product for pair in run]
+    left = _left(rw, [pair.left for pair in run], like)
+    right = _gathered(rw, [pair.right for pair in run], like)
+    return rw.emit(_aten.mul.Tensor, left, right, like=like)
 
 
 def _left(rw: Rewriter, rows: Sequence[_Row], like: Sequence[fx.Node]) -> fx.Node:

@@ -9,14 +9,18 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.interactions import matrix_crosses
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import MOVES, ViewTracer
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.report import Kind
 
 _aten = torch.ops.aten
+#: Views that keep elements in order, where they keep their number.
+_VIEWS = MOVES - {_aten.index_select.default}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class CollapseCrosses(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Tries every value that a linear makes one number of."""
+        for node in matrix_crosses(program):
+            ctx.remark(Kind.ANALYSIS, "a cross layer with a matrix, which doesn't collapse", node)
         rw = ctx.rewriter(program)
         tried: set[fx.Node] = set()
         for node in program.graph.find_nodes(op="call_function", target=_aten.linear.default):
@@ -102,9 +108,9 @@ class _Chain:
             if node.op != "call_function" or not self._knows(node.all_input_nodes):
                 continue
             found = self._read(node)
-            if isinstance(found, _Number):
+            if isinstance(found, _Number) and _has_sizes(node, shape_of(self.x0)[:1]):
                 self.numbers[node] = found
-            elif found is not None:
+            elif isinstance(found, tuple) and _has_sizes(node, shape_of(self.x0)):
                 self.forms[node] = found
 
     def _knows(self, inputs: Sequence[fx.Node]) -> bool:
@@ -113,13 +119,15 @@ class _Chain:
     def _read(self, node: fx.Node) -> _Form | _Number | None:
         """What the node's value is, or None if it is neither a form nor a number."""
         first: Any = node.args[0]
-        if node.target in MOVES and isinstance(first, fx.Node) and _keeps_elements(first, node):
+        if node.target in _VIEWS and isinstance(first, fx.Node):
             return self.forms.get(first) or self.numbers.get(first)
-        if is_plain_linear(node) and first in self.forms and shape_of(node.args[1])[0] == 1:
+        if is_plain_linear(node) and first in self.forms:
+            if tuple(shape_of(node.args[1])) != (1, shape_of(self.x0)[1]):
+                return None
             return self._dot(node, self.forms[first])
         if node.kwargs or len(node.args) != 2:
             return None
-        if is_op(node, _aten.mul.Tensor):
+        if is_op(node, _aten.mul.Tensor) or _is_outer_product(node):
             return self._product(node)
         return self._sum(node) if is_op(node, _aten.add.Tensor) else None
 
@@ -216,12 +224,17 @@ class _Chain:
         return rw.arrange(made, order, node)
 
 
-def _keeps_elements(source: fx.Node, view: fx.Node) -> bool:
-    """Whether a view only adds or drops dimensions of size 1."""
-    value = view.meta.get("val")
-    if not isinstance(value, Tensor) or not isinstance(source.meta.get("val"), Tensor):
+def _is_outer_product(node: fx.Node) -> bool:
+    """Whether a matrix product adds nothing up, as of a column ``[B, W, 1]`` and a number."""
+    products = (_aten.matmul.default, _aten.bmm.default)
+    return is_op(node, *products) and shape_of(node.args[0])[-1] == 1
+
+
+def _has_sizes(node: fx.Node, sizes: Sequence[Any]) -> bool:
+    """Whether a value has these sizes, besides dimensions of size 1."""
+    if not isinstance(node.meta.get("val"), Tensor):
         return False
-    left, right = ([str(s) for s in shape_of(n) if s != 1] for n in (source, view))
+    left, right = ([str(s) for s in each if s != 1] for each in (shape_of(node), sizes))
     return left == right
 
 

@@ -23,7 +23,9 @@ class ComposeLinears(Pass):
 
     Exact because: the product is associative.
     Pays because: it is only done where V W has no more weights than V and W, and so as many
-    multiplications fewer.
+    multiplications fewer. One thread of ONNX Runtime, batch 1, 64, 512 (inputs, between, outputs:
+    us apart, composed): 512, 512, 64: 24, 255, 2020; 10, 37, 228. 256, 64, 32: 9, 25, 135; 8, 16,
+    67. 64, 64, 64: 8, 18, 77; 8, 14, 46.
     Requires: CANONICAL.
     Misses when: the inner linear has other users, or V W would have more weights, as where the
     matrix was split into two of low rank.

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from ..optimizer.analysis.interactions import field_gates
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.report import Kind
 
 _aten = torch.ops.aten
 
@@ -34,6 +36,8 @@ class ContractProducts(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Applies the rule."""
+        for node in field_gates(program):
+            ctx.remark(Kind.ANALYSIS, "rows weighed by a net of their sums, and not summed", node)
         rw = ctx.rewriter(program)
 
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:

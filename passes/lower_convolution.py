@@ -109,7 +109,9 @@ def _convolution(node: Any) -> _Convolution | Miss | None:
     if not is_op(node, *_CONVOLUTIONS) or parameter_name(node.args[1]) is None:
         return None
     weight, before, after = (shape_of(n) for n in (node.args[1], node.args[0], node))
-    if len(weight) != 4 or tuple(weight[:2]) != (1, 1):
+    if len(weight) != 4:
+        return None
+    if tuple(weight[:2]) != (1, 1):
         return Miss("the convolution has several channels", (node,))
     groups = argument(node, 8 if is_op(node, _aten.convolution.default) else 6, "groups", 1)
     transposed = is_op(node, _aten.convolution.default) and node.args[6]

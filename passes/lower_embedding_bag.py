@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ..optimizer.context import PassContext
+from ..optimizer.errors import PipelineError
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
@@ -23,16 +24,34 @@ _END = 2**63 - 1
 class LowerEmbeddingBag(Pass):
     """Replaces EmbeddingBag by lookups pooled with sums, means or maxima.
 
-    Ids ``[B, L]`` become a lookup ``[B, L, D]`` pooled over L; ids with offsets are added into
-    their bags by index. An exporter would write either as one ONNX Loop per table, 30 times slower.
+    Ids ``[B, L]`` become a lookup ``[B, L, D]`` pooled over L. An exporter would write bags as one
+    ONNX Loop per table, 30 times slower.
+
+    N ids with offsets are added into their bags by index, which costs N × D additions. Where the
+    target can't, as TensorRT's parser, bags are products ``[B, N] × [N, D]`` with a matrix of which
+    id is in which bag, and maxima are taken over ``[B, N, D]``, which TensorRT fuses into one
+    kernel. That is B times the work: 0.7 GFLOP and a matrix of 20 MB for 512 rows of 20 ids and D
+    64. On a CPU sums by index took 26, 157 and 1,072 µs (64 rows of 5 ids, 64 of 50, 512 of 20),
+    by products 62, 473 and 14,619.
 
     Exact because: the same rows are pooled; only the order of additions may differ.
     Requires: CANONICAL.
     Misses when: rows of a bag are scaled by their frequency.
+
+    Attributes:
+        pooling: How ids with offsets are pooled: "index", "product", or as the "target" takes it.
     """
 
     name: ClassVar[str] = "lower-embedding-bag"
     exactness: ClassVar[Exactness] = Exactness.ROUNDING
+    pooling: str = "target"
+
+    def check(self, program: Program, ctx: PassContext) -> None:
+        """Raises PipelineError unless the option is known."""
+        if self.pooling not in ("target", "index", "product"):
+            raise PipelineError(
+                f"{self.name} has no pooling {self.pooling!r}; it is target, index or product"
+            )
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Lowers every bag that has a form."""
@@ -41,7 +60,11 @@ class LowerEmbeddingBag(Pass):
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:
             ctx.missed(miss.reason, *(miss.nodes or (node,)))
 
-        lowered = apply_rules((_PaddedBag(), _OffsetBag()), rw, missed)
+        pooling = self.pooling
+        if pooling == "target":
+            pooling = "index" if ctx.target.adds_by_index else "product"
+        offsets = _ProductBag() if pooling == "product" else _OffsetBag()
+        lowered = apply_rules((_PaddedBag(), offsets), rw, missed)
         if lowered:
             ctx.applied(f"lowered {lowered} embedding bags to lookups and sums")
 
@@ -164,16 +187,8 @@ class _OffsetBag(Rule):
             size = rw.emit(_aten.sym_size.int, bag.offsets, 0, like=like)
             count = rw.emit(operator.sub, size, 1, like=like) if bag.include_last else size
         segments = _segments(rw, bag)
-        rows = rw.emit(_aten.embedding.default, bag.table, bag.ids, like=like)
+        rows = _rows(rw, bag)
         dtype = rows.meta["val"].dtype
-        weight: fx.Node | None = bag.weights
-        if bag.padding is not None:
-            keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=like)
-            mask = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=like)
-            weight = mask if weight is None else rw.emit(_aten.mul.Tensor, weight, mask, like=like)
-        if weight is not None:
-            column = rw.emit(_aten.unsqueeze.default, weight, -1, like=like)
-            rows = rw.emit(_aten.mul.Tensor, rows, column, like=like)
         width = shape_of(node)[1]
         if bag.mode == _MAX:
             return self._maximum(rw, bag, segments, count, rows)
@@ -190,10 +205,7 @@ class _OffsetBag(Rule):
         like, dtype = bag.node, rows.meta["val"].dtype
         size, width = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like), shape_of(rows)[1]
         low = float(torch.finfo(dtype).min)
-        if bag.padding is not None:
-            drop = rw.emit(_aten.eq.Scalar, bag.ids, bag.padding, like=like)
-            drop = rw.emit(_aten.unsqueeze.default, drop, -1, like=like)
-            rows = rw.emit(_aten.masked_fill.Scalar, rows, drop, low, like=like)
+        rows = _without_padding(rw, bag, rows, low)
         index = rw.emit(_aten.unsqueeze.default, segments, -1, like=like)
         index = rw.emit(_aten.expand.default, index, [size, width], like=like)
         lows = rw.emit(_aten.full.default, [count, width], low, dtype=dtype, like=like)
@@ -211,11 +223,10 @@ class _OffsetBag(Rule):
         dtype: torch.dtype,
     ) -> fx.Node:
         like = bag.node
-        if bag.padding is not None:
-            keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=like)
-            ones = rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=like)
+        counted = _counted(rw, bag, dtype)
+        if counted is not None:
             zeros = rw.emit(_aten.full.default, [count], 0.0, dtype=dtype, like=like)
-            length = rw.emit(_aten.index_put.default, zeros, [segments], ones, True, like=like)
+            length = rw.emit(_aten.index_put.default, zeros, [segments], counted, True, like=like)
         else:
             length = rw.emit(_aten._to_copy.default, _lengths(rw, bag), dtype=dtype, like=like)
         length = rw.emit(_aten.clamp.default, length, 1.0, like=like)
@@ -225,6 +236,12 @@ class _OffsetBag(Rule):
 
 def _lengths(rw: Rewriter, bag: _Bag) -> fx.Node:
     """How many ids each bag has: where the next one starts, less where it starts itself."""
+    starts, ends = _bounds(rw, bag)
+    return rw.emit(_aten.sub.Tensor, ends, starts, like=bag.node)
+
+
+def _bounds(rw: Rewriter, bag: _Bag) -> tuple[fx.Node, fx.Node]:
+    """Where each bag starts and where the next one does, ``[B]`` both."""
     like, bounds = bag.node, bag.offsets
     if not bag.include_last:
         size = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like)
@@ -232,7 +249,94 @@ def _lengths(rw: Rewriter, bag: _Bag) -> fx.Node:
         bounds = rw.emit(_aten.cat.default, [bounds, end], like=like)
     ends = rw.emit(_aten.slice.Tensor, bounds, 0, 1, _END, like=like)
     starts = rw.emit(_aten.slice.Tensor, bounds, 0, 0, -1, like=like)
-    return rw.emit(_aten.sub.Tensor, ends, starts, like=like)
+    return starts, ends
+
+
+class _ProductBag(Rule):
+    """Replaces a bag over ids with offsets by a product with the matrix of which id is in which."""
+
+    roots = (operator.getitem,)
+
+    def match(self, node: fx.Node) -> Any:
+        return _OffsetBag().match(node)
+
+    def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
+        bag: _Bag = found
+        like, rows = bag.node, _rows(rw, bag)
+        dtype = rows.meta["val"].dtype
+        if bag.mode == _MAX:
+            return self._maximum(rw, bag, rows)
+        inside = rw.emit(_aten._to_copy.default, _membership(rw, bag), dtype=dtype, like=like)
+        pooled = rw.emit(_aten.mm.default, inside, rows, like=like)
+        if bag.mode == _SUM:
+            return pooled
+        counted = _counted(rw, bag, dtype)
+        if counted is not None:
+            row = rw.emit(_aten.unsqueeze.default, counted, 0, like=like)
+            inside = rw.emit(_aten.mul.Tensor, inside, row, like=like)
+        length = rw.emit(_aten.sum.dim_IntList, inside, [1], True, like=like)
+        length = rw.emit(_aten.clamp.default, length, 1.0, like=like)
+        return rw.emit(_aten.div.Tensor, pooled, length, like=like)
+
+    def _maximum(self, rw: Rewriter, bag: _Bag, rows: fx.Node) -> fx.Node:
+        """The largest value of each bag's rows, over all rows with those of others made low."""
+        like, dtype = bag.node, rows.meta["val"].dtype
+        low = float(torch.finfo(dtype).min)
+        rows = _without_padding(rw, bag, rows, low)
+        # One low row that is in no bag: a maximum over no ids at all would have no value.
+        lows = rw.emit(_aten.full.default, [1, shape_of(rows)[1]], low, dtype=dtype, like=like)
+        rows = rw.emit(_aten.cat.default, [lows, rows], like=like)
+        inside = _membership(rw, bag, before=1)
+        inside = rw.emit(_aten.unsqueeze.default, inside, -1, like=like)
+        outside = rw.emit(_aten.logical_not.default, inside, like=like)
+        among = rw.emit(_aten.masked_fill.Scalar, rows, outside, low, like=like)
+        peak = rw.emit(_aten.amax.default, among, [1], like=like)
+        empty = rw.emit(_aten.eq.Scalar, peak, low, like=like)
+        return rw.emit(_aten.masked_fill.Scalar, peak, empty, 0.0, like=like)
+
+
+def _rows(rw: Rewriter, bag: _Bag) -> fx.Node:
+    """The rows of all ids ``[N, D]``, weighted; those of padding are zero."""
+    like = bag.node
+    rows = rw.emit(_aten.embedding.default, bag.table, bag.ids, like=like)
+    weight, mask = bag.weights, _counted(rw, bag, rows.meta["val"].dtype)
+    if mask is not None:
+        weight = mask if weight is None else rw.emit(_aten.mul.Tensor, weight, mask, like=like)
+    if weight is None:
+        return rows
+    column = rw.emit(_aten.unsqueeze.default, weight, -1, like=like)
+    return rw.emit(_aten.mul.Tensor, rows, column, like=like)
+
+
+def _counted(rw: Rewriter, bag: _Bag, dtype: torch.dtype) -> fx.Node | None:
+    """1 for every id that isn't padding, ``[N]``; None if no id is."""
+    if bag.padding is None:
+        return None
+    keep = rw.emit(_aten.ne.Scalar, bag.ids, bag.padding, like=bag.node)
+    return rw.emit(_aten._to_copy.default, keep, dtype=dtype, like=bag.node)
+
+
+def _without_padding(rw: Rewriter, bag: _Bag, rows: fx.Node, low: float) -> fx.Node:
+    """The rows, those of padding so low that no maximum takes them."""
+    if bag.padding is None:
+        return rows
+    drop = rw.emit(_aten.eq.Scalar, bag.ids, bag.padding, like=bag.node)
+    drop = rw.emit(_aten.unsqueeze.default, drop, -1, like=bag.node)
+    return rw.emit(_aten.masked_fill.Scalar, rows, drop, low, like=bag.node)
+
+
+def _membership(rw: Rewriter, bag: _Bag, before: int = 0) -> fx.Node:
+    """Which id is in which bag, bool ``[B, before + N]``: the first ``before`` are in none."""
+    like = bag.node
+    size = rw.emit(_aten.sym_size.int, bag.ids, 0, like=like)
+    starts, ends = _bounds(rw, bag)
+    places = rw.emit(_aten.arange.start_step, -before, size, dtype=torch.int64, like=like)
+    places = rw.emit(_aten.unsqueeze.default, places, 0, like=like)
+    starts = rw.emit(_aten.unsqueeze.default, starts, 1, like=like)
+    ends = rw.emit(_aten.unsqueeze.default, ends, 1, like=like)
+    begun = rw.emit(_aten.ge.Tensor, places, starts, like=like)
+    open_still = rw.emit(_aten.lt.Tensor, places, ends, like=like)
+    return rw.emit(_aten.logical_and.default, begun, open_still, like=like)
 
 
 def _segments(rw: Rewriter, bag: _Bag) -> fx.Node:

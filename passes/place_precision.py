@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..optimizer.analysis.cost import elements_of
-from ..optimizer.analysis.sites import inputs_of, linear_sites, mixed_tables, table_sites
+from ..optimizer.analysis.sites import (
+    inputs_of,
+    linear_sites,
+    mixed_tables,
+    rows_read,
+    table_sites,
+)
 from ..optimizer.candidates import candidates
 from ..optimizer.context import PassContext
+from ..optimizer.errors import DataError
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.kernels import Kernel, Trial
@@ -40,7 +48,8 @@ class PlacePrecision(Pass):
     Exact because: it writes decisions; `quantize-tables` and `insert-quantize` realise them.
     Requires: CANONICAL.
     Misses when: there is no data, the target has no low format, a site isn't fp32 or is too small
-    to gain, its format doesn't pay, or it alone is over the budget.
+    to gain, calibration says nothing about it, its format doesn't pay or gives NaN, or it alone is
+    over the budget.
     """
 
     name: ClassVar[str] = "place-precision"
@@ -160,12 +169,17 @@ class PlacePrecision(Pass):
         for name in mixed_tables(program):
             ctx.missed("is read by something else than lookups", _table(name))
         found = []
-        for name, lookups in table_sites(program).items():
+        tables = table_sites(program)
+        read = rows_read(program, [n for nodes in tables.values() for n in nodes], ctx.calibration)
+        for name, lookups in tables.items():
             weight = program.tensor(name)
             if weight.dtype is not torch.float32 or weight.dim() != 2 or not rw.site(lookups[0]):
                 continue
             made = []
-            for number_format in (None, *ctx.target.table_formats):
+            reason = _hardly_read([read[n] for n in lookups if n in read], len(weight))
+            if reason:
+                ctx.missed(reason, _table(name))
+            for number_format in (None, *(ctx.target.table_formats if not reason else ())):
                 if number_format == "int4" and weight.shape[1] % 2:
                     continue
                 seconds = {
@@ -181,7 +195,7 @@ class PlacePrecision(Pass):
                 made.append(Candidate(precision, seconds, nbytes, errors))
             nodes = tuple(node.name for node in lookups)
             shape = (int(weight.shape[0]), int(weight.shape[1]))
-            found.append(SiteProbe(_table(name), "table", shape, nodes, tuple(made)))
+            found.append(SiteProbe(_table(name), "table", shape, nodes, tuple(made), reason))
         return found
 
     def _damage(
@@ -207,13 +221,18 @@ class PlacePrecision(Pass):
     ) -> Candidate:
         """The candidate with its damage, or refused."""
         assert ctx.judge is not None
+        if not all(math.isfinite(error) for error in candidate.errors.values()):
+            return refuse(replace(candidate, errors={}), "its output would be NaN or Inf")
         if probe.cost(candidate) >= probe.cost(site.candidates[0]):
             how = "measured" if probe.measured else "estimated"
             return refuse(candidate, f"{how} to cost more than fp32, time and bytes together")
         if candidate.errors["relative"] > self.max_relative_error:
             reason = f"its output would be off by {candidate.errors['relative']:.0%}"
             return refuse(candidate, reason)
-        candidate = replace(candidate, damage=self._damage(program, site, candidate, ctx))
+        try:
+            candidate = replace(candidate, damage=self._damage(program, site, candidate, ctx))
+        except DataError as error:
+            return refuse(candidate, f"alone it spoils the scores: {error}")
         limits = ctx.judge.allowances()
         over = [task for task, d in candidate.damage.items() if d > limits.get(task, float("inf"))]
         if over:
@@ -257,6 +276,16 @@ def realised(program: Program, plan: Sequence[tuple[SiteProbe, Candidate]]) -> P
             realise(rw, nodes[site.nodes[0]], candidate.precision, site.samples)
     sweep(copy)
     return copy
+
+
+def _hardly_read(ids: Sequence[Tensor], rows: int) -> str:
+    """Why what calibration reads of a table says nothing about it, or empty."""
+    seen = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *ids]))
+    if len(seen) == 0:
+        return "calibration never looks it up"
+    if len(seen) == 1 < rows:
+        return f"calibration only ever looks up its row {int(seen[0])}"
+    return ""
 
 
 def _rows_at(site: fx.Node, batch: int) -> float:

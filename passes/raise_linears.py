@@ -28,7 +28,7 @@ class RaiseLinears(Pass):
     Pays because: a runtime multiplies columns one by one. 256 x 1027 by 512 columns, one thread of
     ONNX Runtime: 20 ms as columns, 2 ms as a linear.
     Requires: CANONICAL.
-    Misses when: the parameter isn't a matrix.
+    Misses when: the parameter isn't a matrix, or what addmm adds isn't a parameter per column.
     """
 
     name: ClassVar[str] = "raise-linears"
@@ -58,19 +58,23 @@ class _Product(Rule):
         x, weight = node.args[-2:]
         if is_op(node, _aten.bmm.default) and len(shape_of(weight)) == 3:
             return self._unbatched(node, x, weight)
-        if parameter_name(weight) is None or len(shape_of(weight)) != 2:
-            return None
         if not isinstance(x, fx.Node) or x.op == "get_attr" or len(shape_of(x)) < 2:
             return None
-        bias = node.args[0] if added else None
-        if bias is not None and (parameter_name(bias) is None or len(shape_of(bias)) != 1):
+        if parameter_name(weight) is None:
             return None
+        if len(shape_of(weight)) != 2:
+            return Miss("its parameter isn't a matrix", (node,))
+        bias = node.args[0] if added else None
+        if bias is not None and not _is_bias(bias, weight):
+            return Miss("what it adds isn't a bias", (node,))
         return x, weight, bias
 
     def _unbatched(self, node: fx.Node, x: Any, weight: Any) -> Any:
         """A product of one batch, as einsum and tensordot make it: ``bmm(x[None], W[None])``."""
-        if parameter_name(weight) is None or shape_of(weight)[0] != 1 or shape_of(x)[0] != 1:
+        if parameter_name(weight) is None:
             return None
+        if shape_of(weight)[0] != 1 or shape_of(x)[0] != 1:
+            return Miss("its parameter isn't a matrix", (node,))
         return x, weight, None
 
     def rewrite(self, rw: Rewriter, node: fx.Node, found: Any) -> fx.Node:
@@ -80,6 +84,10 @@ class _Product(Rule):
         name = str(weight.target).replace(".", "_")
         own = rw.parameter(f"{name}_turned", value.T.contiguous())
         return rw.emit(_aten.linear.default, x, own, *([] if bias is None else [bias]), like=node)
+
+
+def _is_bias(added: Any, weight: Any) -> bool:
+    return parameter_name(added) is not None and shape_of(added) == shape_of(weight)[1:]
 
 
 class _Column(Rule):

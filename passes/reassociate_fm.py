@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from ..optimizer.analysis.interactions import sum_square_identities
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.report import Kind
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.bmm.default, _aten.matmul.default)
@@ -40,6 +42,8 @@ class ReassociateFm(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Applies the rule."""
+        for node in sum_square_identities(program):
+            ctx.remark(Kind.ANALYSIS, "a factorization machine as the square of a sum", node)
         rw = ctx.rewriter(program)
 
         def missed(rule: Rule, node: fx.Node, miss: Miss) -> None:

@@ -32,6 +32,9 @@ class SinkTransposes(Pass):
 
     Exact because: f computes every element from the same ones. It is declared rounding since a
     value has other strides then, and torch chooses its kernels by them.
+    Pays because: transposes copy. What flatten-cin leaves in xDeepFM, one thread of ONNX Runtime,
+    batch 1, 64, 512: 409, 12511, 114913 us without and 386, 12531, 113090 with it: 6 % at batch 1,
+    nothing that can be measured beside larger products.
     Requires: CANONICAL.
     Misses when: the transposed value has other users.
     """

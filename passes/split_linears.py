@@ -25,8 +25,9 @@ class SplitLinears(Pass):
 
     A part that is a sum or difference of others needs no weights of its own, and one that is the
     same for all rows of an example is multiplied once. So DIN's attention (1706.06978) over a
-    candidate beside every item of a history takes half the multiplications. Where the linear has
-    fewer than ``few_outputs`` outputs, what is saved is the copy.
+    candidate beside every item of a history takes half the multiplications. Where the linear has at
+    most ``few_outputs`` outputs of two parts of ``min_columns`` columns or more, what is saved is
+    the copy.
 
     Where x is the same for all L rows y of an example, ``W1 y + W2 (x · y)`` is ``(W1 + W2 diag(x))
     y``: a matrix per example and one product instead of two. That pays from ``min_rows`` rows per
@@ -70,8 +71,10 @@ class _LinearOfConcat(Rule):
         self.options, self.per_example = options, per_example
 
     def match(self, node: fx.Node) -> Any:
-        concat: Any = node.args[0]
-        if not is_plain_linear(node) or not is_op(concat, _aten.cat.default):
+        if not is_plain_linear(node):
+            return None
+        concat = _before_rows(node.args[0])
+        if not is_op(concat, _aten.cat.default):
             return None
         rank = len(shape_of(concat))
         if argument(concat, 1, "dim", 0) not in (-1, rank - 1) or dtype_of(node) != torch.float32:
@@ -116,7 +119,7 @@ class _LinearOfConcat(Rule):
                     made = bias
             made = term if made is None else rw.emit(_aten.add.Tensor, term, made, like=node)
         assert made is not None
-        return made
+        return rw.arrange(made, range(len(shape_of(made))), node)
 
     def _product_with(
         self, base: fx.Node, weights: dict[fx.Node, Tensor]
@@ -135,6 +138,14 @@ class _LinearOfConcat(Rule):
                 if shape[1] >= self.options.min_rows * len(own):
                     return factor, weights.pop(other)
         return None
+
+
+def _before_rows(value: Any) -> Any:
+    """A value before its rows were put in one dimension, as for a BatchNorm after the linear."""
+    if is_op(value, _aten.reshape.default) and len(value.users) == 1:
+        source = value.args[0]
+        return source if shape_of(source)[-1] == shape_of(value)[-1] else value
+    return value
 
 
 def _columns(weight: Tensor, base: fx.Node, places: list[tuple[int, float]]) -> Tensor:

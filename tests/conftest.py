@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer import pipeline
 from rankc.optimizer.context import PassContext
@@ -16,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "unverified: runs passes without Verify, to see what happens when it is missing"
     )
+    # Tests run one process a core, and threads that wait for each other's cores take far longer.
+    torch.set_num_threads(1)
 
 
 _openvino_missing = OpenVino.missing

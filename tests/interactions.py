@@ -41,7 +41,8 @@ class Attention(nn.Module):
         depth = inner // self.heads
         if self.way == "split":
             q, k, v = (torch.stack(torch.split(each, depth, dim=2)) for each in (q, k, v))
-            weights = torch.softmax(torch.einsum("hbqd,hbkd->hbqk", q, k), dim=-1)
+            scores = torch.einsum("hbqd,hbkd->hbqk", q, k) / depth**0.5
+            weights = torch.softmax(scores, dim=-1)
             mixed = torch.cat(torch.split(torch.matmul(weights, v), 1), dim=-1).squeeze(0)
         elif self.way == "rows first":
             q, k, v = (

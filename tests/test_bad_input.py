@@ -31,6 +31,8 @@ from rankers import (
     drawn_labels,
     small,
     small_inputs,
+    two_tasks,
+    two_tasks_inputs,
 )
 from torch import Tensor
 
@@ -335,6 +337,42 @@ def test_too_few_or_no_rows() -> None:
     assert said(DataError, none, inputs=(dense, ids)) == "data is empty: it has no rows."
     few = [((dense[:29], ids[:29]), labels[:29])]
     assert "29 rows are too few" in said(DataError, few)
+
+
+def test_constant_columns_are_no_trouble() -> None:
+    dense, ids, _ = rows(3000)
+    dense[:, 2] = 0.7
+    ids = torch.full_like(ids, 5)
+    model = small()
+    data = [rankc.Batch((dense, ids), drawn_labels(model, (dense, ids)))]
+    artifact = rankc.optimize(model, EAGER, data=data, budget=rankc.Budget(ne=0.05))
+    assert artifact.verdict.status is rankc.Status.PASS
+    assert isinstance(artifact.report, rankc.Report)
+    (table,) = [site for site in artifact.report.sites if site.kind == "table"]
+    assert (table.site, table.chosen) == ("table", "fp32")
+    assert table.reason == "calibration only ever looks up its row 5"
+    assert any(site.chosen != "fp32" for site in artifact.report.sites)
+    assert not [note for note in artifact.report.notes if "few for" in note]
+
+
+def test_too_few_rows_for_the_budget_say_how_many_would_do() -> None:
+    dense, ids, labels = rows(3000)
+    data = [rankc.Batch((dense, ids), labels)]
+    tight = rankc.optimize(small(), EAGER, data=data, budget=rankc.Budget(ne=1e-4))
+    assert isinstance(tight.report, rankc.Report)
+    (few,) = [note for note in tight.report.notes if "few for" in note]
+    assert few.startswith("task 'score': 1,680 rows that prove are few for ΔNE within 0.01 %")
+    needed = int(few.split("with about ")[1].split(" ")[0].replace(",", ""))
+    assert 200_000 < needed < 1_000_000
+
+
+def test_labels_for_some_tasks_only() -> None:
+    model, inputs = two_tasks(), two_tasks_inputs(3000, seed=1)
+    labels = {"click": (torch.rand(3000, generator=torch.Generator().manual_seed(0)) < 0.4).float()}
+    data = [rankc.Batch((inputs,), labels)]
+    artifact = rankc.optimize(model, EAGER, data=data, budget=rankc.Budget(ne=0.05))
+    assert [task.labels for task in artifact.verdict.tasks] == ["labels", "soft labels"]
+    assert artifact.verdict.notes[0].startswith("task 'buy': no labels, judged on the original's")
 
 
 @pytest.mark.parametrize("data", [5, rankc.Batch(None)])

@@ -36,6 +36,7 @@ def resident():
     with open("/proc/self/status") as status:
         return next(1024 * int(s.split()[1]) for s in status if s.startswith("VmRSS"))
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 model = Large()
 nbytes = sum(p.nbytes for p in model.parameters())

@@ -388,7 +388,7 @@ def _weighted(row: Row, source: ir.Value, weights: ir.Value) -> Row | None:
     if dims(weights)[1:] != [*places, 1] or len(row) != prod(places):
         return None
     vectors = _lookups(row)
-    if vectors is None or any(len(one.ids) != 1 or one.weights for one in vectors):
+    if vectors is None or any(len(one.ids) != 1 or one.weights or one.offsets for one in vectors):
         return None
     columns = [Column(weights, index) for index in range(len(row))]
     return tuple(replace(part, weights=(one,)) for part, one in zip(vectors, columns, strict=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +28,33 @@ class Case:
     name: str
     build: Callable[[], nn.Module]
     rows: Callable[[int], tuple[Any, ...]]
+
+
+class _Absent(ModuleType):
+    """A package whose names can be imported and are nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+def bare_package(name: str) -> None:
+    """Makes a package importable without what its own ``__init__`` imports: its trainers, mostly.
+
+    Modules in it are imported by ``import_module``.
+    """
+    spec = find_spec(name)
+    assert spec is not None, name
+    package = _Absent(name)
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules[name] = package
+
+
+def without(*names: str) -> None:
+    """Stands for packages that a library imports and its ranking models don't use."""
+    for name in names:
+        sys.modules.setdefault(name, _Absent(name))
 
 
 def ids(rows: int, *cardinalities: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""Captures every model of three third-party libraries and writes what came of it.
+"""Captures every model of third-party libraries and writes what came of it.
 
-Run by ``make capture-suite``; ``--library`` and ``--only`` run a part without writing the table.
+Run by ``make capture-suite``; ``--library`` and ``--only`` run a part without writing the table. A
+library that isn't installed is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ LIBRARIES = {
     "deepctr-torch": "deepctr_cases",
     "torch-rechub": "rechub_cases",
     "torchfm": "torchfm_cases",
+    "mlgb": "mlgb_cases",
+    "rec-pangu": "pangu_cases",
+    "pytorch-widedeep": "widedeep_cases",
+    "torchrec": "torchrec_cases",
 }
 BATCHES = (1, 3, 64)
 #: Largest difference over the largest score.
@@ -57,10 +63,10 @@ def examine(case: Any) -> dict[str, Any]:
             expected[size] = score(model, batches[size])
         except Exception:
             result.setdefault("fails", []).append(size)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         program = capture(model, batches[BATCHES[-1]])
-        result["seconds"] = time.perf_counter() - start
+        result["seconds"] = time.process_time() - start
         result["route"] = program.module.meta.get("route", "")
         result["notes"] = list(program.notes)
         result["nodes"] = len(program.graph.nodes)
@@ -72,7 +78,7 @@ def examine(case: Any) -> dict[str, Any]:
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"
         result["trace"] = traceback.format_exc()
-    result["total"] = time.perf_counter() - start
+    result["total"] = time.process_time() - start
     return result
 
 
@@ -98,7 +104,7 @@ def onnx(program: Any, batches: Mapping[int, Any], expected: Mapping[int, Any]) 
         runner = OnnxRuntime().open(Path(folder), threads=1)
         found = {}
         for size, rows in batches.items():
-            features = features_of(program, rows[0] if len(rows) == 1 else rows)
+            features = features_of(program, rows)
             scores = runner({name: value.numpy() for name, value in features.items()})
             named = {name: torch.from_numpy(scores[name]) for name in program.signature.outputs}
             found[size] = tensors(program.outputs.unflatten(named))
@@ -130,10 +136,12 @@ def nodes(graph: Any) -> Iterator[Any]:
 
 def tensors(result: Any) -> list[Any]:
     """The per-row tensors of nested outputs; a loss of the batch isn't a score."""
+    import numpy as np
     import torch
 
-    if isinstance(result, torch.Tensor):
-        return [result] if result.dim() else []
+    if isinstance(result, torch.Tensor | np.ndarray):
+        found = torch.as_tensor(result)
+        return [found] if found.dim() else []
     if isinstance(result, Mapping):
         return [t for value in result.values() for t in tensors(value)]
     return [t for value in result or () for t in tensors(value)]
@@ -151,6 +159,14 @@ def worst(expected: Mapping[int, Any], found: Mapping[int, Any]) -> float:
                 found_worst, float((want.double() - got.double()).abs().max()) / scale
             )
     return found_worst
+
+
+def version(package: str) -> str:
+    """A package's version; empty where it isn't installed."""
+    try:
+        return version_of(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def run_library(library: str, only: str) -> list[dict[str, Any]]:
@@ -203,7 +219,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
             sum(ok(r, "onnx") for r in mine),
             sum(r.get("control", 0) > 0 for r in mine),
         )
-        number = version(title) if title in LIBRARIES else ""
+        number = (version(title) or "not installed") if title in LIBRARIES else ""
         rows.append(f"| {title} | {number} | {' | '.join(map(str, counts))} |")
     return rows
 
@@ -220,7 +236,7 @@ def document(results: list[dict[str, Any]]) -> str:
         f"Measured by `make capture-suite` with {made}. Differences are the largest over batches "
         f"of {', '.join(map(str, BATCHES))} rows, relative to the largest score; at most "
         f"{TOLERANCE:.0e} counts as parity. ONNX is what the pipeline `rounding` leaves, in ONNX "
-        "Runtime.",
+        "Runtime. Times are seconds of one core.",
         "",
         *summary(results),
         "",
@@ -278,7 +294,8 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {library: Path(folder) / f"{library}.json" for library in LIBRARIES}
+        here = [library for library in LIBRARIES if version(library)]
+        files = {library: Path(folder) / f"{library}.json" for library in here}
         running = [
             subprocess.Popen([sys.executable, __file__, "--library", library, "--out", str(out)])
             for library, out in files.items()
@@ -292,7 +309,7 @@ def main() -> None:
     page = HERE.parents[1] / "docs" / "capture.md"
     page.write_text(document(results))
     if any(codes):
-        raise SystemExit(f"a library's process died: {dict(zip(LIBRARIES, codes, strict=True))}")
+        raise SystemExit(f"a library's process died: {dict(zip(here, codes, strict=True))}")
     sys.stdout.write("\n".join(summary(results)) + f"\n\nwritten: {page}\n")
 
 

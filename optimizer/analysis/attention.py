@@ -87,10 +87,12 @@ def _spelled(node: fx.Node, program: Program) -> Attention | None:
         elif _is_mask(scores) and scale == 1.0:  # a mask that is scaled again would be another
             masks.insert(0, scores)
         else:
-            break
+            before = scores if masks else _unviewed(scores, program)
+            if before is scores:
+                break
+            scores = before
+            continue
         scores = scores.args[0]
-    if not masks and isinstance(scores, fx.Node):
-        scores = _unviewed(scores, program)
     if not is_op(scores, *_PRODUCTS) or len(scores.users) > 1:
         return None
     query, key = scores.args[:2]

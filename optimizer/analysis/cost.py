@@ -28,7 +28,12 @@ _LINEARS = (
     torch.ops.rankc.half_linear.default,
 )
 _INTERACTION = torch.ops.rankc.dot_interaction.default
-_PRODUCTS = (_aten.bmm.default, _aten.mm.default, _aten.matmul.default)
+_PRODUCTS = (
+    _aten.bmm.default,
+    _aten.mm.default,
+    _aten.matmul.default,
+    torch.ops.rankc.request_matmul.default,
+)
 #: Views; and codes decoded, which kernels of low formats read as they are.
 _FREE = frozenset(
     {

@@ -156,6 +156,8 @@ class _Tracer:
         if not torch.equal(columns, columns[:1] + torch.arange(len(columns))[:, None]):
             return None
         firsts = [int(first) for first in columns[0][order]]
+        if len(set(firsts)) < 2:
+            return None  # one value, broadcast over the gate's columns
         return values[0], tuple(
             Expert(self._values[first // _WIDTH], first % _WIDTH) for first in firsts
         )

@@ -79,6 +79,33 @@ def inputs_of(
     return {site: found[source] for site, source in sources.items() if source in found}
 
 
+def rows_read(
+    program: Program, lookups: Sequence[fx.Node], batches: Sequence[Rows]
+) -> dict[fx.Node, Tensor]:
+    """Which rows of its table each lookup reads on calibration batches, each once."""
+    recorder = _IdRecorder(
+        program, {node for n in lookups if isinstance(node := n.args[1], fx.Node)}
+    )
+    with torch.no_grad():
+        for batch in batches:
+            recorder.run(*(batch[name] for name in program.signature.names))
+    return {n: recorder.seen[n.args[1]] for n in lookups if n.args[1] in recorder.seen}  # type: ignore[index]
+
+
+class _IdRecorder(fx.Interpreter):
+    def __init__(self, program: Program, keep: set[fx.Node]) -> None:
+        super().__init__(program.module)
+        self.seen: dict[fx.Node, Tensor] = {
+            node: torch.empty(0, dtype=torch.int64) for node in keep
+        }
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.seen:
+            self.seen[n] = torch.unique(torch.cat([self.seen[n], result.flatten().long()]))
+        return result
+
+
 class _Recorder(fx.Interpreter):
     def __init__(self, program: Program, keep: set[fx.Node], rows: int) -> None:
         super().__init__(program.module)

@@ -225,7 +225,7 @@ def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
         return replace(part, scale=part.scale * flat[0]) if fits else None
     if part.shifts or len(wide) > 1 or any(v < 0 for v in flat):
         return None
-    if wide and wide[0] < node.meta["val"].dim() and shape_of(node) == shape_of(user):
+    if wide and wide[0] < node.meta["val"].dim() and _same_shape(node, user):
         fits = part.aligned and (part.columns is None or part.axis == wide[0])
         return replace(part, axis=wide[0], shifts=tuple(flat)) if fits else None
     return replace(part, reach=part.reach + max(flat))
@@ -276,13 +276,18 @@ def _picked(node: fx.Node, user: fx.Node, part: Part) -> Part:
             return part.narrow(axis, (), aligned=False)
         return part.narrow(axis, [index % width[axis]], aligned=False)
     axis = _axis(user, 1, node)
-    if shape_of(node) == shape_of(user):
+    if _same_shape(node, user):
         return part
     bounds = (argument(user, 2, "start"), argument(user, 3, "end"), argument(user, 4, "step"))
     static = all(bound is None or isinstance(bound, int) for bound in bounds)
     if not static or not isinstance(width[axis], int):
         return part.narrow(axis, (), aligned=False)
     return part.narrow(axis, range(width[axis])[slice(*bounds)], aligned=True)
+
+
+def _same_shape(first: Any, second: Any) -> bool:
+    """Whether two values have one shape, as written: sizes that only values tell can't be asked."""
+    return list(map(str, shape_of(first))) == list(map(str, shape_of(second)))
 
 
 def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
@@ -293,7 +298,7 @@ def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
 
 def _is_aligned(user: fx.Node, part: Part) -> bool:
     moved = is_op(user, _aten.transpose.int, _aten.permute.default)
-    return part.aligned and not moved and shape_of(user) == shape_of(user.args[0])
+    return part.aligned and not moved and _same_shape(user, user.args[0])
 
 
 def _is_pooled(lookup: fx.Node) -> bool:
@@ -357,7 +362,43 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
         return FeatureKind.SEQUENCE if whole and several and len(found) == 1 else FeatureKind.ID
     if value.dtype is torch.bool:
         return FeatureKind.MASK
-    return FeatureKind.DENSE if value.is_floating_point() else FeatureKind.ID
+    if value.is_floating_point():
+        return FeatureKind.DENSE
+    return FeatureKind.LENGTHS if _is_length(node) else FeatureKind.ID
+
+
+def _is_length(node: fx.Node) -> bool:
+    """Whether integers are only held against positions: lengths of padded lists."""
+    waiting, compared = list(node.users), False
+    while waiting:
+        user = waiting.pop()
+        if is_op(user, *_RESHAPED):
+            waiting.extend(user.users)
+        elif is_op(user, *_COMPARED):
+            compared = True
+            if not any(_is_positions(other) for other in user.all_input_nodes):
+                return False
+        elif not is_op(user, *_PICKS):
+            return False
+    return compared
+
+
+def _is_positions(node: fx.Node) -> bool:
+    while is_op(node, *_RESHAPED):
+        node = node.all_input_nodes[0]
+    return is_op(node, _aten.arange.start_step, _aten.arange.start, _aten.arange.default)
+
+
+#: What lengths become before they are compared, or pick the last of a list.
+_RESHAPED = _TRANSPARENT | {_aten.repeat.default, _aten.sub.Tensor}
+_PICKS = (_aten.index.Tensor, _aten.gather.default)
+_COMPARED = (
+    _aten.lt.Tensor,
+    _aten.le.Tensor,
+    _aten.gt.Tensor,
+    _aten.ge.Tensor,
+    _aten.eq.Tensor,
+)
 
 
 def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:

@@ -146,3 +146,32 @@ def _half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 HALF_LINEAR = define_op(
     "half_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _half_linear
 )
+
+
+def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
+    """As many rows as ``rows`` has; all of ``x`` where it has as many itself."""
+    return x.expand([rows.shape[0], *[-1] * (x.dim() - 1)])
+
+
+#: x ``[1, …]``, rows ``[B, …]`` -> ``[B, …]``: a value of the request, once for each candidate.
+#: With x ``[B, …]`` it is x: a program for requests also scores rows that each have a user.
+REQUEST_BROADCAST = define_op(
+    "request_broadcast(Tensor x, Tensor rows) -> Tensor", _request_broadcast
+)
+
+
+def _request_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """One product of all candidates' rows with the one ``y``; each with its own where there are."""
+    product = torch.ops.aten.matmul.default
+    if y.shape[0] != 1:
+        return product(x, y)  # type: ignore[no-any-return]
+    *heads, rows, inner = x.shape[1:]
+    first = x.movedim(0, len(heads))
+    stacked = product(first.reshape([*heads, -1, inner]), y.squeeze(0))
+    apart = stacked.reshape([*heads, -1, rows, y.shape[-1]])
+    return apart.movedim(len(heads), 0)  # type: ignore[no-any-return]
+
+
+#: x ``[B, …, m, k]``, y ``[1, …, k, n]`` -> ``[B, …, m, n]``: ``x @ y`` where all candidates share
+#: one matrix (a head). With y ``[B, …]`` it is ``x @ y`` as well.
+REQUEST_MATMUL = define_op("request_matmul(Tensor x, Tensor y) -> Tensor", _request_matmul)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..errors import SignatureError
 from . import torchapi
 from .forms import Form
-from .signature import Signature
+from .signature import BATCH, Signature
 from .structure import Structure
 
 
@@ -215,7 +215,8 @@ def bind_arguments(
 def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The features, with the default in every row of those that were left out."""
     found = dict(features)
-    rows = next((len(v) for v in found.values()), 0)
+    by_row = [f.name for f in signature if f.name in found and f.shape[:1] == (BATCH,)]
+    rows = len(found[by_row[0]]) if by_row else next((len(v) for v in found.values()), 0)
     for feature in signature:
         if feature.name not in found and feature.default is not None:
             sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]

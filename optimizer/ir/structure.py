@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SignatureError
+from . import keyed
 
 _SCALARS = (type(None), bool, int, float, str)
 
@@ -42,9 +43,11 @@ Key = str | int
 
 @dataclass(frozen=True)
 class Branch:
-    """A container: ``kind`` is dict, list, tuple or ``module:Class`` of a named tuple or dataclass.
+    """A container.
 
-    ``keys`` are the dict's keys or the fields' names, empty for lists and tuples.
+    ``kind`` is dict, list, tuple, or ``module:Class`` of a named tuple, of a dataclass or of one of
+    torchrec's tensors (`keyed`). ``keys`` are the dict's keys or the fields' names, empty for lists
+    and tuples.
     """
 
     kind: str
@@ -190,6 +193,9 @@ def _is_named_tuple(value: Any) -> bool:
 
 def _children(value: Any) -> tuple[str, tuple[Key, ...], list[Any]] | None:
     """Kind, keys and items of a container, or None."""
+    jagged = keyed.taken_apart(value)
+    if jagged is not None:
+        return jagged
     if isinstance(value, Mapping):
         odd = [key for key in value if not isinstance(key, (str, int))]
         if odd:
@@ -352,6 +358,9 @@ def _restore(template: Template, leaves: Mapping[str, Any]) -> Any:
 def _rebuild(kind: str, keys: Sequence[Key], items: Sequence[Any]) -> Any:
     """An instance of the user's class, or a plain dict where the class isn't installed."""
     values = {str(key): item for key, item in zip(keys, items, strict=True)}
+    if kind in keyed.KINDS:
+        made = keyed.put_together(kind, keys, items)
+        return values if made is None else made
     found = _CLASSES.get(kind) or _find_class(kind)
     if found is None:
         return values

@@ -12,7 +12,9 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from traceback import FrameSummary, StackSummary
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
@@ -26,6 +28,7 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     free_unbacked_symbols,
 )
+from torch.fx.proxy import TracerBase
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "scaled_mm",
     "shared_copy",
     "silenced",
+    "stacks_of",
     "unlift",
 ]
 
@@ -109,6 +113,7 @@ _TALKATIVE = (
     "torch.export",
     "torch._dynamo",
     "torch.fx.experimental.symbolic_shapes",
+    "onnx_ir",
 )
 
 
@@ -131,6 +136,20 @@ def silenced() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def stacks_of(keep: Callable[[StackSummary], list[FrameSummary]]) -> Iterator[None]:
+    """While exporting, what a node's stack trace holds; torch keeps only frames called forward."""
+
+    def kept(tracer: Any, frames: StackSummary) -> StackSummary:
+        return StackSummary.from_list(keep(frames))
+
+    if not hasattr(TracerBase, "_filter_traceback_frames"):  # older releases keep all frames
+        yield
+        return
+    with mock.patch.object(TracerBase, "_filter_traceback_frames", kept):
+        yield
 
 
 def unlift(exported: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -408,6 +408,28 @@ def test_bags_by_offsets(mode: str, last: bool, padding: int | None) -> None:
         assert_same([want], run(model, feeds, native))
 
 
+class Gated(Bag):
+    """The bag times a number of its row, of which there are as many as rows and not as ids."""
+
+    def forward(self, dense: Tensor, ids: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+        return self.bag(ids, offsets) * dense[:, :1]  # type: ignore[no-any-return]
+
+
+def test_a_factor_of_a_bag_by_offsets_is_no_weight_of_its_ids() -> None:
+    module = Gated(mode="sum").eval()
+    inputs = torch.rand(6, 4), torch.arange(10) * 7 % 50, torch.rand(10), BOUNDS[:-1]
+    lowered = run_passes(capture(module, inputs), "canonicalize,lower-embedding-bag").program
+    model = to_onnx(lowered)
+    fuse_for_onnxruntime(model)
+    fuse_natively(model)
+    assert "Mul" in kinds(model)
+    names = [value.name for value in model.graph.inputs]
+    feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    with torch.no_grad():
+        want = module(*inputs).numpy()
+    assert_same([want], run(model, feeds, library().path is not None))
+
+
 class History(nn.Module):
     """A row and a masked mean of rows of one table, beside dense features."""
 

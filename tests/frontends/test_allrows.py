@@ -9,7 +9,7 @@ import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.errors import CaptureError
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 IDS = torch.randint(0, 50, (9, 5), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([0, 1, 2, 3, 4, 5, 5, 0, 3])
@@ -98,3 +98,35 @@ def test_what_the_kept_rows_would_change_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="control flow that depends on how many rows"):
         capture(Mixes().eval(), (IDS, LENGTHS))
+
+
+def test_a_loop_over_packed_steps() -> None:
+    """A cell of one's own walks the steps; each row's last state is looked up by its length."""
+
+    class Walks(History):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(self.items.embedding_dim, self.items.embedding_dim)
+
+        def evolve(self, rows: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+            packed: PackedSequence = pack_padded_sequence(
+                rows[mask], seen, batch_first=True, enforce_sorted=False
+            )
+            steps, sizes, order, back = packed
+            state = torch.zeros(int(sizes[0]), steps.shape[1])
+            states, start = torch.zeros_like(steps), 0
+            for size in sizes:
+                state = self.cell(steps[start : start + size], state[:size])
+                states[start : start + size] = state
+                start += size
+            walked = PackedSequence(states, sizes, order, back)
+            padded, _ = pad_packed_sequence(walked, batch_first=True, total_length=rows.shape[1])
+            ends = torch.arange(rows.shape[1]).repeat(padded.shape[0], 1) == seen.view(-1, 1) - 1
+            return padded[ends]
+
+    model = Walks().eval()
+    program = capture(model, (IDS, LENGTHS))
+    assert program.module.meta["route"] == "all rows"
+    for rows in (slice(0, 9), slice(0, 1), slice(1, 2), slice(3, 6)):
+        batch = IDS[rows], LENGTHS[rows]
+        assert torch.allclose(program(*batch), model(*batch), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,6 +230,82 @@ def test_state_that_is_read_is_told(forward: Forward) -> None:
     assert module.calls.item() == 0
 
 
+# --- calls of any form, sizes in Python -----------------------------------------------------------
+
+IDS = torch.arange(5) % 3
+
+
+class Called(nn.Module):
+    """A dense input and ids; how ``forward`` takes them is the test's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.linear = nn.Embedding(3, 4), nn.Linear(4, 1)
+
+    def score(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.linear(x + self.table(ids))  # type: ignore[no-any-return]
+
+
+CALLS: dict[str, tuple[Forward, Any, tuple[str, ...]]] = {
+    "*args": (lambda self, *args: self.score(*args), (X, IDS), ("args_0", "args_1")),
+    "both": (lambda self, *a, **k: self.score(*a, **k), {"ids": IDS, "x": X}, ("ids", "x")),
+    "both by place": (lambda self, *a, **k: self.score(*a, **k), (X, IDS), ("a_0", "a_1")),
+    "**kwargs": (lambda self, **k: self.score(**k), {"x": X, "ids": IDS}, ("x", "ids")),
+    "more": (lambda self, x, ids, *a, **k: self.score(x, ids), (X, IDS), ("x", "ids")),
+    "rest": (lambda self, x, *rest, flag=1: self.score(x, *rest), (X, IDS), ("x", "rest_0")),
+    "place only": (lambda self, x, /, ids: self.score(x, ids), {"ids": IDS, "x": X}, ("x", "ids")),
+    "one dict": (lambda self, *a: self.score(**a[0]), ({"x": X, "ids": IDS},), ("x", "ids")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_of_any_kind(name: str) -> None:
+    forward, inputs, features = CALLS[name]
+    module = type("Ranker", (Called,), {"forward": forward})().eval()
+    program = capture(module, inputs)
+    assert set(program.signature.names) == set(features)
+    got = program(**inputs) if isinstance(inputs, dict) else program(*inputs)
+    assert torch.allclose(got, module.score(X, IDS), rtol=0.0, atol=1e-6)
+
+
+def length_of_rows(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x).reshape(len(x)) + torch.zeros(len(x))
+
+
+def half_of_rows(self: Any, x: Tensor) -> Tensor:
+    rows = int(x.shape[0] * 1.0)
+    assert isinstance(len(self.sizes), int)
+    return self.linear(x)[:rows]
+
+
+def steps_of_a_constant(self: Any, x: Tensor) -> Tensor:
+    step = 0
+    while step < self.steps.item():
+        x, step = x * 0.5, step + 1
+    if self.flag:
+        x = x * self.flag.item()
+    return self.linear(x) * self.weights.tolist()[1] * float(self.scale)
+
+
+@pytest.mark.parametrize("forward", [length_of_rows, half_of_rows, steps_of_a_constant])
+def test_sizes_and_constants_in_python(forward: Forward) -> None:
+    module = model(forward)
+    module.sizes, module.steps = [1, 2], torch.tensor(3)
+    module.weights = nn.Parameter(torch.tensor([0.5, 2.0]))
+    module.scale = nn.Parameter(torch.tensor(1.5))
+    module.register_buffer("flag", torch.tensor(2.0))
+    program = capture(module, X)
+    check_same(program, module, (X,))
+    check_same(program, module, (X[:1],))
+
+
+def test_a_model_spread_over_devices_is_captured_by_itself() -> None:
+    module = model(lambda self, x: self.linear(x))
+    program = capture(nn.DataParallel(module), X)
+    assert program.tensor("linear.weight").shape == (1, 4)
+
+
 # --- what can't be captured, with the line and the remedy -----------------------------------------
 
 
@@ -321,9 +398,7 @@ MIXES = "depends on the other rows"
         (lambda self, x: "high", X, "returns no tensor"),
         (lambda self, x: 1.0, X, "returns no tensor"),
         (lambda self, x: object(), X, "returns something that holds more than tensors: score is a"),
-        (lambda self, *x: self.linear(x[0]), X, r"takes \*x; its inputs have no names"),
         (lambda self, **x: self.linear(x["a"]), X, r"takes \*\*x; its inputs have no names"),
-        (lambda self, x, /: self.linear(x), X, "takes x by position only; its inputs"),
         (lambda self, x: self.linear(x), X[:, :3], "doesn't run on the example .*mat1"),
         (lambda self, x, y: self.linear(x), X, "doesn't run .* missing 1 required positional"),
         (lambda self, x: self.linear(x["user"]), {"item": X}, "doesn't run .* KeyError: 'user'"),
@@ -589,6 +664,39 @@ def test_a_loss_beside_the_scores_is_left_out_and_told() -> None:
     assert "left out 'loss': a single number" in program.notes[0]
     pair = PairWithLoss().eval()
     assert torch.equal(capture(pair, X)(X), pair(X)[0])
+
+
+class Virtual(Scorer):
+    """Normalizes pieces of 128 rows, as TabNet does; in eval mode pieces make no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = x.chunk(math.ceil(x.shape[0] / 128))
+        return self.linear(torch.cat([self.norm(piece) for piece in pieces]))
+
+
+def test_pieces_of_a_batch_are_joined() -> None:
+    module = Virtual().eval()
+    program = capture(module, X)
+    for size in (1, 5, 128, 300):
+        check_same(program, module, (torch.randn(size, 4),))
+
+
+def test_a_score_that_changes_with_the_size_of_the_batch_is_told() -> None:
+    module = model(lambda self, x: self.linear(x if len(x) <= 128 else 2 * x))
+    with pytest.raises(CaptureError, match="fixes the batch size"):
+        capture(module, X)
+
+
+def test_memory_nobody_has_written_is_not_to_blame() -> None:
+    def normalize(self: Any, x: Tensor) -> Tensor:
+        return self.linear(nn.BatchNorm1d(4)(x))
+
+    with pytest.raises(CaptureError, match=r"batch_norm.*normalizes by the batch's own mean"):
+        capture(model(normalize), X)
 
 
 # --- the second way -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import rankc
 import torch
 from rankc.frontends import decompose
 from rankc.frontends.decompose import to_core
@@ -58,6 +59,17 @@ def test_single_operators_are_rewritten_in_place(
     assert not any(node.target in table for node in core.graph.nodes)
 
 
+@pytest.mark.parametrize(("dim", "shape"), [(1, (5, 6)), (-2, (5, 3, 6)), (1, (5, 1, 6))])
+def test_running_products_are_written_out(dim: int, shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape) + 0.5
+    core = to_core(exported(lambda x: x.cumprod(dim), x))
+    assert not any("cumprod" in str(node.target) for node in core.graph.nodes)
+    # torch multiplies in float64 and rounds at the end.
+    exact = Model(lambda x: x.double().cumprod(dim).float()).eval()
+    exact.load_state_dict(core.state_dict)
+    torch.testing.assert_close(core.module()(x), exact(x), rtol=1e-6, atol=1e-6)
+
+
 def writes(x: Tensor) -> Tensor:
     y = x.clone()
     y[:, 0] = 1.0
@@ -75,3 +87,17 @@ def test_writes_and_other_composites_are_traced_again(forward: Forward) -> None:
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         for node in program.graph.nodes
     )
+
+
+def masked_first(x: Tensor) -> Tensor:
+    mask = x > 0.5
+    mask[:, 0] = False
+    return torch.where(torch.where(x.sum(1, keepdim=True) > 3, ~mask, mask), x, 0.0)
+
+
+def test_writes_of_one_value_and_choices_between_truths_run_in_onnxruntime() -> None:
+    x = torch.rand(5, 6)
+    model = Model(masked_first).eval()
+    artifact = rankc.optimize(model, "cpu-fp32", inputs=(x,))
+    for rows in (x, x[:1]):
+        assert torch.allclose(artifact(rows), model(rows), rtol=0.0, atol=1e-6)

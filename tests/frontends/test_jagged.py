@@ -195,3 +195,26 @@ def test_delimiters_are_found_by_their_values(delimiter: Tensor, delimits: Delim
     assert (found.delimiter, found.delimits, found.values) == ("b", delimits, ("a",))
     (alone,) = find_ragged({"a": IDS, "b": delimiter})
     assert alone == found
+
+
+def test_the_names_say_what_is_jagged_where_every_row_has_one_id() -> None:
+    """Sizes can't tell: ids, lengths and dense rows are all as many."""
+    one = torch.ones(5, dtype=torch.int64)
+    lists = {name: {"values": IDS[:5], "lengths": one} for name in ("clicks", "likes")}
+    model = Lengths(mode="sum").eval()
+    program = capture(model, ({"dense": DENSE}, lists))
+    assert program.signature.feature("lists_clicks_values").kind is FeatureKind.JAGGED
+    check_everywhere(
+        model,
+        (
+            {"dense": DENSE},
+            {
+                "clicks": {"values": IDS, "lengths": LENGTHS},
+                "likes": {"values": IDS[:6], "lengths": torch.tensor([1, 1, 0, 2, 2])},
+            },
+        ),
+    )
+    artifact = rankc.optimize(model, target="cpu-fp32", inputs=({"dense": DENSE}, lists))
+    lists["clicks"] = {"values": IDS, "lengths": LENGTHS}
+    want = model({"dense": DENSE}, lists)
+    assert torch.allclose(artifact({"dense": DENSE}, lists), want, atol=1e-6)

@@ -282,6 +282,29 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
             "wz": np.zeros(3, np.int8),
         },
     ),
+    "integer product": (
+        [
+            node("QuantizeLinear", "x s z", "q"),
+            node("MatMulInteger", "q w z wz", "p"),
+            node("Cast", "p", to=onnx.TensorProto.FLOAT),
+        ],
+        {
+            "s": F32(0.05),
+            "z": np.uint8(128),
+            "w": np.arange(12, dtype=np.int8).reshape(4, 3),
+            "wz": np.array([1, 0, -2], np.int8),
+        },
+    ),
+    "halves of bytes": (
+        [
+            node("QuantizeLinear", "x s z", "q"),
+            node("BitwiseAnd", "q low", "a"),
+            node("BitShift", "q four", "b", direction="RIGHT"),
+            node("Concat", "a b", "c", axis=1),
+            node("Cast", "c", to=onnx.TensorProto.FLOAT),
+        ],
+        {"s": F32(0.05), "z": np.uint8(128), "low": np.uint8(15), "four": np.uint8(4)},
+    ),
     "fused product": (
         [node("FusedMatMul", "x w", alpha=0.5, transB=1, domain="com.microsoft")],
         {"w": np.ones((3, 4), F32)},

@@ -61,6 +61,12 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
             torch.tensor([[3.0]]),
         ),
     ],
+    "request_broadcast": [(X[:1], torch.zeros(3, 1)), (X, torch.zeros(2, 1))],
+    "request_matmul": [
+        (torch.arange(12.0).reshape(3, 1, 4), X.T[None].contiguous()),
+        (torch.arange(24.0).reshape(3, 2, 1, 4), torch.stack([X.T, X.T + 1.0])[None]),
+        (torch.arange(8.0).reshape(2, 1, 4), torch.stack([X.T, X.T + 1.0])),
+    ],
     "half_linear": [
         (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
         (X, torch.ones(2, 4, dtype=torch.float16), ROWS),

@@ -15,6 +15,7 @@ from rankc.optimizer.budget import Budget
 from rankc.optimizer.errors import BudgetError, DataError
 from rankc.optimizer.gate import _control_false_alarms, decide, judge, split_confidence
 from rankc.optimizer.intervals import Interval, paired_delta
+from rankc.optimizer.quality import recall_at_k
 from rankc.optimizer.verdict import CohortResult, CohortStatus, Status, Verdict
 from scipy import special
 
@@ -233,6 +234,36 @@ def test_one_row_far_off_is_seen_by_the_largest_shift() -> None:
     assert verdict.shift["ctr"].largest_row == 17
     assert verdict.status is Status.FAIL
     assert "largest logit shift 3" in verdict.reasons[0]
+
+
+def test_saturated_scores_are_counted() -> None:
+    logits, labels, _ = traffic()
+    before, after = logits.copy(), logits.copy()
+    before[5], after[5:8] = 31.0, -40.0
+    verdict = judge({"ctr": before}, {"ctr": after}, {"ctr": labels}, LOOSE)
+    (task,) = verdict.tasks
+    assert (task.before.saturated, task.after.saturated) == (1, 3)
+    assert "task 'ctr': 3 rows are saturated" in verdict.notes[-1]
+    assert verdict.notes[-1].endswith("1 of the original's")
+    capped = np.minimum(1e4 * np.exp(logits), 65504.0)
+    told = judge({"watch": capped}, {"watch": capped}, None, LOOSE, regression={"watch"})
+    assert told.tasks[0].after.saturated == int((capped == 65504.0).sum()) > 0
+
+
+def test_the_top_of_a_group_that_stays() -> None:
+    logits, labels, user = traffic()
+    after = noisy(logits, 0.3)
+    limits = Budget(ne=None, recall_at=(3, 0.5), max_rms_shift=None)
+    verdict = judge({"ctr": logits}, {"ctr": after}, {"ctr": labels}, limits, group=user)
+    (ranking,) = verdict.tasks[0].ranking
+    assert ranking.k == 3
+    assert ranking.hard.estimate == recall_at_k(logits, after, user, 3)
+    assert ranking.soft == recall_at_k(special.expit(logits), after, user, 3, soft=True)
+    assert ranking.hard.estimate < ranking.soft < 1.0  # a near tie swapped costs little
+    assert "ctr: of the original's top 3, " in str(verdict)
+    assert Verdict.from_json(verdict.to_json()) == verdict
+    by_value = judge({"t": logits}, {"t": after}, None, limits, group=user, regression={"t"})
+    assert by_value.tasks[0].ranking[0].soft is None  # scores below 0 don't add up
 
 
 def test_few_positives_cannot_prove_a_pass() -> None:

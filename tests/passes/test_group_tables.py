@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rankc.frontends.export import capture
 from support import (
     BIT_EQUAL,
     EAGER_INT8,
@@ -133,6 +134,29 @@ def test_groups_bags_that_are_slices_of_one_input() -> None:
     ran = run_passes(program, "rounding,group-tables")
     assert len(lookups(ran.program)) == 1
     assert torch.equal(program(ids), ran.program(ids))
+
+
+def test_ids_that_are_as_many_in_the_example_alone_stay_apart() -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clicks, self.likes = nn.EmbeddingBag(5, 4), nn.EmbeddingBag(7, 4)
+
+        def forward(self, lists: dict[str, dict[str, Tensor]]) -> Tensor:
+            clicks, likes = (
+                bag(one["values"], one["lengths"].cumsum(0) - one["lengths"])
+                for bag, one in zip((self.clicks, self.likes), lists.values(), strict=True)
+            )
+            return (clicks * likes).sum(1)
+
+    two = torch.full((6,), 2)
+    lists = {name: {"values": torch.arange(12) % 5, "lengths": two} for name in ("a", "b")}
+    program = capture(Bags().eval(), (lists,))
+    ran = run_passes(program, "canonicalize,lower-embedding-bag,group-tables")
+    assert ran.applied("group-tables") == []
+    lists["b"] = {"values": torch.arange(3) % 5, "lengths": torch.tensor([1, 0, 0, 2, 0, 0])}
+    want = program(lists)
+    assert torch.allclose(ran.program(lists), want, rtol=0.0, atol=1e-6)
 
 
 def test_bags_of_many_numbers_stay_apart() -> None:

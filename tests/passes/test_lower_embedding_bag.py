@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from rankc.optimizer.errors import PassError
 from rankc.optimizer.report import Outcome
 from support import (
     BIT_EQUAL,
@@ -97,15 +98,19 @@ def test_bags_of_a_single_id() -> None:
     close(ran.program(ids, weights), module(ids, weights), module.bag.weight)
 
 
+@pytest.mark.parametrize("pooling", ["index", "product"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("mode", "padding", "weighted"), SETTINGS)
-def test_bags_of_any_length(mode: str, padding: int | None, weighted: bool, last: bool) -> None:
+def test_bags_of_any_length(
+    mode: str, padding: int | None, weighted: bool, last: bool, pooling: str
+) -> None:
     module = RaggedBag(mode, padding, weighted, last)
     example = torch.tensor([3, 0, 2, 1])
     ids, weights = draw(6)
     program = capture_ragged(module, ids=ids, weights=weights, lengths=example)
     rows = {"ids": ids, "weights": weights, "lengths": example}
-    ran = run_passes(program, "canonicalize,lower-embedding-bag", rows=rows)
+    lowered = f"lower-embedding-bag{{pooling={pooling}}}"
+    ran = run_passes(program, f"canonicalize,{lowered}", rows=rows)
     assert "embedding_bag" not in operators(ran.program)
     for lengths in (
         [3, 0, 2, 1],  # an empty bag in the middle
@@ -228,3 +233,16 @@ def test_two_bags_of_one_table() -> None:
     ran = run_passes(capture_small(Twice(), *ids), "canonicalize,lower-embedding-bag")
     assert operators(ran.program).count("embedding") == 2
     assert len(list(ran.program.tensors())) == 1
+
+
+def test_the_target_chooses_and_an_unknown_choice_is_told() -> None:
+    module = RaggedBag("sum", None, False, False)
+    ids, weights = draw(6)
+    inputs = {"ids": ids, "weights": weights, "lengths": torch.tensor([3, 0, 2, 1])}
+    program = capture_ragged(module, **inputs)
+    for target, multiplied in (("cpu-int8", False), ("l40s-fp8", True)):
+        steps = "canonicalize,lower-embedding-bag"
+        ran = run_passes(program, steps, rows=inputs, target=target)
+        assert ("mm" in operators(ran.program)) is multiplied
+    with pytest.raises(PassError, match="has no pooling 'sorted'; it is target, index or"):
+        run_passes(program, "canonicalize,lower-embedding-bag{pooling=sorted}", rows=inputs)

@@ -9,6 +9,7 @@ import torch
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.candidates import candidates
 from rankc.optimizer.context import PassContext
+from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, sweep
 from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
@@ -403,6 +404,72 @@ def test_places_table_formats_by_rows_and_bytes() -> None:
     assert ran.applied("place-precision") == ["placed int8 on 2 of 2 tables"]
     assert_same_graph(ran.program, program, (IDS,), tolerance=BIT_EQUAL)
     assert ran.report.table_bytes == (2 * 40 * 8 * 4, 2 * 40 * (8 + 8))
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        (lambda x: x[:, 0].clamp(3, 3), "calibration only ever looks up its row 3"),
+        (lambda x: x[:, :0], "calibration never looks it up"),
+    ],
+    ids=["one row", "no row"],
+)
+def test_a_table_that_calibration_hardly_reads_stays(
+    ids: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(40, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table(ids(x)).flatten(1).sum(1)
+
+    program = canonical(Lookup(), torch.arange(10).reshape(5, 2))
+    ran = place(program, permissive_judge(program))
+    assert ran.chosen() == {"table": "fp32"}
+    assert ran.reasons() == {"table": reason}
+    assert ran.missed("place-precision") == [reason]
+
+
+def test_a_table_of_one_row_is_read_whole() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(1, 8)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids).sum(1)
+
+    program = canonical(One(), torch.zeros(4, dtype=torch.int64))
+    assert place(program, permissive_judge(program)).missed("place-precision") == []
+
+
+def test_a_format_that_gives_nan_is_refused_and_named() -> None:
+    net = Net()
+    with torch.no_grad():
+        net.b.weight[0, 0] = 1e5  # over the largest number of fp16
+    target = dataclasses.replace(EAGER_INT8, formats=("fp16", "int8"))
+    ran = place(net, always_pass, X, target=target)
+    (site,) = [s for s in ran.report.sites if s.site == "b"]
+    refused = {c["format"]: c["refused"] for c in site.candidates}
+    assert refused["fp16"] == "its output would be NaN or Inf"
+    assert refused["int8"] == ""
+    json.loads(json.dumps(ran.report.to_json(), allow_nan=False))
+    (site,) = [s for s in ran.report.sites if s.site == "a"]
+    assert not [c for c in site.candidates if "NaN" in c["refused"]]
+
+
+def test_a_format_whose_scores_are_nan_is_refused() -> None:
+    class Spoilt(RuleJudge):
+        def damages(self, program: Program) -> dict[str, float]:
+            if "a" in {site_of(node) for node in quantized_linears(program)}:
+                raise DataError("output 'score' is NaN or Inf in 3 of 64 rows, first in row 5.")
+            return super().damages(program)
+
+    ran = place(Net(), Spoilt(always_pass), X)
+    assert ran.reasons()["a"].startswith("alone it spoils the scores: output 'score' is NaN or Inf")
+    assert {"b", "c"} <= set(placed(ran.program))
 
 
 def test_the_table_that_damages_most_goes_back_while_over_budget() -> None:

@@ -1,0 +1,93 @@
+"""`debug`: why an optimized model scores differently, site by site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .artifact import Artifact
+from .data import Parquet, Rows, collect, synthesize
+from .errors import ArtifactError, DataError
+from .ir.program import Program
+from .lockstep import Diagnosis, compare, shifts
+from .registry import frontend
+from .sources import captured
+
+_ROWS = 512
+
+
+def debug(
+    model: nn.Module | Program | str | Path,
+    against: Program | Artifact | str | Path,
+    data: Iterable[Any] | Parquet | str | Path | None = None,
+    *,
+    inputs: Any = None,
+    rows: int = _ROWS,
+) -> Diagnosis:
+    """Runs a model and what became of it in lock-step, and tells where their scores part.
+
+    Args:
+        model: The original, as `optimize` takes it.
+        against: What became of it: an artifact, its folder, or a program.
+        data: Rows, as `optimize` takes them; labels aren't needed. Made up when None.
+        inputs: One example, as the model takes it, where it needs one.
+        rows: How many rows are run, at most.
+
+    Raises:
+        CaptureError: The model, or the artifact's graph, can't be captured.
+        DataError: Rows that don't fit, or two models without an output in common.
+        ArtifactError: The folder is no artifact, or its backend kept no graph that can be read.
+    """
+    original, data = captured(model, data, inputs, None, None)
+    artifact = Artifact.load(against) if isinstance(against, (str, Path)) else against
+    program = artifact if isinstance(artifact, Program) else program_of(artifact)
+    shared = set(original.signature.outputs) & set(program.signature.outputs)
+    if not shared:
+        raise DataError(
+            f"the two models have no output in common: {list(original.signature.outputs)} and "
+            f"{list(program.signature.outputs)}. Is the second made from the first?"
+        )
+    features = _some(original, data, rows).features
+    found = compare(original, program, features)
+    if isinstance(artifact, Program):
+        return found
+    served = {name: torch.as_tensor(value) for name, value in artifact.run(features).items()}
+    notes: tuple[str, ...] = ()
+    if artifact.manifest.fingerprints["captured"] != original.fingerprint():
+        notes = (
+            "the artifact was made from another program: are these the weights it was made of?",
+        )
+    return replace(found, runtime=shifts(program.run(features), served), notes=notes)
+
+
+def program_of(artifact: Artifact) -> Program:
+    """The program in an artifact's files.
+
+    Raises:
+        ArtifactError: Its backend wrote no graph that can be read back.
+    """
+    exported, onnx = (artifact.folder / f"model.{suffix}" for suffix in ("pt2", "onnx"))
+    if exported.is_file():
+        return Program.load(exported)
+    if onnx.is_file():
+        program: Program = frontend(".onnx").load(onnx, checked=False)
+        return program
+    raise ArtifactError(
+        f"the {artifact.manifest.backend} backend writes no graph that can be read back; debug the "
+        "program before lowering (rankc.Pipeline), or another backend's artifact."
+    )
+
+
+def _some(program: Program, data: Any, count: int) -> Rows:
+    if data is None:
+        return synthesize(program.signature, count)
+    if isinstance(data, (str, Path)):
+        data = Parquet(data)
+    if isinstance(data, Parquet):
+        data = data.batches(program)
+    return collect(data, program, count).part(0, count)

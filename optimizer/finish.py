@@ -1,0 +1,74 @@
+"""`Finish`: a built artifact that waits for its verdict."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .agreement import disagreement
+from .artifact import Artifact, Manifest
+from .budget import Budget
+from .data import Rows
+from .ir.program import Program
+from .passbase import Exactness
+from .registry import backend
+from .report import Outcome, Report
+from .requests import one_user
+from .verdict import Verdict
+
+
+class Finish:
+    """A built artifact that waits for its verdict.
+
+    Attributes:
+        report: What the passes did.
+        backend: What built it.
+        program: What was built, as flat rows are scored; None where it is too large to keep.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, report: Report, program: Program | None
+    ) -> None:
+        self._folder = folder
+        self._artifact = Artifact(folder, manifest, report)
+        self.report = report
+        self.backend = manifest.backend
+        self.program = program
+        # The folder lives as long as the artifact does.
+        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a lossy pass changed something."""
+        lossy = (Exactness.LOSSY, Exactness.TRAINED)
+        changed = (r for r in self.report.records if r.outcome is Outcome.CHANGED)
+        return any(record.exactness in lossy for record in changed)
+
+    def run(self, features: Any) -> Any:
+        """Scores features with the built artifact."""
+        return self._artifact.run(features)
+
+    def open(self) -> Any:
+        """The artifact's runner on one thread; where it takes requests, all rows are one."""
+        entry = self._artifact.manifest.request
+        if entry is None:
+            return backend(self.backend).open(self._folder, 1)
+        runner = self._artifact.open_request(1)
+        return lambda arrays: runner(one_user(arrays, entry.shared))
+
+    def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
+        """Where requests are scored otherwise than flat rows; told in the report besides."""
+        return disagreement(self._artifact, self.report, rows, budget, lossy=self.lossy)
+
+    def discard(self) -> None:
+        """Removes what was built."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __call__(self, verdict: Verdict) -> Artifact:
+        """The artifact with its verdict."""
+        self.report.verdict = verdict
+        self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
+        return self._artifact
