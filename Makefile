@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -60,6 +60,11 @@ gpu-check:
 # Mixtures, train-only parts, several models, conversion windows; under 20 minutes.
 bench-heads: $(VENV)/bench $(VENV)/rechub
 	$(BIN)/python benchmarks/heads.py $(BENCH)
+
+# Pruning beside torch-pruning and the baselines; hours, goes on where it was stopped.
+bench-pruning: $(VENV)/bench
+	$(PIP) install --no-deps -c constraints.txt torch-pruning
+	$(BIN)/python benchmarks/pruning.py $(BENCH)
 
 # How long the structural pipeline takes on the zoo and on large graphs; some minutes.
 bench-pipeline: $(VENV)/test

@@ -14,6 +14,7 @@ import torch
 from rankc.models import zoo
 from rankc.optimizer import recovery
 from rankc.optimizer.auxiliary import attach, strip
+from rankc.optimizer.data import collect, split
 from rankc.optimizer.distill import Recovery, Update, prepare
 from rankc.optimizer.errors import DataError, RecoverError
 from rankc.optimizer.ir import Program
@@ -134,7 +135,7 @@ def test_another_teacher_is_asked_for_its_scores() -> None:
     teacher = small()
     nn.init.zeros_(teacher.last.weight)
     model = small()
-    rows = rankc.optimizer.driver._rows(program(), small_batches(model), None)
+    rows = split(collect(small_batches(model), program()))
     made = prepare(rankc.Distill(earlier_rows(), teacher=teacher), program(), rows)
     assert torch.allclose(made.teacher["score"], teacher.last.bias.detach())
 
