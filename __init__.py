@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
     from .optimizer.debugger import debug
-    from .optimizer.driver import optimize
+    from .optimizer.driver import optimize, replan
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
         Feature,
@@ -79,6 +79,7 @@ _PUBLIC = {
     "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
+    "replan": "optimizer.driver",
 }
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "load",
     "optimize",
     "register",
+    "replan",
 ]
 
 

@@ -447,6 +447,7 @@ def replan(
     *,
     data: Iterable[Any] | Parquet | str | Path,
     budget: Budget,
+    target: str | Target | None = None,
 ) -> Artifact:
     """An artifact of the same model for another budget, from the probe of the first.
 
@@ -457,6 +458,7 @@ def replan(
         model: The model.
         data: The rows.
         budget: The new limits.
+        target: The artifact's; only needed where that is one of your own.
 
     Raises:
         CheckpointError: The artifact is of another model or other rows.
@@ -465,7 +467,7 @@ def replan(
     made = artifact.manifest
     return optimize(
         model,
-        made.target,
+        target or made.target,
         data=data,
         budget=budget,
         pipeline=made.pipeline,

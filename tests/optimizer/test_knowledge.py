@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rankc
 import torch
 from rankc.optimizer.data import Rows
 from rankc.optimizer.errors import CheckpointError
 from rankc.optimizer.knowledge import Knowledge, Subject
 from rankc.optimizer.report import SiteRecord
+from rankers import EAGER, LOOSE, dlrm, dlrm_batches
 
 SUBJECT = Subject("a" * 32, "b" * 32)
 
@@ -71,3 +74,39 @@ def test_the_subject_is_the_model_and_the_rows() -> None:
     first = Subject.of(Program(), one, other)  # type: ignore[arg-type]
     assert first == Subject.of(Program(), Rows({"x": torch.arange(3)}), other)  # type: ignore[arg-type]
     assert first != Subject.of(Program(), other, one)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sites whose damages are measured."""
+    sites: list[str] = []
+    learn = Knowledge.learn
+
+    def told(known: Knowledge, site: str, *rest: Any) -> None:
+        sites.append(site)
+        learn(known, site, *rest)
+
+    monkeypatch.setattr(Knowledge, "learn", told)
+    return sites
+
+
+def test_another_budget_measures_nothing_again(learned: list[str]) -> None:
+    first = rankc.optimize(dlrm(), EAGER, data=dlrm_batches(), budget=LOOSE)
+    assert {"bottom.0", "tables.0"} & set(learned)
+    learned.clear()
+    wider = rankc.Budget(ne=4e-2)
+    again = rankc.replan(first, dlrm(), data=dlrm_batches(), budget=wider, target=EAGER)
+    assert learned == []
+    assert again.verdict.status is rankc.Status.PASS
+    assert "0.04" in again.manifest.budget
+    with pytest.raises(CheckpointError, match="made with other rows"):
+        rankc.replan(first, dlrm(), data=dlrm_batches()[1:], budget=wider, target=EAGER)
+
+
+def test_a_checkpoint_is_gone_on_from(learned: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "probe.jsonl"
+    first = rankc.optimize(dlrm(), EAGER, data=dlrm_batches(), budget=LOOSE, checkpoint=path)
+    learned.clear()
+    again = rankc.optimize(dlrm(), EAGER, data=dlrm_batches(), budget=LOOSE, checkpoint=path)
+    assert learned == []
+    assert [s.chosen for s in again.sites] == [s.chosen for s in first.sites]
