@@ -21,7 +21,7 @@ from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
 from .rowwise import rowwise_linear
 
-#: Tensors of at least this many bytes go into the data file, which runtimes map into memory.
+#: Tensors of more bytes go into the data file, which runtimes map into memory.
 _EXTERNAL_BYTES = 1024
 _OPSET = 21
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
