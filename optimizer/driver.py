@@ -39,7 +39,7 @@ from .errors import (
 from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
-from .ir.program import Program
+from .ir.program import Program, with_defaults
 from .ir.signature import Signature
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
@@ -351,7 +351,8 @@ class _Job:
             return found
         self.say("timing the backends", 0.8)
         runs = {finish.backend: finish.open() for finish in found}
-        race = Race.of(runs, rows, self.batch_sizes)
+        given = replace(rows, features=with_defaults(found[0].signature, rows.features))
+        race = Race.of(runs, given, self.batch_sizes)
         for finish in found:
             finish.report.race = race
         return sorted(found, key=lambda finish: race.relative[finish.backend])

@@ -13,6 +13,7 @@ from .artifact import Artifact, Manifest
 from .budget import Budget
 from .data import Rows
 from .ir.program import Program
+from .ir.signature import Signature
 from .passbase import Exactness
 from .registry import backend
 from .report import Outcome, Report
@@ -39,6 +40,11 @@ class Finish:
         self.program = program
         # The folder lives as long as the artifact does.
         weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        return self._artifact.signature
 
     @property
     def lossy(self) -> bool:

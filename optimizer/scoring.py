@@ -313,8 +313,9 @@ class Judge:
                 whole = int((self.rows.cohorts[axis] == value).sum())  # type: ignore[index]
                 if whole >= MIN_COHORT_ROWS and members.any():
                     watched[f"{task}@{axis}={value}"] = members
+        places = spread_over(len(self.rows), len(rows))
         for one in self.slices:
-            members = one.members(self._columns)[: len(rows)]
+            members = one.members(self._columns)[places]
             if one.task == task and members.any():
                 watched[f"{task}@{one.axis}={one.value}"] = members
         return watched

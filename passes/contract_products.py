@@ -82,4 +82,4 @@ def _has(node: Any, product: fx.Node, last: Any) -> bool:
         return False
     shape, whole = shape_of(node), shape_of(product)
     same = [str(size) for size in shape[:2]] == [str(size) for size in whole[:2]]
-    return len(shape) == 3 and same and shape[2] == last
+    return len(shape) == 3 and same and shape[2] == last and dtype_of(node) is torch.float32

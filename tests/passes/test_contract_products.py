@@ -66,8 +66,18 @@ def _read_twice(w: Tensor, x: Tensor) -> Tensor:
         (lambda w, x: (w[:, :1] * x).sum(1), 1, []),
         (lambda w, x: (w * x[..., :1]).sum(1), 1, []),
         (lambda w, x: (w + x).sum(1), 1, []),
+        (lambda w, x: ((w > 0) * x).sum(1), 1, []),
     ],
-    ids=["read twice", "columns", "both", "a weight per column", "one row", "narrow", "a sum"],
+    ids=[
+        "read twice",
+        "columns",
+        "both",
+        "a weight per column",
+        "one row",
+        "narrow",
+        "a sum",
+        "a mask",
+    ],
 )
 def test_near_misses(body: Callable[..., Tensor], outputs: int, reasons: list[str]) -> None:
     ran = contracted(body, outputs)
