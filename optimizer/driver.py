@@ -224,6 +224,7 @@ class _Job:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
             context_for = partial(self._planning, rows=rows, choice=choice, share=share)
             candidates = self._built(steps, context_for, rows.calibration)
+            lossy = any(finish.lossy for finish in candidates)
             gc.collect()  # graphs are cyclic; their tables must not wait for the collector
             try:
                 for finish in candidates:
@@ -244,7 +245,8 @@ class _Job:
             finally:
                 for finish in candidates:
                     finish.discard()
-            if not any(finish.lossy for finish in candidates):
+                gc.collect()
+            if not lossy:
                 break  # there is nothing left to back off from
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "

@@ -70,8 +70,10 @@ class Finish:
         return disagreement(self._artifact, self.report, rows, budget, lossy=self.lossy)
 
     def discard(self) -> None:
-        """Removes what was built."""
+        """Removes what was built, from memory as well; nothing can be asked of it any more."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self.program = None
+        del self._artifact
 
     def __call__(self, verdict: Verdict) -> Artifact:
         """The artifact with its verdict."""

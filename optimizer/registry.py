@@ -112,9 +112,14 @@ def served(target: Target, name: str) -> Target:
     """The target as one of its backends serves it, with the formats that the backend has.
 
     Raises:
-        TargetError: There is no such backend, or a library it needs isn't installed.
+        TargetError: There is no such backend, or a library it needs isn't installed. A backend
+            that needs it only to run, on another machine, is no error.
     """
-    return dataclasses.replace(target, backends=(name,), formats=backend(name).formats(target))
+    found = backend(name)
+    needed = found.missing() if target.measured else ""
+    if needed:
+        raise TargetError(f"{name} isn't installed: {needed}")
+    return dataclasses.replace(target, backends=(name,), formats=found.formats(target))
 
 
 def frontend(suffix: str = "") -> Any:
