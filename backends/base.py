@@ -99,7 +99,7 @@ class Backend(ABC):
         Returns:
             ``{input: {rows: seconds}}``.
         """
-        raise NotImplementedError(f"{self.name} times nothing")
+        raise TargetError(f"{self.name} times nothing")
 
     @abstractmethod
     def supports(self, node: fx.Node, target: Target) -> str | None:
