@@ -33,8 +33,8 @@ class PlanJudge(Protocol):
     def __call__(self, program: Program) -> Verdict:
         """The verdict, with labels where there are any."""
 
-    def promises(self, program: Program, slack: float = 0.0) -> bool:
-        """Whether the program will most likely pass on the rows that prove, but for a slack."""
+    def promises(self, program: Program, spare: float = 1.0) -> bool:
+        """Whether the program will most likely pass on the rows that prove."""
 
     def damages(self, program: Program) -> Mapping[str, float]:
         """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/placement.py`)."""
