@@ -33,7 +33,6 @@ from rankc.models.train import train
 from rankc.optimizer.batchmates import batch_shift, too_far
 from rankc.optimizer.data import collect, split
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.registry import backend
 from rankc.optimizer.scoring import Judge, score
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, export
@@ -196,7 +195,7 @@ def measure(name: str, kind: str, seed: int) -> Cell:
     parts = split(collect(batches, program))
     judge = Judge.of(program, parts.proof, BUDGET)
     outputs = program.signature.outputs
-    ours = backend(artifact.manifest.backend).open(artifact.folder, 1)
+    ours = artifact.open(1)
     scorers: dict[str, Scorer] = {OURS: lambda features: list(ours(features).values())}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
