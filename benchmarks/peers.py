@@ -27,7 +27,6 @@ from rankc.optimizer.ir.torchapi import silenced
 from structure import Arrays, Scorer, onnxruntime_scorer, openvino_scorer
 from torch import Tensor, nn
 
-
 #: Operators that NNCF's accuracy control may undo, and batches it ranks them on: with its defaults
 #: it takes a quarter of an hour for a DHEN.
 _ITERATIONS, _RANKED = 12, 8
