@@ -68,8 +68,8 @@ from .windows import Windows
 _CHECK_ROWS = 256
 #: Optimized programs up to this size are kept, to tell where their error enters if they fail.
 _KEPT_BYTES = 256 * 2**20
-#: Shares of the budget a plan may be expected to use, attempt by attempt; the last attempt applies
-#: no lossy pass at all.
+#: Shares of the budget that a backend's plan may be expected to use, attempt by attempt; the last
+#: applies no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.0)
 
 
@@ -194,7 +194,9 @@ class _Job:
                 )
             return context
 
-        finish, *others = self._built(steps, context_for, rows)
+        refusals: list[str] = []
+        found = self._built(self.target.backends, steps, context_for, rows, refusals)
+        finish, *others = self._ranked(found, rows, refusals)
         for other in others:
             other.discard()
         told = finish.disagreement(rows, self.budget)
@@ -207,8 +209,9 @@ class _Job:
     def proved(self, rows: Split) -> Artifact:
         """With data: plan on the choice rows, lower, prove on the proof rows, back off if need be.
 
-        Each further look at the proof rows takes a smaller share of the error rate, so that
-        looking often doesn't make passing likelier.
+        The fastest is proved first. If it is refused, its backend tries a plan that may use less of
+        the budget, which then races those of the others. Each further look at the proof rows takes
+        a smaller share of the error rate, so that looking often doesn't make passing likelier.
         """
         self.say("scoring the original", 0.2)
         proof = Judge.of(self.program, rows.proof, self.budget)
@@ -216,38 +219,48 @@ class _Job:
         for judge in (choice, proof):
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
         given_up: list[str] = []
+        refusals: list[str] = []
         smallest: float | None = None
-        looks = 0
-        for share in _SHARES:
+        shares = {name: iter(_SHARES) for name in self.target.backends}
+
+        def planned(*names: str) -> list[Finish]:
+            """What some backends, all at the same share, make of their next one."""
+            share = min(next(shares[name]) for name in names)
             steps = self.pipeline
             if share == 0.0:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
             context_for = partial(self._planning, rows=rows, choice=choice, share=share)
-            candidates = self._built(steps, context_for, rows.calibration)
-            lossy = any(finish.lossy for finish in candidates)
-            gc.collect()  # graphs are cyclic; their tables must not wait for the collector
-            try:
-                for finish in candidates:
-                    self.say("proving on rows never seen before", 0.9)
-                    verdict, damaged = self._verdict(finish, choice, proof, looks)
-                    choice = replace(choice, slices=(*choice.slices, *damaged))
-                    looks += 1
-                    if verdict.status is Status.PASS:
-                        notes = [f"a faster plan was given up: {why}" for why in given_up]
-                        finish.report.notes += notes
-                        low = self.target.formats or self.target.table_formats
-                        few = proof.advice() if low else []
-                        finish.report.notes += [f"rows apart: {rows}", *few]
-                        candidates.remove(finish)
-                        return finish(verdict)
-                    smallest = _least(smallest, verdict.worst_delta_ne)
-                    given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
-            finally:
-                for finish in candidates:
-                    finish.discard()
-                gc.collect()
-            if not lossy:
-                break  # there is nothing left to back off from
+            return self._built(names, steps, context_for, rows.calibration, refusals)
+
+        standing = planned(*self.target.backends)
+        try:
+            while True:
+                gc.collect()  # graphs are cyclic; their tables must not wait for the collector
+                standing = self._ranked(standing, rows.calibration, refusals)
+                finish = standing[0]
+                self.say("proving on rows never seen before", 0.9)
+                verdict, damaged = self._verdict(finish, choice, proof, len(given_up))
+                choice = replace(choice, slices=(*choice.slices, *damaged))
+                if verdict.status is Status.PASS:
+                    notes = [f"a faster plan was given up: {why}" for why in given_up]
+                    finish.report.notes += notes
+                    low = self.target.formats or self.target.table_formats
+                    few = proof.advice() if low else []
+                    finish.report.notes += [f"rows apart: {rows}", *few]
+                    standing.remove(finish)
+                    return finish(verdict)
+                smallest = _least(smallest, verdict.worst_delta_ne)
+                given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
+                standing.remove(finish)
+                finish.discard()
+                if finish.lossy:
+                    standing += planned(finish.backend)
+                if not standing:
+                    break
+        finally:
+            for finish in standing:
+                finish.discard()
+            gc.collect()
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
             f"{self.target.name}'s highest format is not. {given_up[-1]}. {_reachable(smallest)} "
@@ -322,42 +335,50 @@ class _Job:
         )
 
     def _built(
-        self, steps: Pipeline, context_for: Callable[[Target], PassContext], rows: Rows
+        self,
+        names: Sequence[str],
+        steps: Pipeline,
+        context_for: Callable[[Target], PassContext],
+        rows: Rows,
+        refusals: list[str],
     ) -> list[Finish]:
-        """What the target's backends make of the program, the fastest first.
+        """What some of the target's backends make of the program.
 
-        Where the target can't be timed here, what its first backend makes.
+        Where the target can't be timed here, what the first of them makes.
+        """
+        found: list[Finish] = []
+        for name in names:
+            try:
+                finish = self._build(steps, context_for(served(self.target, name)))
+            except (TargetError, UnsupportedError) as error:
+                refusals.append(str(error))
+                continue
+            found.append(finish)
+            if not self.target.measured:
+                break
+            finish.split(self._timed(finish, rows), self.batch_sizes)
+        return found
+
+    def _timed(self, finish: Finish, rows: Rows) -> Rows:
+        """The rows as what was built takes them."""
+        return replace(rows, features=with_defaults(finish.signature, rows.features))
+
+    def _ranked(self, found: list[Finish], rows: Rows, refusals: Sequence[str]) -> list[Finish]:
+        """Candidates by measured time, and their reports with it.
 
         Raises:
             UnsupportedError: No backend takes the program.
         """
-        refusals: list[str] = []
-        found: list[Finish] = []
-        for name in self.target.backends:
-            try:
-                found.append(self._build(steps, context_for(served(self.target, name))))
-            except (TargetError, UnsupportedError) as error:
-                refusals.append(str(error))
-                continue
-            if not self.target.measured:
-                break
         if not found:
             raise UnsupportedError("\n".join(refusals))
-        return self._ranked(found, refusals, rows)
-
-    def _ranked(self, found: list[Finish], refusals: list[str], rows: Rows) -> list[Finish]:
-        """Candidates by measured time, and their reports with it."""
         if not self.target.measured:
             return found
         self.say("timing the backends", 0.8)
-        given = replace(rows, features=with_defaults(found[0].signature, rows.features))
-        for finish in found:
-            finish.split(given, self.batch_sizes)
         if len(found) == 1:
             found[0].report.notes += [f"not in the race: {why}" for why in refusals]
             return found
         runs = {finish.backend: finish.open() for finish in found}
-        race = Race.of(runs, given, self.batch_sizes)
+        race = Race.of(runs, self._timed(found[0], rows), self.batch_sizes)
         for finish in found:
             finish.report.race = race
         return sorted(found, key=lambda finish: race.relative[finish.backend])

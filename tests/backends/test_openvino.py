@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 from placed import coded, optimized
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.analysis.sites import linear_sites
+from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
+from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.race import Race
 from rankc.optimizer.realise import realise
 from rankc.optimizer.target import Target
@@ -128,6 +132,48 @@ def test_the_fastest_backend_wins_the_race(fastest: str, monkeypatch: pytest.Mon
     assert set(race.milliseconds) == {"onnxruntime", "openvino"}
     inputs = batches(10)[0].inputs
     assert torch.allclose(artifact(*inputs), model(*inputs), rtol=0, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Overdo(rankc.Pass):
+    """Wrecks table rows that only proof rows look up, but not for OpenVINO or within half."""
+
+    name: ClassVar[str] = "overdo"
+    exactness: ClassVar[rankc.Exactness] = rankc.Exactness.LOSSY
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        table = program.tensor("table.weight").clone()
+        full = ctx.judge is not None and ctx.judge.budget.ne == 0.01
+        wrecked = full and ctx.target.backends == ("onnxruntime",)
+        table[40:] = table[40:] * 1.001 + (9.0 if wrecked else 0.0)
+        ctx.rewriter(program).set_parameter("table.weight", table)
+
+
+def test_the_fastest_tries_a_lesser_plan_before_a_slower_backend_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raced: list[tuple[str, ...]] = []
+
+    def timed(runs: dict, rows: rankc.optimizer.data.Rows, sizes: tuple[int, ...]) -> Race:  # type: ignore[type-arg]
+        raced.append(tuple(runs))
+        return Race({name: {64: 1.0 if name == "onnxruntime" else 2.0} for name in runs})
+
+    monkeypatch.setattr(Race, "of", timed)
+    (rows,) = batches(6000)
+    dense, ids = rows.inputs
+    ids[:3000] %= 40
+    artifact = rankc.optimize(
+        Ranker().eval(),
+        "cpu-fp32",
+        data=[rankc.Batch((dense, ids), rows.labels)],
+        budget=rankc.Budget(ne=0.01),
+        pipeline=Pipeline(passes=(*Pipeline.parse("exact").passes, Overdo())),
+    )
+    assert raced == [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+    assert artifact.manifest.backend == "onnxruntime"
+    assert "overdo" in artifact.manifest.recipe
+    notes = artifact.report.notes  # type: ignore[union-attr]
+    assert sum(note.startswith("a faster plan was given up") for note in notes) == 1
 
 
 def test_the_race_is_run_at_every_batch_size_on_real_rows() -> None:
