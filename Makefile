@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -69,6 +69,14 @@ bench-pruning: $(VENV)/bench
 # How long the structural pipeline takes on the zoo and on large graphs; some minutes.
 bench-pipeline: $(VENV)/test
 	$(BIN)/python benchmarks/pipeline_time.py $(BENCH)
+
+# Rewrites that are off, with the numbers that say so; two minutes.
+bench-forms: $(VENV)/bench
+	$(BIN)/python benchmarks/forms.py $(BENCH)
+
+# The zoo trained on real data, beside a logistic regression; half an hour.
+bench-baselines: $(VENV)/bench
+	$(BIN)/python benchmarks/baselines.py $(BENCH)
 
 # One user and many candidates beside peers that get the user once for each; under 15 minutes.
 bench-requests: $(VENV)/bench

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(KINDS))
     parser.add_argument("--target", default="h100-fp8")
-    parser.add_argument("--ne", type=float, default=5e-4)
+    parser.add_argument("--ne", type=float, default=2e-4)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/h100.md"))
     arguments = parser.parse_args()
@@ -126,7 +126,9 @@ def _section(kind: str, artifact: rankc.Artifact, seconds: float) -> str:
 
 
 def _row(site: SiteRecord) -> str:
-    tried = ", ".join(f"{c['format']} {c['relative_error']:.4f}" for c in site.candidates)
+    tried = ", ".join(
+        f"{c['format']} {c['errors']['relative']:.4f}" for c in site.candidates if c["errors"]
+    )
     shape = " × ".join(map(str, site.shape))
     return f"| {site.site} | {shape} | {site.chosen} | {tried} | {site.reason} |"
 

@@ -38,7 +38,6 @@ from rankc.models.sides import two_sides
 from rankc.models.train import train
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.numerics import divergence
-from rankc.optimizer.registry import backend
 from rankc.optimizer.report import readable_bytes
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers
@@ -181,7 +180,7 @@ def _timed(
 
 
 def _runner(artifact: rankc.Artifact) -> Scorer:
-    opened = backend(artifact.manifest.backend).open(artifact.folder, 1)
+    opened = artifact.open(1)
     return lambda features: list(opened(features).values())
 
 

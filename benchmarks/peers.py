@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino
 import torch
 from onnxruntime.quantization import (
@@ -20,10 +21,15 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from rankc.optimizer.data import Rows
 from rankc.optimizer.ir.structure import Structure
 from rankc.optimizer.ir.torchapi import silenced
 from structure import Arrays, Scorer, onnxruntime_scorer, openvino_scorer
 from torch import Tensor, nn
+
+#: Operators that NNCF's accuracy control may undo, and batches it ranks them on: with its defaults
+#: it takes a quarter of an hour for a DHEN.
+_ITERATIONS, _RANKED = 12, 8
 
 
 class UnavailableError(Exception):
@@ -39,12 +45,16 @@ class Calibration:
         path: As torch.onnx writes it.
         structure: How its inputs are nested.
         features: The rows that calibrate, as batches.
+        choice: Labelled rows on which a peer may choose what to quantize.
+        limit: The relative rise of NE that it may choose to lose.
     """
 
     model: nn.Module
     path: Path
     structure: Structure
     features: Sequence[Mapping[str, Tensor]]
+    choice: Rows
+    limit: float
 
     def scratch(self, name: str) -> Path:
         """A file beside the model."""
@@ -57,13 +67,19 @@ class Calibration:
 
 
 class _Reader(CalibrationDataReader):
+    """Batches under the names that the file's inputs have."""
+
     def __init__(self, given: Calibration) -> None:
+        graph = onnx.load(given.path, load_external_data=False).graph
+        self._names = [value.name for value in graph.input]
         self._batches: Iterator[Mapping[str, Tensor]] = iter(given.features)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next batch."""
         batch = next(self._batches, None)
-        return None if batch is None else {name: value.numpy() for name, value in batch.items()}
+        if batch is None:
+            return None
+        return {n: v.numpy() for n, v in zip(self._names, batch.values(), strict=True)}
 
 
 def _dynamic(given: Calibration) -> Scorer:
@@ -99,6 +115,51 @@ def _nncf(given: Calibration) -> Scorer:
         batches = [[v.numpy() for v in batch.values()] for batch in given.features]
         coded = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
         path = given.scratch("nncf.xml")
+        openvino.save_model(coded, path, compress_to_fp16=False)
+        return openvino_scorer(path)
+    except Exception as error:
+        raise UnavailableError(_first_line(error)) from error
+
+
+def _nncf_controlled(given: Calibration) -> Scorer:
+    """Quantized, then undone operator by operator until the loss on the choice rows is kept."""
+    try:
+        import nncf
+
+        chunks = [
+            given.choice.part(start, start + 512)
+            for start in range(0, len(given.choice) // 512 * 512, 512)
+        ]
+        batches = [[v.numpy() for v in part.features.values()] for part in chunks]
+        labels = [torch.from_numpy(np.stack([*(part.labels or {}).values()])) for part in chunks]
+
+        def score(model: openvino.CompiledModel, _: object) -> tuple[float, list[float]]:
+            lost = []
+            for batch, label in zip(batches, labels, strict=True):
+                found = model(batch)
+                logits = torch.stack([torch.from_numpy(found[o]) for o in model.outputs])
+                lost.append(
+                    nn.functional.binary_cross_entropy_with_logits(logits.double(), label).item()
+                )
+            return -sum(lost) / len(lost), [-loss for loss in lost]
+
+        core = openvino.Core()
+        model = core.read_model(given.path)
+        plain, _ = score(core.compile_model(model, "CPU"), None)
+        calibration = [[v.numpy() for v in batch.values()] for batch in given.features]
+        coded = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(calibration),
+            nncf.Dataset(batches),
+            score,
+            max_drop=-plain * given.limit,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=len(calibration),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                max_num_iterations=_ITERATIONS, ranking_subset_size=_RANKED
+            ),
+        )
+        path = given.scratch("controlled.xml")
         openvino.save_model(coded, path, compress_to_fp16=False)
         return openvino_scorer(path)
     except Exception as error:
@@ -179,6 +240,7 @@ PEERS: Mapping[str, Callable[[Calibration], Scorer]] = {
     "openvino fp32": lambda given: openvino_scorer(given.path),
     "openvino bf16": lambda given: openvino_scorer(given.path, "bf16"),
     "openvino int8 (NNCF)": _nncf,
+    "openvino int8 (NNCF, accuracy control)": _nncf_controlled,
     "inductor fp32": partial(_inductor, half=False),
     "inductor bf16": partial(_inductor, half=True),
     "torchao int8 dynamic, inductor": _torchao,

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rankc
@@ -27,27 +28,34 @@ import torch
 from peers import PEERS, Calibration, UnavailableError
 from rankc import models
 from rankc.models.data import RankingData, load_census, load_flights, load_movielens
+from rankc.models.sides import Sides, two_sides
 from rankc.models.train import train
+from rankc.optimizer.batchmates import batch_shift, too_far
 from rankc.optimizer.data import collect, split
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.registry import backend
 from rankc.optimizer.scoring import Judge, score
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, export
-from torch import nn
+from torch import Tensor, nn
 
 CELLS = Path("build/precision")
+Arrange = Callable[[Tensor, Tensor], tuple[Any, ...]]
 BUDGET = rankc.Budget(ne=2e-4)
 BATCHES = (64, 512)
 OURS = "rankc"
 PLAIN = "onnxruntime fp32"
+#: The status of what would not fail, but for scores that depend on the other rows of a batch.
+MATES = "batch mates"
 #: Loader, and the tasks of models with several heads; the first is the task of the others.
 DATA: Mapping[str, tuple[Callable[[], RankingData], tuple[str, ...]]] = {
     "census": (load_census, ("income", "never_married", "college")),
     "flights": (load_flights, ("late_arr", "late_dep")),
     "movielens": (load_movielens, ("liked",)),
 }
-KINDS = ("dlrm", "dcn_v2", "deepfm", "dhen", "wukong", "mmoe")
+KINDS = ("dlrm", "dcn_v2", "deepfm", "dhen", "wukong", "mmoe", "two_sided")
+#: The item and what describes it, of data whose users have histories: what a two-sided model needs.
+ITEMS = {"movielens": ("item_id", ("release_year", "genres"))}
+HISTORY = 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Result:
     """One candidate on one model.
 
     Attributes:
-        status: The gate's, or why there are no scores.
+        status: The gate's, `MATES`, or why there are no scores.
         delta: ``(estimate, low, high)`` of ΔNE in percent, of the task that loses most.
         milliseconds: By batch size.
     """
@@ -119,6 +127,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.data.split(","):
             for kind in arguments.models.split(","):
+                if kind == "two_sided" and name not in ITEMS:
+                    continue
                 path = CELLS / f"{name}-{kind}-{seed}.json"
                 if not path.is_file():
                     measure(name, kind, seed).save(path)
@@ -134,9 +144,25 @@ def loaded(name: str) -> RankingData:
     return DATA[name][0]()
 
 
-def build(kind: str, data: RankingData, tasks: tuple[str, ...]) -> nn.Module:
+def arranged(name: str, kind: str) -> tuple[RankingData, Arrange]:
+    """The data set, and how its rows become the arguments of a kind of model."""
+    if kind != "two_sided":
+        return loaded(name), lambda dense, ids: (dense, ids)
+    return two_sides(loaded(name), *ITEMS[name], HISTORY)
+
+
+def build(kind: str, data: RankingData, tasks: tuple[str, ...], arrange: Arrange) -> nn.Module:
     """An untrained model at a width where linears matter."""
     tables, dense = data.cardinalities, data.train.dense.shape[1]
+    if isinstance(arrange, Sides):
+        config = models.TwoSidedConfig(
+            arrange.user_cardinalities,
+            len(arrange.user_dense),
+            arrange.item_cardinalities,
+            len(arrange.item_dense),
+            HISTORY,
+        )
+        return models.TwoSided(config)
     if kind == "dlrm":
         config = models.DLRMConfig(tables, dense, 64, bottom=(512, 256), top=(512, 256))
         return models.DLRM(config)
@@ -154,13 +180,14 @@ def build(kind: str, data: RankingData, tasks: tuple[str, ...]) -> nn.Module:
 
 def measure(name: str, kind: str, seed: int) -> Cell:
     """Trains a model, judges and times ours and every peer."""
-    data, tasks = loaded(name), DATA[name][1]
-    tasks = tasks if kind == "mmoe" else tasks[:1]
+    data, arrange = arranged(name, kind)
+    tasks = DATA[name][1] if kind == "mmoe" else DATA[name][1][:1]
     torch.manual_seed(seed)
-    model = build(kind, data, tasks)
-    train(model, data.train, task=tasks if kind == "mmoe" else tasks[0], seed=seed)
+    model = build(kind, data, tasks, arrange)
+    learned = tasks if kind == "mmoe" else tasks[0]
+    train(model, data.train, task=learned, seed=seed, arrange=arrange)
     model.eval()
-    batches = list(batches_of(data, tasks, named=kind == "mmoe"))
+    batches = list(batches_of(data, tasks, arrange, named=kind == "mmoe"))
     started = time.monotonic()
     artifact = rankc.optimize(model, target="cpu-int8", data=batches, budget=BUDGET, seed=seed)
     seconds = time.monotonic() - started
@@ -168,14 +195,16 @@ def measure(name: str, kind: str, seed: int) -> Cell:
     parts = split(collect(batches, program))
     judge = Judge.of(program, parts.proof, BUDGET)
     outputs = program.signature.outputs
-    ours = backend(artifact.manifest.backend).open(artifact.folder, 1)
+    ours = artifact.open(1)
     scorers: dict[str, Scorer] = {OURS: lambda features: list(ours(features).values())}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = export(model, artifact, Path(folder))
         whole = len(parts.calibration) // 512 * 512
         features = list(parts.calibration.part(0, whole).batches(512))
-        given = Calibration(model, path, artifact.manifest.inputs, features)
+        given = Calibration(
+            model, path, artifact.manifest.inputs, features, parts.choice, BUDGET.ne or 0.0
+        )
         for peer, make in PEERS.items():
             try:
                 scorers[peer] = make(given)
@@ -198,12 +227,16 @@ def measure(name: str, kind: str, seed: int) -> Cell:
 
             try:
                 verdict = judge.on(score(run, parts.proof, program.signature, batch=512))
+                mates = batch_shift(run, parts.proof, program.signature)
             except DataError as error:
                 results.append(Result(peer, str(error), None, times[peer]))
                 continue
             worst = max(verdict.delta_ne.values(), key=lambda d: d.estimate)
             delta = (100 * worst.estimate, 100 * worst.low, 100 * worst.high)
-            results.append(Result(peer, verdict.status.value, delta, times[peer]))
+            status = verdict.status.value
+            if status != "fail" and too_far(mates, BUDGET):
+                status = MATES
+            results.append(Result(peer, status, delta, times[peer]))
     torch.compiler.reset()
     results += [Result(peer, reason, None, {}) for peer, reason in failed.items()]
     coded = [site.chosen for site in artifact.sites]
@@ -211,11 +244,13 @@ def measure(name: str, kind: str, seed: int) -> Cell:
     return Cell(f"{name} {kind}", seed, seconds, kinds, artifact.manifest.backend, tuple(results))
 
 
-def batches_of(data: RankingData, tasks: Sequence[str], *, named: bool) -> Iterator[rankc.Batch]:
+def batches_of(
+    data: RankingData, tasks: Sequence[str], arrange: Arrange, *, named: bool
+) -> Iterator[rankc.Batch]:
     """The test rows, labelled."""
     for start in range(0, len(data.test), 2048):
         rows = data.test.take(slice(start, start + 2048))
-        inputs = torch.from_numpy(rows.dense), torch.from_numpy(rows.ids)
+        inputs = arrange(torch.from_numpy(rows.dense), torch.from_numpy(rows.ids))
         labels = {task: rows.labels[task] for task in tasks}
         yield rankc.Batch(inputs, labels if named else labels[tasks[0]], rows.group, rows.cohorts)
 
@@ -282,12 +317,15 @@ def report(cells: Sequence[Cell]) -> str:
         "",
         "## Which candidates pass",
         "",
-        "| candidate | pass | inconclusive | fail | none |",
+        "Of *batch mates* a row's score depends on the other rows of its batch by more than the "
+        "budget's `batch_shift`: ranges are taken from the whole batch while running.",
+        "",
+        "| candidate | pass | inconclusive | batch mates | fail | none |",
     ]
-    lines += ["|---|---:|---:|---:|---:|"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
     for candidate in (OURS, *PEERS):
         found = [r.status for c in cells for r in c.results if r.candidate == candidate]
-        counts = [found.count(status) for status in ("pass", "inconclusive", "fail")]
+        counts = [found.count(status) for status in ("pass", "inconclusive", MATES, "fail")]
         lines.append(
             f"| {candidate} | {' | '.join(map(str, counts))} | {len(found) - sum(counts)} |"
         )

@@ -22,7 +22,6 @@ import rankc
 import torch
 from rankc.models import DIN, EarlyStage, TwoSided, TwoTower
 from rankc.optimizer.data import synthesize
-from rankc.optimizer.registry import backend
 from rankc.optimizer.requests import one_user, replicated
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers
@@ -164,7 +163,7 @@ def measured(
     arrays = {n: v.numpy() for n, v in once.items()}
     request = artifact.open_request(1)
     calls = {name: partial(scorer, flat) for name, scorer in scorers.items()}
-    calls["flat"] = partial(backend(artifact.manifest.backend).open(artifact.folder, 1), flat)
+    calls["flat"] = partial(artifact.open(1), flat)
     calls["request"] = partial(request, arrays)
     timed = side_by_side(calls, rounds=11, clock=time.process_time)
     want, got = scorers["eager"](flat), request(arrays).values()

@@ -5,7 +5,8 @@ cpu-fp32, at each batch size with the backend that a race of its own finds faste
 are eager PyTorch, torch.compile (default, and with frozen weights), ONNX Runtime on what torch.onnx
 writes, and OpenVINO on the same file, all in fp32. Every peer and ours run in one process on one
 thread, interleaved; times are medians of process CPU time, which leaves out what other processes
-took. Outputs are compared with eager's.
+took. Outputs are compared with eager's. Each model is kept under ``build/structure`` once it is
+done, so that a run that was stopped goes on.
 
 torch.onnx writes an EmbeddingBag as a loop over its bags, which one runtime takes thirty times as
 long for as for a lookup and a sum, and the other not at all: the two get the latter.
@@ -16,12 +17,13 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import math
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,13 +36,14 @@ import torch
 from rankc.models import ZOO
 from rankc.optimizer.data import Rows, synthesize
 from rankc.optimizer.errors import UnsupportedError
+from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced
 from rankc.optimizer.race import Race
-from rankc.optimizer.registry import backend
 from rankc.optimizer.report import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
 from torch import Tensor, nn
 
+CELLS = Path("build/structure")
 BATCHES = (1, 64, 512, 2048)
 PEERS = ("eager", "compile", "compile frozen", "onnxruntime", "openvino")
 #: Rows a table is capped at: enough to leave the caches, little enough to fit the machine.
@@ -55,7 +58,7 @@ class Result:
     """One model at one batch size.
 
     Attributes:
-        backend: Which one serves ours.
+        backend: Which one serves ours, and the rows of the pieces it takes large batches in.
         milliseconds: By candidate.
         divergence: How far ours is from eager.
     """
@@ -80,12 +83,56 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one pass that changed the model did: nodes, FLOPs a row and bytes, before and after."""
+
+    spec: str
+    nodes: tuple[int, int]
+    flops: tuple[float, float]
+    nbytes: tuple[int, int]
+    seconds: float
+
+    @classmethod
+    def of(cls, record: PassRecord) -> Step:
+        """From the report's record."""
+        sizes = record.before, record.after
+        nodes, flops, nbytes = (
+            [getattr(size, name) for size in sizes] for name in ("nodes", "flops", "nbytes")
+        )
+        return cls(record.spec, tuple(nodes), tuple(flops), tuple(nbytes), record.seconds)
+
+    @property
+    def line(self) -> str:
+        """The columns of the table."""
+        before, after = zip(self.nodes, self.flops, self.nbytes, strict=True)
+        return (
+            f"{self.spec} | {before[0]} → {after[0]} | {before[1] / 1e3:.1f} → "
+            f"{after[1] / 1e3:.1f} | {before[2] / 2**20:.2f} → {after[2] / 2**20:.2f} | "
+            f"{self.seconds:.2f}"
+        )
+
+
+@dataclass(frozen=True)
 class Measured:
     """What came of one model: times, and what the passes did for the backend it is served by."""
 
     results: tuple[Result, ...]
-    records: tuple[PassRecord, ...]
+    steps: tuple[Step, ...]
     seconds: float
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """From the file that `save` wrote."""
+        found = json.loads(path.read_text())
+        results = tuple(Result(**result) for result in found["results"])
+        return cls(results, tuple(Step(**step) for step in found["steps"]), found["seconds"])
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_text(json.dumps(asdict(self)))
+        scratch.rename(path)
 
 
 def main() -> None:
@@ -105,7 +152,10 @@ def main() -> None:
         model = build(name, arguments.size)
         if model is None:
             continue
-        found[name] = measure(name, model, batches, tuple(arguments.peers.split(",")))
+        path = CELLS / f"{name}-{arguments.size}.json"
+        if not path.is_file():
+            measure(name, model, batches, tuple(arguments.peers.split(","))).save(path)
+        found[name] = Measured.load(path)
         for result in found[name].results:
             print(row(result), flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -126,10 +176,11 @@ def build(name: str, size: str) -> nn.Module | None:
 
 def measure(name: str, model: nn.Module, batches: Sequence[int], peers: Sequence[str]) -> Measured:
     """Times ours and every peer at every batch size."""
-    artifacts = optimized(model)
+    artifacts = optimized(model, batches)
     first = next(iter(artifacts.values()))
     rows = synthesize(first.signature, max(batches), seed=1)
-    runs = {n: backend(n).open(artifact.folder, 1) for n, artifact in artifacts.items()}
+    runs = {n: artifact.open(1) for n, artifact in artifacts.items()}
+    serve_alone(model, first)
     chosen = fastest(runs, rows, batches)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +196,7 @@ def measure(name: str, model: nn.Module, batches: Sequence[int], peers: Sequence
                 Result(
                     name,
                     batch,
-                    chosen[batch],
+                    served_by(artifacts[chosen[batch]], batch),
                     {n: 1e3 * timing.median for n, timing in timed.items()},
                     max(
                         relative(a, b)
@@ -155,17 +206,32 @@ def measure(name: str, model: nn.Module, batches: Sequence[int], peers: Sequence
             )
     torch.compiler.reset()
     records = artifacts[chosen[max(batches)]].report.records
-    return Measured(tuple(results), tuple(records), sum(r.seconds for r in records))
+    steps = [Step.of(record) for record in records if record.outcome is Outcome.CHANGED]
+    return Measured(tuple(results), tuple(steps), sum(r.seconds for r in records))
 
 
-def optimized(model: nn.Module) -> dict[str, rankc.Artifact]:
+def serve_alone(model: nn.Module, artifact: rankc.Artifact) -> None:
+    """Drops the outputs that only training needs: no peer should have to compute them."""
+    template = artifact.manifest.outputs.template
+    if isinstance(template, Branch) and template.kind == "dict":
+        model.register_forward_hook(lambda *call: {key: call[2][key] for key in template.keys})
+
+
+def served_by(artifact: rankc.Artifact, batch: int) -> str:
+    """The backend, and the pieces where the batch is run in pieces."""
+    piece = artifact.manifest.piece
+    name = artifact.manifest.backend
+    return f"{name}, {piece} rows at once" if piece and batch >= 2 * piece else name
+
+
+def optimized(model: nn.Module, batches: Sequence[int]) -> dict[str, rankc.Artifact]:
     """What `rankc.optimize` makes of the model with each backend that takes it."""
     target = rankc.Target.of("cpu-fp32")
     found = {}
     for name in target.backends:
         try:
             alone = replace(target, backends=(name,))
-            found[name] = rankc.optimize(model, target=alone)
+            found[name] = rankc.optimize(model, target=alone, batch_sizes=tuple(batches))
         except UnsupportedError as error:
             print(f"{name}: {error}", flush=True)
     return found
@@ -350,20 +416,17 @@ def passes(found: Mapping[str, Measured]) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for name, measured in found.items():
-        changed = [r for r in measured.records if r.outcome is Outcome.CHANGED]
-        lines += [_pass_line(name, r.spec, r, r, r.seconds) for r in changed]
-        if changed:
-            lines.append(_pass_line(name, "**all**", changed[0], changed[-1], measured.seconds))
+        lines += [f"| {name} | {step.line} |" for step in measured.steps]
+        if measured.steps:
+            first, last = measured.steps[0], measured.steps[-1]
+            pairs = (
+                (first.nodes, last.nodes),
+                (first.flops, last.flops),
+                (first.nbytes, last.nbytes),
+            )
+            whole = Step("**all**", *((a[0], b[1]) for a, b in pairs), measured.seconds)
+            lines.append(f"| {name} | {whole.line} |")
     return lines
-
-
-def _pass_line(name: str, spec: str, first: PassRecord, last: PassRecord, seconds: float) -> str:
-    before, after = first.before, last.after
-    return (
-        f"| {name} | {spec} | {before.nodes} → {after.nodes} | "
-        f"{before.flops / 1e3:.1f} → {after.flops / 1e3:.1f} | "
-        f"{before.nbytes / 2**20:.2f} → {after.nbytes / 2**20:.2f} | {seconds:.2f} |"
-    )
 
 
 def processor() -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .ir.program import bind_arguments, with_defaults
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .pareto import Pareto
+from .pieces import ArrayRunner, in_pieces
 from .probe import Probe
 from .registry import backend
 from .report import Report, SiteRecord
@@ -30,8 +31,6 @@ from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
 from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
-
-ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]
 
 MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
 #: Raised when the folder's layout changes.
@@ -59,6 +58,7 @@ class Manifest:
         arguments: The names of the model's arguments.
         verdict: The judgement it was released with.
         request: How it takes requests; None where it takes flat batches alone.
+        piece: Rows of the pieces in which large batches are run, a thread; None for whole batches.
     """
 
     target: str
@@ -77,6 +77,7 @@ class Manifest:
     arguments: tuple[str, ...]
     verdict: Verdict
     request: Entry | None = None
+    piece: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` reads them back."""
@@ -98,6 +99,7 @@ class Manifest:
             "arguments": list(self.arguments),
             "verdict": self.verdict.to_json(),
             "request": self.request.to_json() if self.request else None,
+            "piece": self.piece,
         }
 
     @classmethod
@@ -120,6 +122,7 @@ class Manifest:
             arguments=tuple(data["arguments"]),
             verdict=Verdict.from_json(data["verdict"]),
             request=Entry.from_json(data["request"]) if data.get("request") else None,
+            piece=data.get("piece"),
         )
 
 
@@ -240,6 +243,15 @@ class Artifact:
         check_features(replace(self.signature, features=own), given)
         return _ahead(entry, self._items, _arrays(given))
 
+    def open(self, threads: int | None = None) -> ArrayRunner:
+        """What scores flat batches, feature arrays by name, opened anew.
+
+        Args:
+            threads: How many to use; None leaves it to the backend.
+        """
+        run = backend(self.manifest.backend).open(self.folder, threads)
+        return in_pieces(run, self.manifest.piece, threads)
+
     def open_request(self, threads: int | None = None) -> ArrayRunner:
         """What scores requests, feature arrays by name, opened anew.
 
@@ -286,8 +298,7 @@ class Artifact:
         if any(name not in features for name in self.signature.optional):
             given = {name: torch.as_tensor(value) for name, value in features.items()}
             features = with_defaults(self.signature, given)
-        found: dict[str, np.ndarray[Any, Any]] = self._runner(_arrays(features))
-        return found
+        return in_pieces(self._runner, self.manifest.piece, None)(_arrays(features))
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
@@ -334,8 +345,7 @@ class Artifact:
             ArtifactError: It takes flat batches alone.
         """
         shared = self._entry().shared if requests else ()
-        opened = backend(self.manifest.backend)
-        runner = self.open_request(threads) if requests else opened.open(self.folder, threads)
+        runner = self.open_request(threads) if requests else self.open(threads)
         found: dict[int, Timing] = {}
         for size in batch_sizes:
             rows: Rows = synthesize(self.signature, size, seed)

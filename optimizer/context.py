@@ -33,7 +33,7 @@ class PlanJudge(Protocol):
     def __call__(self, program: Program) -> Verdict:
         """The verdict, with labels where there are any."""
 
-    def promises(self, program: Program) -> bool:
+    def promises(self, program: Program, spare: float = 1.0) -> bool:
         """Whether the program will most likely pass on the rows that prove."""
 
     def damages(self, program: Program) -> Mapping[str, float]:

@@ -347,13 +347,16 @@ class _Job:
 
     def _ranked(self, found: list[Finish], refusals: list[str], rows: Rows) -> list[Finish]:
         """Candidates by measured time, and their reports with it."""
-        if len(found) == 1:
-            if self.target.measured:
-                found[0].report.notes += [f"not in the race: {why}" for why in refusals]
+        if not self.target.measured:
             return found
         self.say("timing the backends", 0.8)
-        runs = {finish.backend: finish.open() for finish in found}
         given = replace(rows, features=with_defaults(found[0].signature, rows.features))
+        for finish in found:
+            finish.split(given, self.batch_sizes)
+        if len(found) == 1:
+            found[0].report.notes += [f"not in the race: {why}" for why in refusals]
+            return found
+        runs = {finish.backend: finish.open() for finish in found}
         race = Race.of(runs, given, self.batch_sizes)
         for finish in found:
             finish.report.race = race

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .data import Rows
 from .ir.program import Program
 from .ir.signature import Signature
 from .passbase import Exactness
-from .registry import backend
+from .pieces import best_piece
 from .report import Outcome, Report
 from .requests import one_user
 from .verdict import Verdict
@@ -61,9 +62,21 @@ class Finish:
         """The artifact's runner on one thread; where it takes requests, all rows are one."""
         entry = self._artifact.manifest.request
         if entry is None:
-            return backend(self.backend).open(self._folder, 1)
+            return self._artifact.open(1)
         runner = self._artifact.open_request(1)
         return lambda arrays: runner(one_user(arrays, entry.shared))
+
+    def split(self, rows: Rows, batch_sizes: Sequence[int]) -> None:
+        """Finds out whether large batches are faster in pieces, and runs them so."""
+        if self._artifact.manifest.request is not None:
+            return
+        piece = best_piece(self._artifact.open(1), self.signature, rows, batch_sizes)
+        if piece is not None:
+            self._artifact.manifest = replace(self._artifact.manifest, piece=piece)
+            self.report.notes.append(
+                f"batches of {2 * piece} rows and more are run in pieces of {piece} a thread, "
+                "which was measured to be faster"
+            )
 
     def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
         """Where requests are scored otherwise than flat rows; told in the report besides."""

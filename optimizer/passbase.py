@@ -52,6 +52,8 @@ class Pass(ABC):
         produces: The form a program is in afterwards, if it changes.
         idempotent: Whether a second run right after changes nothing.
         keeps_contract: Whether callers see the same features and outputs as before.
+        realises: The kind of the sites whose placed formats it realises, ``"linear"`` or
+            ``"table"``: if it is undone, they are as they were.
     """
 
     name: ClassVar[str]
@@ -60,6 +62,7 @@ class Pass(ABC):
     produces: ClassVar[Form | None] = None
     idempotent: ClassVar[bool] = True
     keeps_contract: ClassVar[bool] = True
+    realises: ClassVar[str] = ""
 
     def check(self, program: Program, ctx: PassContext) -> None:  # noqa: B027 - optional hook
         """Raises `Skip` with the reason when the pass can't apply to this program or target."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -220,6 +220,13 @@ class Report:
             found.append(Bought(record.spec, seconds, nbytes, rise, dict(after)))
             before = after
         return found
+
+    def undo_sites(self, kind: str, why: str) -> None:
+        """Says of sites of a kind that they stayed as they were, since what changed them didn't."""
+        self.sites[:] = [
+            replace(s, chosen="fp32", reason=why) if s.kind == kind and s.chosen != "fp32" else s
+            for s in self.sites
+        ]
 
     def said(self, kind: Kind, pass_name: str | None = None) -> list[Remark]:
         """Remarks of one kind, of one pass or of all."""

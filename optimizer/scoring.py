@@ -202,14 +202,18 @@ class Judge:
                 found[name] = allowance(limit, rows, entropy, confidence, estimate, margin)
         return {name: max(room - self._spent.get(name, 0.0), 0.0) for name, room in found.items()}
 
-    def promises(self, program: Program) -> bool:
+    def promises(self, program: Program, spare: float = 1.0) -> bool:
         """Whether the program will most likely pass on the rows that prove.
 
         Fewer rows choose than prove, and labels are noisy: a plan needn't pass on these rows. What
         is expected of ΔNE is its damage, which has no noise, and what the labels say beyond it as
         far as that stands out of their noise (James and Stein's shrinkage): a model that is off
         calibration loses or gains at first order. The bound on the proof rows then has the width of
-        this one, narrower by the root of their number, and one standard error is left to chance.
+        this one, narrower by the root of their number.
+
+        Args:
+            program: Run in PyTorch.
+            spare: Standard errors that are left to chance; with none it passes as often as not.
         """
         verdict = self(program)
         if verdict.status is Status.FAIL:
@@ -236,7 +240,7 @@ class Judge:
             beyond = task.delta_ne.estimate - damages[task.task]
             kept = max(0.0, 1.0 - (error / beyond) ** 2) if beyond else 0.0
             narrower = error * math.sqrt(len(self.rows) / self._proof_rows)
-            if damages[task.task] + kept * beyond + (z + 1.0) * narrower > limit:
+            if damages[task.task] + kept * beyond + (z + spare) * narrower > limit:
                 return False
         return True
 

@@ -88,13 +88,12 @@ def compare(
         peer's time, with the user given once for each, over it.
     """
     from .data import synthesize
-    from .registry import backend
     from .requests import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
     with _one_thread(), tempfile.TemporaryDirectory(prefix="rankc-") as folder:
-        runners = {"artifact": backend(artifact.manifest.backend).open(artifact.folder, 1)}
+        runners = {"artifact": artifact.open(1)}
         requests = artifact.open_request(1) if artifact.manifest.request else None
         if model is not None:
             plain = _plain_onnx(model, artifact, Path(folder))

@@ -26,6 +26,7 @@ class InsertQuantize(Pass):
 
     name: ClassVar[str] = "insert-quantize"
     exactness: ClassVar[Exactness] = Exactness.LOSSY
+    realises: ClassVar[str] = "linear"
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Realises the format of every placed site."""

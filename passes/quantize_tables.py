@@ -25,6 +25,7 @@ class QuantizeTables(Pass):
 
     name: ClassVar[str] = "quantize-tables"
     exactness: ClassVar[Exactness] = Exactness.LOSSY
+    realises: ClassVar[str] = "table"
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Codes every placed table once."""

@@ -180,7 +180,7 @@ class RuleJudge:
     def __call__(self, program: Program) -> Verdict:
         return self.rule(program)
 
-    def promises(self, program: Program) -> bool:
+    def promises(self, program: Program, spare: float = 1.0) -> bool:
         return self.rule(program).status is Status.PASS
 
     def damages(self, program: Program) -> dict[str, float]:

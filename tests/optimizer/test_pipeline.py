@@ -14,7 +14,7 @@ from rankc.optimizer.errors import PassError, PipelineError, PreconditionError
 from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verify
 from rankc.optimizer.passbase import Exactness, Pass, Skip
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
-from rankc.optimizer.report import Kind, Outcome, Report
+from rankc.optimizer.report import Kind, Outcome, Report, SiteRecord
 from rankc.optimizer.target import Target
 from rankc.optimizer.verdict import Status
 from support import RuleJudge, verdict
@@ -290,6 +290,21 @@ def test_only_remarks_that_still_hold_are_kept(program: Program, context: Make) 
     Pipeline((WrongExact(),)).run(program, ctx)
     kinds = [(remark.kind, remark.message[:12]) for remark in ctx.report.remarks]
     assert kinds == [(Kind.MISSED, "a near miss"), (Kind.FAILED, "rolled back:")]
+
+
+def test_formats_that_were_rolled_back_are_not_told_as_taken(
+    program: Program, context: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = context()
+    ctx.report.sites += [
+        SiteRecord("top.0", "linear", (64, 32), "int8", (), "2 times as fast"),
+        SiteRecord("tables.0", "table", (9, 8), "int4", (), "1 times as fast"),
+    ]
+    monkeypatch.setattr(WrongExact, "realises", "linear")
+    Pipeline((WrongExact(),)).run(program, ctx)
+    linear, table = ctx.report.sites
+    assert (linear.chosen, table.chosen) == ("fp32", "int4")
+    assert linear.reason.startswith("rolled back: it is declared exact")
 
 
 @pytest.mark.parametrize(("pass_", "outcome", "why"), BROKEN)

@@ -84,7 +84,7 @@ def test_full_tiles_stay_apart() -> None:
         (Heads(3), []),
         (Heads(16, 16), []),
         (Heads(3, 16), []),
-        (Heads(12, 12), ["merged they would take as many tiles of columns"]),
+        (Heads(12, 12), ["merged they would take about as many tiles of columns"]),
         (Heads(3, 4, inputs=8), ["it has too few inputs for a wider product to pay"]),
         (Heads(3, 4, tied=True), ["its weight is read elsewhere too"]),
     ],

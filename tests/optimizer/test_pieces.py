@@ -1,0 +1,99 @@
+"""Large batches in pieces: the same scores, and only where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rankc
+from rankc import models
+from rankc.frontends.export import capture
+from rankc.optimizer import pieces
+from rankc.optimizer.data import synthesize
+from rankc.optimizer.pieces import InPieces, best_piece, can_be_split, in_pieces
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class Doubled:
+    """Doubles its feature, and remembers how many rows it was given at once."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        self.rows.append(len(features["dense"]))
+        return {"score": 2.0 * features["dense"].sum(1)}
+
+
+@pytest.mark.parametrize(("count", "runs"), [(5, [5]), (7, [7]), (8, [4, 4]), (11, [4, 4, 3])])
+def test_batches_of_two_pieces_and_more_are_split(count: int, runs: list[int]) -> None:
+    run = Doubled()
+    features = {"dense": np.arange(3.0 * count).reshape(count, 3)}
+    got = InPieces(run, 4)(features)["score"]
+    assert run.rows == runs
+    assert np.array_equal(got, 2.0 * features["dense"].sum(1))
+
+
+def test_each_thread_has_a_piece() -> None:
+    run = Doubled()
+    assert in_pieces(run, None, 2) is run
+    split = in_pieces(run, 4, 2)
+    assert isinstance(split, InPieces)
+    assert split.rows == 8
+
+
+@pytest.mark.parametrize(("name", "expected"), [("dlrm", True), ("din", True)])
+def test_rows_of_plain_features_can_be_told_apart(name: str, expected: bool) -> None:
+    program = capture(models.zoo()[name]().eval())
+    assert can_be_split(program.signature) is expected
+    first, *others = program.signature.features
+    jagged = replace(first, delimiter="offsets")
+    assert not can_be_split(replace(program.signature, features=(jagged, *others)))
+
+
+def slow_beyond(rows: int) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]]]:
+    """A runner that takes ten times as long a row for more rows than that."""
+
+    def run(features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        count = len(next(iter(features.values())))
+        clock[0] += count * (10.0 if count > rows else 1.0)
+        return {"score": np.zeros(count)}
+
+    clock[0] = 0.0
+    return run
+
+
+clock = [0.0]
+
+
+@pytest.mark.parametrize(("rows", "piece"), [(128, 128), (512, None), (32, None)])
+def test_the_fastest_piece_is_found(
+    monkeypatch: pytest.MonkeyPatch, rows: int, piece: int | None
+) -> None:
+    signature = capture(models.zoo()["dlrm"]().eval()).signature
+    monkeypatch.setattr(pieces.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(pieces, "_SIZES", (128, 256))
+    run = slow_beyond(rows)
+    assert best_piece(run, signature, synthesize(signature, 512), (1, 512)) == piece
+    assert best_piece(run, signature, synthesize(signature, 64), (1, 64)) is None
+
+
+def test_an_artifact_remembers_its_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rankc.optimizer.finish.best_piece", lambda *_: 64)
+    model = models.zoo()["dlrm"]().eval()
+    artifact = rankc.optimize(model, target="cpu-fp32")
+    assert artifact.manifest.piece == 64
+    assert any("in pieces of 64" in note for note in artifact.report.notes)
+    loaded = rankc.load(artifact.save(tmp_path / "out"))
+    assert loaded.manifest.piece == 64
+    rows = model.example_inputs(300)
+    whole = replace(loaded.manifest, piece=None)
+    split = loaded(*rows)
+    loaded.manifest = whole
+    # Kernels sum products of other sizes in another order.
+    assert (split - loaded(*rows)).abs().max() <= 1e-6 * split.abs().max()
