@@ -159,6 +159,7 @@ class Recovery:
         seed: For the order of the rows.
         reached: By the fingerprint of what was begun with, the states that finetuning came to: a
             second attempt at the budget takes an earlier one instead of finetuning again.
+        offered: By the same fingerprint, for each attempt at the budget how many states it went.
     """
 
     plan: Distill
@@ -168,6 +169,7 @@ class Recovery:
     say: Callable[[str], None]
     seed: int = 0
     reached: dict[str, list[State]] = field(default_factory=dict)
+    offered: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def soft(self) -> list[str]:

@@ -22,7 +22,7 @@ class PruneAndDistill(Pass):
     Method: gradual structured pruning with layers' sparsities found anew in every round
     (2010.08655), finetuned by distillation (2502.17494 with ``Distill(auxiliary=True)``). It ends
     where the gate would not let it through on the rows that choose, and the last program that
-    passed is kept.
+    passed is kept; where the rows that prove refused that one, the next attempt goes half as far.
     Loses: what finetuning can't make good; judged under the budget.
     Requires: CANONICAL, and ``recover=``.
     Misses when: finetuning was not asked for, or no round passed.
@@ -52,7 +52,10 @@ class PruneAndDistill(Pass):
             checkpoint = Checkpoint(recovery.plan.checkpoint, recovery.signature, stage)
             recovery.reached[begun] = prune_gradually(program, ctx, trainer, checkpoint)
         states = [replace(s, verdict=judge(s.program)) for s in recovery.reached[begun]]
-        passed = [state for state in states if state.verdict.status is Status.PASS]
+        offered = recovery.offered.setdefault(begun, {})
+        refused = [went for attempt, went in offered.items() if attempt != judge.budget.spec()]
+        reach = min((went // 2 for went in refused), default=len(states))
+        passed = [state for state in states[:reach] if state.verdict.status is Status.PASS]
         ctx.report.notes += trainer.notes
         if recovery.soft:
             names = ", ".join(map(repr, recovery.soft))
@@ -64,6 +67,7 @@ class PruneAndDistill(Pass):
             ctx.missed(f"no round of pruning and finetuning passed{tried}")
             return
         kept = passed[-1]
+        offered[judge.budget.spec()] = states.index(kept) + 1
         _adopt(program, kept)
         ctx.report.sites.append(
             SiteRecord(

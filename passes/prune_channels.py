@@ -168,7 +168,7 @@ def _record(ctx: PassContext, found: Channels, worth: Worth, plan: Plan) -> None
                 (group.units, left),
                 f"{left} of {group.units} {group.what}",
                 ({"removed": list(units), "damage": alone},),
-                f"alone ΔNE {100 * max(alone.values()):+.4f} % by first order",
+                f"alone ΔNE {100 * max(alone.values()):+.4f} % as estimated",
             )
         )
     seconds, flops = plan.saved

@@ -22,7 +22,7 @@ from ..optimizer.scoring import Judge
 _aten = torch.ops.aten
 _LOOK_UP = _aten.embedding.default
 #: Lookups of a row that are tried as hardly any; none at all comes first.
-_HARDLY = (0, 1, 3, 7)
+_HARDLY = (0, 1, 3, 7, 15, 31, 63, 127)
 #: Bytes of a row's place in the list of where rows went.
 _PLACE = 4
 
@@ -83,6 +83,8 @@ class PruneTables(Pass):
                     continue
                 lost = measure.damages(_without(program, tables, {name: gone}, seen))
                 options.append(_Rows(name, saved, lost, hardly, final))
+                if any(lost[task] > room[task] for task in lost):
+                    break
             if not any(option.place == name for option in options):
                 ctx.missed("nearly all of its rows are looked up, or they are short", nodes[0])
 

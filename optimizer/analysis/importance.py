@@ -6,6 +6,11 @@ this per row and unit. Kept per row, the moves of units that go together add up 
 and half the mean of p(1 − p)·(Σ moves)² is what they cost together in log loss on soft labels: the
 damage that `optimizer/placement.py` counts formats in. Units of which there are few, such as heads
 and experts, are taken out one by one instead, and measured.
+
+What the linears behind lose by a unit, they make up for by its neighbours as far as these tell it
+(`optimizer/removal.py`), which first order doesn't see: most of a hidden layer, little of a table's
+columns. So half of each group is taken out at once, and its units' moves are scaled to what scores
+moved by then.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ _aten = torch.ops.aten
 _SOFTMAX = (_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int)
 #: What is large is measured where there are at most this many of it.
 _FEW = 32
+#: First order is off by so much at most: what is beyond tells of something else.
+_SCALES = (1.0 / 64.0, 16.0)
 #: Rows a pass over the program holds the gradients of.
 _BATCH = 1024
 
@@ -88,15 +95,47 @@ def by_effect(
                 moved[:, column] = task_logits(task, smaller.run(batch)) - logits.detach()
             parts[task.name].append(moved)
             scores[task.name].append(logits.detach())
-    return Worth(
-        {
-            task.name: torch.cat(parts[task.name])
-            * _weights(task, torch.cat(scores[task.name]))[:, None]
-            for task in program.signature.served
-        },
-        starts,
-        tuple(measured),
-    )
+    logits = {name: torch.cat(pieces) for name, pieces in scores.items()}
+    moves = {name: torch.cat(pieces) for name, pieces in parts.items()}
+    estimated = [i for i in range(len(found.groups)) if i not in few]
+    _set_right(moves, logits, estimated, program, found, batches, moments)
+    for task in program.signature.served:
+        moves[task.name] *= _weights(task, logits[task.name])[:, None]
+    return Worth(moves, starts, tuple(measured))
+
+
+def _set_right(
+    moves: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
+    groups: Sequence[int],
+    program: Program,
+    found: Channels,
+    batches: Sequence[Rows],
+    moments: Mapping[str, Moments],
+) -> None:
+    """Scales the moves of each group's units to what half of them move scores by, together."""
+    starts = _starts(found.groups)
+    for i in groups:
+        columns = slice(starts[i], starts[i + 1])
+        worth = sum(_relative(moved[:, columns].square().mean(0)) for moved in moves.values())
+        assert isinstance(worth, Tensor)
+        half = torch.argsort(worth, stable=True)[: found.groups[i].units // 2]
+        removal = Removal.of([(found.groups[i], half.tolist())])
+        if len(half) == 0 or emptied(found.scene, removal) is not None:
+            continue
+        smaller = without(program, found, removal, moments)
+        outputs = [smaller.run(batch) for batch in _pieces(batches, program.signature)]
+        for task in program.signature.served:
+            after = torch.cat([task_logits(task, out) for out in outputs])
+            told = moves[task.name][:, columns]
+            predicted = told[:, half].sum(1).square().mean().sqrt()
+            if predicted > 0.0:
+                moved = (after - logits[task.name]).square().mean().sqrt()
+                told *= (moved / predicted).clamp(*_SCALES)
+
+
+def _relative(values: Tensor) -> Tensor:
+    return values / values.sum().clamp_min(1e-30)
 
 
 def by_magnitude(program: Program, found: Channels) -> Worth:

@@ -238,6 +238,29 @@ def test_what_was_reached_is_taken_up_again(
     assert again.program.fingerprint() == first.program.fingerprint()
 
 
+def test_what_was_refused_is_not_offered_again() -> None:
+    made = made_up_recovery(program(), batch_size=64, rounds=4, step=0.1)
+
+    def attempt(ne: float) -> Ran:
+        return run_passes(
+            program(),
+            "canonicalize,prune-and-distill",
+            judge=replace(
+                permissive_judge(program()), budget=rankc.Budget(ne=ne, max_rms_shift=None)
+            ),
+            recovery=made,
+            calibration=[made_up(program(), 128, seed=5)],
+        )
+
+    chosen = [[site.chosen for site in attempt(ne).report.sites] for ne in (0.9, 0.9, 0.8, 0.7)]
+    assert chosen == [
+        ["round 4 of 4"],
+        ["round 4 of 4"],  # for another backend
+        ["round 2 of 4"],
+        ["round 1 of 4"],
+    ]
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     distilled(tmp_path)
     judge = permissive_judge(program())

@@ -17,7 +17,7 @@ from rankc.optimizer.stream import Followed, Stream, _Arm
 from support import capture_small, made_up, run_passes
 from torch import Tensor, nn
 
-ROWS, WINDOWS, SHIFT = 2048, 8, 4
+ROWS, WINDOWS, SHIFT = 4096, 8, 4
 
 
 class Towers(nn.Module):
@@ -77,7 +77,7 @@ def test_units_come_back_where_the_data_moved() -> None:
     assert [one.number for one in windows] == list(range(1, WINDOWS + 1))
     assert any(one.replanned for one in windows[SHIFT:])
     fixed, adaptive = (windows[-1].delta_ne(arm) for arm in ("fixed", "adaptive"))
-    assert adaptive < fixed - 0.02
+    assert adaptive < 0.5 * fixed
 
 
 def test_nothing_is_chosen_anew_while_nothing_moves() -> None:
@@ -96,24 +96,24 @@ def test_the_table_and_the_plot_have_every_window() -> None:
     assert followed().plot().count("<polyline") == 3
 
 
-def test_a_unit_comes_back_as_it_went() -> None:
+def test_a_unit_comes_back_as_the_dense_model_has_it() -> None:
     base = run_passes(towers(), "canonicalize").program
-    arm = _Arm(base, PLAN, "adaptive")
-    rows = rankc.optimizer.stream._rows(next(stream())[1], towers(), 1)
-    arm.learn(rows, 1)
-    before = arm._trainable.state()
-    leaf = arm._trainable.leaves["left.weight"]
-    average = arm._optimizer.state[leaf]["exp_avg"].clone()
-    context = rankc.optimizer.stream.PassContext(target=rankc.Target.of("cpu-fp32"))
-    gone = PLAN._chosen(arm.whole(), rows, context)
+    arm, dense = (_Arm(base, PLAN, name) for name in ("adaptive", "dense"))
     none = arm.gone
-    arm.cut(gone)
-    assert any(not torch.equal(arm._trainable.leaves[n], before[n]) for n in before)
-    masked = arm.smaller()
-    arm.cut(none)
-    assert all(torch.equal(arm._trainable.leaves[n], before[n]) for n in before)
-    assert torch.equal(arm._optimizer.state[leaf]["exp_avg"], average)
-    assert masked.run(made_up(masked, 4, 0)).keys() == {"score"}
+    first, second = (rankc.optimizer.stream._rows(next(stream())[1], towers(), n) for n in (1, 2))
+    context = rankc.optimizer.stream.PassContext(target=rankc.Target.of("cpu-fp32"))
+    gone = PLAN._chosen(base, first, context)
+    arm.cut(gone, dense)
+    for learner in (arm, dense):
+        learner.learn(second, 2)
+    masks, masked = arm._masks, arm._trainable.state()
+    assert all(not masked[name][mask].any() for name, mask in masks.items())
+    assert arm.smaller().run(made_up(base, 4, 0)).keys() == {"score"}
+    arm.cut(none, dense)
+    for name, mask in masks.items():
+        for part, value in arm._state_of(name).items():
+            assert torch.equal(value[mask], dense._state_of(name)[part][mask])
+        assert torch.equal(arm._trainable.leaves[name][~mask], masked[name][~mask])
 
 
 def test_a_stream_out_of_order_is_refused() -> None:

@@ -132,7 +132,7 @@ def test_backends_take_it(name: str, tmp_path: Path) -> None:
 
 
 def test_a_table_whose_rows_are_all_read_is_a_miss() -> None:
-    whole = pruned(Table(), top=ROWS, spec="prune-tables{least=0.9}")
+    whole = pruned(Table(), top=ROWS, spec="prune-tables{least=0.95}")
     assert whole.missed("prune-tables") == [
         "nearly all of its rows are looked up, or they are short"
     ]
