@@ -326,7 +326,7 @@ def flops_left(folder: Path) -> float:
 
 
 def timings(kind: str, seed: int, measured: bool) -> dict[str, float]:
-    """Milliseconds a batch of every candidate, one thread, interleaved; or those of the last time."""
+    """Milliseconds a batch of every candidate, interleaved on one thread; or the last ones."""
     kept = CELLS / f"times-{kind}.json"
     if not measured:
         return json.loads(kept.read_text()) if kept.exists() else {}
@@ -370,8 +370,8 @@ def report(kinds: Sequence[str], seeds: Sequence[int], measured: bool) -> list[s
         "A candidate can gain NE on later months by losing what only earlier ones had. What is "
         f"within the budget may cost ΔNE of {BUDGET:.1%}, upper bound.",
         "",
-        "| model | automatic less uniform, same FLOPs: damage % | finetuned: FLOPs left | × dense | "
-        "ΔNE % | INT8, pruned × INT8 | and finetuned |",
+        "| model | automatic less uniform, same FLOPs: damage % | finetuned: FLOPs left | "
+        "× dense | ΔNE % | INT8, pruned × INT8 | and finetuned |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(answers(kind, seeds, times[kind]) for kind in kinds),
     ]
