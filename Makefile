@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -73,6 +73,11 @@ bench-pipeline: $(VENV)/test
 # Rewrites that are off, with the numbers that say so; two minutes.
 bench-forms: $(VENV)/bench
 	$(BIN)/python benchmarks/forms.py $(BENCH)
+
+# The knapsack beside ModelOpt's on the same scores; ten minutes.
+bench-placement: $(VENV)/bench
+	$(PIP) install -c constraints.txt nvidia-modelopt huggingface_hub
+	$(BIN)/python benchmarks/placement.py $(BENCH)
 
 # The zoo trained on real data, beside a logistic regression; half an hour.
 bench-baselines: $(VENV)/bench
