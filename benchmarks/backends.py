@@ -100,13 +100,14 @@ def tried(program: Program, target: Target) -> Cell:
         try:
             builder.build(program, target, folder, {})
             run = builder.open(folder, 1)
-            off = 0.0
+            errors, sizes = dict.fromkeys(program.signature.outputs, 0.0), dict[str, float]()
             for count in _ROWS:
                 features = synthesize(program.signature, count, count).features
                 scores = run({key: value.numpy() for key, value in features.items()})
                 for key, want in program.run(features).items():
-                    error = float(abs(scores[key] - want.numpy()).max())
-                    off = max(off, error / max(float(want.abs().max()), 1e-30))
+                    errors[key] = max(errors[key], float(abs(scores[key] - want.numpy()).max()))
+                    sizes[key] = max(sizes.get(key, 1e-30), float(want.abs().max()))
+            off = max(error / sizes[key] for key, error in errors.items())
             here = builder.here(target)
             built = here.built if here.built != name else name
             return Cell(built, "run" if here.run == "yes" else here.run, off)
