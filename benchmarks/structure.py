@@ -38,6 +38,7 @@ from rankc.optimizer.data import Rows, synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced
+from rankc.optimizer.pieces import piece_of
 from rankc.optimizer.race import Race
 from rankc.optimizer.report import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
@@ -219,9 +220,9 @@ def serve_alone(model: nn.Module, artifact: rankc.Artifact) -> None:
 
 def served_by(artifact: rankc.Artifact, batch: int) -> str:
     """The backend, and the pieces where the batch is run in pieces."""
-    piece = artifact.manifest.piece
+    piece = piece_of(artifact.manifest.pieces, batch)
     name = artifact.manifest.backend
-    return f"{name}, {piece} rows at once" if piece and batch >= 2 * piece else name
+    return f"{name}, {piece} rows at once" if piece else name
 
 
 def optimized(model: nn.Module, batches: Sequence[int]) -> dict[str, rankc.Artifact]:

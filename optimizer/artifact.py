@@ -23,7 +23,7 @@ from .ir.program import bind_arguments, with_defaults
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .pareto import Pareto
-from .pieces import ArrayRunner, in_pieces
+from .pieces import ArrayRunner, Pieces, in_pieces
 from .probe import Probe
 from .registry import backend
 from .report import Report, SiteRecord
@@ -58,7 +58,8 @@ class Manifest:
         arguments: The names of the model's arguments.
         verdict: The judgement it was released with.
         request: How it takes requests; None where it takes flat batches alone.
-        piece: Rows of the pieces in which large batches are run, a thread; None for whole batches.
+        pieces: ``(rows of a batch, rows of a piece)``, a thread's: from how many rows on batches
+            are run in pieces, and of how many rows; 0 is whole.
     """
 
     target: str
@@ -77,7 +78,7 @@ class Manifest:
     arguments: tuple[str, ...]
     verdict: Verdict
     request: Entry | None = None
-    piece: int | None = None
+    pieces: Pieces = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` reads them back."""
@@ -99,7 +100,7 @@ class Manifest:
             "arguments": list(self.arguments),
             "verdict": self.verdict.to_json(),
             "request": self.request.to_json() if self.request else None,
-            "piece": self.piece,
+            "pieces": [list(rule) for rule in self.pieces],
         }
 
     @classmethod
@@ -122,7 +123,7 @@ class Manifest:
             arguments=tuple(data["arguments"]),
             verdict=Verdict.from_json(data["verdict"]),
             request=Entry.from_json(data["request"]) if data.get("request") else None,
-            piece=data.get("piece"),
+            pieces=tuple((start, rows) for start, rows in data.get("pieces", ())),
         )
 
 
@@ -250,7 +251,7 @@ class Artifact:
             threads: How many to use; None leaves it to the backend.
         """
         run = backend(self.manifest.backend).open(self.folder, threads)
-        return in_pieces(run, self.manifest.piece, threads)
+        return in_pieces(run, self.manifest.pieces, threads)
 
     def open_request(self, threads: int | None = None) -> ArrayRunner:
         """What scores requests, feature arrays by name, opened anew.
@@ -298,7 +299,7 @@ class Artifact:
         if any(name not in features for name in self.signature.optional):
             given = {name: torch.as_tensor(value) for name, value in features.items()}
             features = with_defaults(self.signature, given)
-        return in_pieces(self._runner, self.manifest.piece, None)(_arrays(features))
+        return in_pieces(self._runner, self.manifest.pieces, None)(_arrays(features))
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:

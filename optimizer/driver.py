@@ -70,7 +70,7 @@ _CHECK_ROWS = 256
 _KEPT_BYTES = 256 * 2**20
 #: Shares of the budget that a backend's plan may be expected to use, attempt by attempt; the last
 #: applies no lossy pass at all.
-_SHARES = (1.0, 0.5, 0.0)
+_SHARES = (1.0, 0.5, 0.25, 0.0)
 
 
 def optimize(

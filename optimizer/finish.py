@@ -16,7 +16,7 @@ from .data import Rows
 from .ir.program import Program
 from .ir.signature import Signature
 from .passbase import Exactness
-from .pieces import best_piece
+from .pieces import best_pieces
 from .report import Outcome, Report
 from .requests import one_user
 from .verdict import Verdict
@@ -70,13 +70,14 @@ class Finish:
         """Finds out whether large batches are faster in pieces, and runs them so."""
         if self._artifact.manifest.request is not None:
             return
-        piece = best_piece(self._artifact.open(1), self.signature, rows, batch_sizes)
-        if piece is not None:
-            self._artifact.manifest = replace(self._artifact.manifest, piece=piece)
-            self.report.notes.append(
-                f"batches of {2 * piece} rows and more are run in pieces of {piece} a thread, "
-                "which was measured to be faster"
-            )
+        pieces = best_pieces(self._artifact.open(1), self.signature, rows, batch_sizes)
+        self._artifact.manifest = replace(self._artifact.manifest, pieces=pieces)
+        self.report.notes += [
+            f"batches from {start} rows on are run in pieces of {piece} a thread, which was "
+            "measured to be faster"
+            for start, piece in pieces
+            if piece
+        ]
 
     def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
         """Where requests are scored otherwise than flat rows; told in the report besides."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,43 +24,54 @@ from .timing import side_by_side
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]
 
+#: ``(rows of a batch, rows of a piece)``, ascending: how batches from so many rows on are run, up
+#: to the next; 0 is whole. A thread's share of each.
+Pieces = tuple[tuple[int, int], ...]
+
 #: Rows a piece may have.
-_SIZES = (16, 32, 64, 128, 256)
+_SIZES = (16, 32, 64, 128, 256, 512)
 #: Pieces must take less than this share of the whole batch's time.
-_WORTH = 0.95
+_WORTH = 0.97
 _ROUNDS, _SECONDS = 5, 0.01
 _DELIMITERS = (FeatureKind.JAGGED, FeatureKind.OFFSETS, FeatureKind.LENGTHS)
 
 
 @dataclass(frozen=True)
 class InPieces:
-    """Runs batches of two pieces and more piece by piece.
+    """Runs large batches piece by piece.
 
     Attributes:
         run: Scores one batch.
-        rows: Of a piece.
+        pieces: Which batches, and in how large pieces.
     """
 
     run: ArrayRunner
-    rows: int
+    pieces: Pieces
 
     def __call__(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """The outputs of all rows."""
         count = max(len(value) for value in features.values())
-        if count < 2 * self.rows:
+        rows = piece_of(self.pieces, count)
+        if rows == 0 or rows >= count:
             return self.run(features)
         parts = [
-            self.run({name: value[start : start + self.rows] for name, value in features.items()})
-            for start in range(0, count, self.rows)
+            self.run({name: value[start : start + rows] for name, value in features.items()})
+            for start in range(0, count, rows)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def in_pieces(run: ArrayRunner, rows: int | None, threads: int | None) -> ArrayRunner:
-    """The runner, with pieces of so many rows a thread; None leaves batches whole."""
-    if rows is None:
+def piece_of(pieces: Pieces, count: int) -> int:
+    """The rows of the pieces that a batch is run in; 0 where it is run whole."""
+    return max((rule for rule in pieces if rule[0] <= count), default=(0, 0))[1]
+
+
+def in_pieces(run: ArrayRunner, pieces: Pieces, threads: int | None) -> ArrayRunner:
+    """The runner, with large batches in pieces; without any rule, the runner itself."""
+    if not pieces:
         return run
-    return InPieces(run, rows * (threads or os.cpu_count() or 1))
+    each = threads or os.cpu_count() or 1
+    return InPieces(run, tuple((each * start, each * rows) for start, rows in pieces))
 
 
 def can_be_split(signature: Signature) -> bool:
@@ -71,10 +81,10 @@ def can_be_split(signature: Signature) -> bool:
     )
 
 
-def best_piece(
+def best_pieces(
     run: ArrayRunner, signature: Signature, rows: Rows, batch_sizes: Sequence[int]
-) -> int | None:
-    """The rows of the pieces in which large batches are fastest, or None for whole batches.
+) -> Pieces:
+    """The pieces in which each batch size is fastest; none where whole batches are.
 
     Args:
         run: On one thread.
@@ -82,21 +92,21 @@ def best_piece(
         rows: Real rows; repeated where there are too few for a batch.
         batch_sizes: The batch sizes that will be served.
     """
-    large = [size for size in batch_sizes if size >= 2 * _SIZES[0]]
-    if not large or not can_be_split(signature):
-        return None
-    shares: dict[int, list[float]] = {}
-    for size in large:
+    if not can_be_split(signature):
+        return ()
+    found: list[tuple[int, int]] = []
+    for size in sorted(set(batch_sizes)):
         features = {name: value.numpy() for name, value in rows.filled(size).features.items()}
-        calls = {0: partial(run, features)}
-        calls |= {
-            piece: partial(InPieces(run, piece), features) for piece in _SIZES if 2 * piece <= size
-        }
-        named = {str(piece): call for piece, call in calls.items()}
-        timed = side_by_side(named, _ROUNDS, _SECONDS, time.process_time)
+        calls = {"0": partial(run, features)}
         for piece in _SIZES:
-            share = timed[str(piece if piece in calls else 0)].median / timed["0"].median
-            shares.setdefault(piece, []).append(share)
-    mean = {piece: prod(found) ** (1.0 / len(found)) for piece, found in shares.items()}
-    best = min(mean, key=mean.__getitem__)
-    return best if mean[best] < _WORTH else None
+            if 2 * piece <= size:
+                calls[str(piece)] = partial(InPieces(run, ((0, piece),)), features)
+        best = 0
+        if len(calls) > 1:
+            timed = side_by_side(calls, _ROUNDS, _SECONDS, time.process_time)
+            fastest = min(calls, key=lambda name: timed[name].median)
+            if timed[fastest].median < _WORTH * timed["0"].median:
+                best = int(fastest)
+        if best != (found[-1][1] if found else 0):
+            found.append((size, best))
+    return tuple(found)

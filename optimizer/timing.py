@@ -93,7 +93,7 @@ def compare(
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
     with _one_thread(), tempfile.TemporaryDirectory(prefix="rankc-") as folder:
-        runners = {"artifact": artifact.open(1)}
+        runners: dict[str, Callable[..., object]] = {"artifact": artifact.open(1)}
         requests = artifact.open_request(1) if artifact.manifest.request else None
         if model is not None:
             plain = _plain_onnx(model, artifact, Path(folder))

@@ -95,12 +95,12 @@ def by_effect(
                 moved[:, column] = task_logits(task, smaller.run(batch)) - logits.detach()
             parts[task.name].append(moved)
             scores[task.name].append(logits.detach())
-    logits = {name: torch.cat(pieces) for name, pieces in scores.items()}
+    joined = {name: torch.cat(pieces) for name, pieces in scores.items()}
     moves = {name: torch.cat(pieces) for name, pieces in parts.items()}
     estimated = [i for i in range(len(found.groups)) if i not in few]
-    _set_right(moves, logits, estimated, program, found, batches, moments)
+    _set_right(moves, joined, estimated, program, found, batches, moments)
     for task in program.signature.served:
-        moves[task.name] *= _weights(task, logits[task.name])[:, None]
+        moves[task.name] *= _weights(task, joined[task.name])[:, None]
     return Worth(moves, starts, tuple(measured))
 
 

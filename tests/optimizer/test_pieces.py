@@ -14,7 +14,7 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer import pieces
 from rankc.optimizer.data import synthesize
-from rankc.optimizer.pieces import InPieces, best_piece, can_be_split, in_pieces
+from rankc.optimizer.pieces import InPieces, best_pieces, can_be_split, in_pieces
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -30,21 +30,23 @@ class Doubled:
         return {"score": 2.0 * features["dense"].sum(1)}
 
 
-@pytest.mark.parametrize(("count", "runs"), [(5, [5]), (7, [7]), (8, [4, 4]), (11, [4, 4, 3])])
-def test_batches_of_two_pieces_and_more_are_split(count: int, runs: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "runs"), [(5, [5]), (8, [4, 4]), (11, [4, 4, 3]), (12, [12]), (16, [12, 4])]
+)
+def test_each_batch_is_run_in_its_pieces(count: int, runs: list[int]) -> None:
     run = Doubled()
     features = {"dense": np.arange(3.0 * count).reshape(count, 3)}
-    got = InPieces(run, 4)(features)["score"]
+    got = InPieces(run, ((8, 4), (12, 0), (16, 12)))(features)["score"]
     assert run.rows == runs
     assert np.array_equal(got, 2.0 * features["dense"].sum(1))
 
 
 def test_each_thread_has_a_piece() -> None:
     run = Doubled()
-    assert in_pieces(run, None, 2) is run
-    split = in_pieces(run, 4, 2)
+    assert in_pieces(run, (), 2) is run
+    split = in_pieces(run, ((8, 4), (9, 0)), 2)
     assert isinstance(split, InPieces)
-    assert split.rows == 8
+    assert split.pieces == ((16, 8), (18, 0))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("dlrm", True), ("din", True)])
@@ -71,28 +73,28 @@ def slow_beyond(rows: int) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]]
 clock = [0.0]
 
 
-@pytest.mark.parametrize(("rows", "piece"), [(128, 128), (512, None), (32, None)])
-def test_the_fastest_piece_is_found(
-    monkeypatch: pytest.MonkeyPatch, rows: int, piece: int | None
+@pytest.mark.parametrize(("rows", "expected"), [(128, ((512, 128),)), (512, ()), (32, ())])
+def test_the_fastest_pieces_are_found(
+    monkeypatch: pytest.MonkeyPatch, rows: int, expected: pieces.Pieces
 ) -> None:
     signature = capture(models.zoo()["dlrm"]().eval()).signature
     monkeypatch.setattr(pieces.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(pieces, "_SIZES", (128, 256))
     run = slow_beyond(rows)
-    assert best_piece(run, signature, synthesize(signature, 512), (1, 512)) == piece
-    assert best_piece(run, signature, synthesize(signature, 64), (1, 64)) is None
+    assert best_pieces(run, signature, synthesize(signature, 512), (512, 1)) == expected
+    assert best_pieces(run, signature, synthesize(signature, 64), (1, 64)) == ()
 
 
 def test_an_artifact_remembers_its_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("rankc.optimizer.finish.best_piece", lambda *_: 64)
+    monkeypatch.setattr("rankc.optimizer.finish.best_pieces", lambda *_: ((128, 64),))
     model = models.zoo()["dlrm"]().eval()
     artifact = rankc.optimize(model, target="cpu-fp32")
-    assert artifact.manifest.piece == 64
+    assert artifact.manifest.pieces == ((128, 64),)
     assert any("in pieces of 64" in note for note in artifact.report.notes)
     loaded = rankc.load(artifact.save(tmp_path / "out"))
-    assert loaded.manifest.piece == 64
+    assert loaded.manifest.pieces == ((128, 64),)
     rows = model.example_inputs(300)
-    whole = replace(loaded.manifest, piece=None)
+    whole = replace(loaded.manifest, pieces=())
     split = loaded(*rows)
     loaded.manifest = whole
     # Kernels sum products of other sizes in another order.
