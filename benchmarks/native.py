@@ -40,7 +40,7 @@ BATCHES = (64, 512)
 #: Calls before ids come again.
 DRAWS = 8
 ROWS = 100_000
-MODELS = ("dlrm", "dlrm-multihot", "din", "two-sided", "deepfm")
+MODELS = ("dlrm", "dlrm-multihot", "din", "two-sided", "deepfm", "afm")
 TARGET = rankc.Target.of("cpu-fp32")
 
 Call = Callable[[], object]
@@ -116,16 +116,52 @@ class Interaction(Rows):
         return torch.cat([dense, dots], 1)
 
 
+class Stacked(nn.Module):
+    """A row of each of the features of one table."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.table = nn.Embedding(ROWS, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Looks ``[B, features]`` ids up."""
+        rows: Tensor = self.table(ids)
+        return rows
+
+    def draw(self, batch: int) -> tuple[Tensor, ...]:
+        """Ids of a batch."""
+        return (torch.randint(0, ROWS, (batch, self.features)),)
+
+
+class Pairs(Stacked):
+    """AFM's: elementwise products of all pairs of them."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__(features, width)
+        self.rows = [i for i in range(features) for _ in range(i)]
+        self.columns = [j for i in range(features) for j in range(i)]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Gives ``[B, pairs, width]``."""
+        rows = super().forward(ids)
+        return rows[:, self.rows] * rows[:, self.columns]
+
+
 #: What is timed, and in which formats of tables.
 KERNELS: Mapping[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "26 bags of 10, width 64": (partial(Bags, 26, 10, 64), ("fp32", "fp16", "int8", "int4")),
     "26 bags of 10, width 128": (partial(Bags, 26, 10, 128), ("fp32", "int8")),
     "1 bag of 100, width 64": (partial(Bags, 1, 100, 64), ("fp32", "int8")),
     "bags of 0 to 40 by offsets, width 64": (partial(ListedBags, 20, 64), ("fp32", "int8")),
+    "26 rows of width 16": (partial(Stacked, 26, 16), ("fp32", "int8")),
+    "26 rows of width 64": (partial(Stacked, 26, 64), ("fp32", "int8")),
     "26 rows of width 16 beside 13": (partial(Rows, 26, 16, 13), ("fp32", "int8")),
     "26 rows of width 64 beside 13": (partial(Rows, 26, 64, 13), ("fp32", "fp16", "int8", "int4")),
     "dots of 27 vectors, width 64": (partial(Interaction, 26, 64), ("fp32", "int8")),
     "dots of 27 vectors, width 128": (partial(Interaction, 26, 128), ("fp32", "int8")),
+    "products of 325 pairs, width 16": (partial(Pairs, 26, 16), ("fp32", "int8")),
+    "products of 120 pairs, width 64": (partial(Pairs, 16, 64), ("fp32", "int8")),
 }
 
 

@@ -1,11 +1,12 @@
-// Looks rows up in tables, pools them, puts them beside dense features, takes dot products of pairs
-// of them, and rounds the result to codes: what ONNX Runtime does in a dozen operators, each of
-// which writes its result to memory.
+// Looks rows up in tables, pools them, puts them beside dense features, multiplies pairs of them,
+// and rounds the result to codes: what ONNX Runtime does in a dozen operators, each of which writes
+// its result to memory.
 //
 // A row of the result is a list of segments. A segment is some vectors: of a dense input, or rows
 // of a table, pooled by bags. Segments that interact aren't written; where the first of them would
-// be come the dot products of pairs of their vectors. The attribute `plan` lists the segments, see
-// Segment::read; backends/native_fusions.py writes it.
+// be come the products of pairs of their vectors: dot products, or vectors where the attribute
+// `elementwise` is 1. The attribute `plan` lists the segments, see Segment::read;
+// backends/native/fusions.py writes it.
 
 #include "features.h"
 
@@ -57,6 +58,12 @@ struct Segment {
   }
 
   int64_t vectors() const { return int64_t(bags.size()); }
+
+  // Whether its vectors are rows of a table of floats as they are.
+  bool plain() const {
+    return kind == kBags && coding == kFloats && weights < 0 && divisor < 0 && factor == 1.0f &&
+           std::all_of(bags.begin(), bags.end(), [](int64_t bag) { return bag == 1; });
+  }
 };
 
 // A segment with the tensors of one run.
@@ -171,6 +178,7 @@ class Features {
     if (segments_.empty() || factors.size() != segments_.size())
       throw Error("rankc: the plan of an operator and its factors don't fit");
     for (size_t i = 0; i < segments_.size(); ++i) segments_[i].factor = factors[i];
+    elementwise_ = Api::attribute(info, "elementwise", int64_t(0)) != 0;
     plan_pairs(Api::integers(info, "pairs"));
     place_segments();
     shape_ = Api::integers(info, "shape");
@@ -227,29 +235,37 @@ class Features {
   // Finds where in a row each segment goes; the products are where the first that interacts is.
   void place_segments() {
     int64_t vectors = 0;
-    dots_place_ = -1;
+    pairs_place_ = -1;
     for (const Segment& s : segments_) {
-      if (s.interacts && dots_place_ < 0) {
-        dots_place_ = width_;
-        width_ += int64_t(products_.size());
+      if (s.interacts && pairs_place_ < 0) {
+        pairs_place_ = width_;
+        width_ += elementwise_ ? int64_t(pairs_.size()) / 2 * s.width : int64_t(products_.size());
       }
       places_.push_back(s.interacts ? vectors : width_);
       (s.interacts ? vectors : width_) += s.vectors() * (s.interacts ? stride_ : s.width);
     }
   }
 
-  // Finds which blocks of products the pairs need, and where in them each pair is.
+  // Finds which blocks of dot products the pairs need, and where in them each pair is.
   void plan_pairs(const std::vector<int64_t>& pairs) {
     for (const Segment& s : segments_) {
       if (!s.interacts) continue;
+      if (vectors_ > 0 && s.width != pair_width_)
+        throw Error("rankc: vectors of several widths interact");
       vectors_ += s.vectors();
+      pair_width_ = s.width;
       stride_ = (s.width + kernels_.lanes - 1) / kernels_.lanes * kernels_.lanes;
+    }
+    for (int64_t one : pairs)
+      if (one < 0 || one >= vectors_) throw Error("rankc: a pair of an operator is no pair");
+    if (elementwise_) {
+      pairs_.assign(pairs.begin(), pairs.end() - int64_t(pairs.size() % 2));
+      return;
     }
     int64_t block_rows = kernels_.lanes / 4, across = vectors_ / 4 + 1;
     std::vector<int32_t> blocks(size_t((vectors_ / block_rows + 1) * across), -1);
     for (size_t p = 0; p + 1 < pairs.size(); p += 2) {
       int64_t row = std::max(pairs[p], pairs[p + 1]), column = std::min(pairs[p], pairs[p + 1]);
-      if (column < 0 || row >= vectors_) throw Error("rankc: a pair of an operator is no pair");
       int32_t& block = blocks[size_t(row / block_rows * across + column / 4)];
       if (block < 0) {
         block = int32_t(blocks_.size() / 2);
@@ -336,9 +352,13 @@ class Features {
       for (int64_t i = 0; i < count && !blocks_.empty(); ++i) {
         kernels_.dot_blocks(kept.data() + i * vectors, int(stride_), blocks_.data(),
                             int(blocks_.size() / 2), products.data());
-        float* dots = start + i * width_ + dots_place_;
+        float* dots = start + i * width_ + pairs_place_;
         for (size_t p = 0; p < products_.size(); ++p) dots[p] = products[size_t(products_[p])];
       }
+      for (int64_t i = 0; i < count && !pairs_.empty(); ++i)
+        kernels_.multiply_pairs(kept.data() + i * vectors, int(stride_), pairs_.data(),
+                                int(pairs_.size() / 2), int(pair_width_),
+                                start + i * width_ + pairs_place_);
       if (to_codes_)
         kernels_.quantize(start, count * width_, scale_, zero_point_,
                           static_cast<uint8_t*>(run.out) + row * width_);
@@ -370,6 +390,17 @@ class Features {
                   s.ahead,
                   int64_t(lookups.rows.size() - at)};
     };
+    if (segment.plain()) {
+      // Vectors that lie side by side from row to row as well are one list.
+      bool listed = vectors == 1 || across == vectors * apart;
+      for (int64_t i = 0; i < (listed ? 1 : count); ++i, out += across) {
+        Bags bags = bags_at(lookups.at);
+        bags.count = listed ? count * vectors : vectors;
+        kernels_.copy(bags, int(width), out, vectors == 1 ? across : apart);
+        lookups.at += size_t(bags.count);
+      }
+      return;
+    }
     if (vectors == 1) {
       Bags bags = bags_at(lookups.at);
       bags.count = count;
@@ -394,8 +425,10 @@ class Features {
   std::vector<Segment> segments_;
   std::vector<int64_t> shape_;  // of the result, behind the batch
   std::vector<int64_t> places_;  // of each segment, in a row or among the vectors that interact
-  int64_t width_ = 0, vectors_ = 0, stride_ = 0, dots_place_ = 0;
-  std::vector<int32_t> blocks_, products_;
+  int64_t width_ = 0, vectors_ = 0, stride_ = 0, pair_width_ = 0, pairs_place_ = 0;
+  bool elementwise_ = false;
+  std::vector<int32_t> blocks_, products_;  // of dot products
+  std::vector<int32_t> pairs_;              // of elementwise ones
   float scale_ = 1.0f;
   int zero_point_ = 0;
 };

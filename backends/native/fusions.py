@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from . import DOMAIN
-from .rows import Column, Dots, Row, Tracer, Vector, dims, vectors_of
+from .rows import Column, Products, Row, Tracer, Vector, dims, vectors_of
 
 #: Lookups may be repeated for the sake of fusing by this much; otherwise their rows are made once.
 _REPEATED = 1.25
@@ -62,7 +62,7 @@ def _roots(graph: ir.Graph, tracer: Tracer) -> dict[ir.Value, Row]:
     for node in graph:
         for value in node.outputs:
             row = tracer.made(value) if value.dtype == ir.DataType.FLOAT else None
-            if row is None or (not _lookups(row) and not _dots(row) and not _codes_of(value)):
+            if row is None or (not _lookups(row) and not _products(row) and not _codes_of(value)):
                 continue
             absorbed = [_absorbs(tracer, use.node, value) for use in value.uses()]
             if value.is_graph_output() or not all(absorbed):
@@ -76,7 +76,7 @@ def _absorbs(tracer: Tracer, user: ir.Node, value: ir.Value) -> bool:
         row = tracer.made(result)
         if row is not None:
             return value not in {one for vector in vectors_of(row) for one in vector.read}
-        if user.op_type in ("Transpose", "MatMul", "GatherND") and result.uses():
+        if user.op_type in ("Transpose", "MatMul", "GatherND", "Gather") and result.uses():
             return all(_absorbs(tracer, use.node, value) for use in result.uses())
     return False
 
@@ -101,8 +101,8 @@ def _repeated(tracer: Tracer, roots: dict[ir.Value, Row]) -> set[ir.Value]:
 def _worth_it(tracer: Tracer, roots: dict[ir.Value, Row]) -> dict[ir.Value, Row]:
     """The values for which an operator beats what it stands for.
 
-    ONNX Runtime looks single rows of floats up as fast; those are made natively only where the
-    lookup they are part of has other users that gain.
+    ONNX Runtime looks one row of floats up as fast; that is made natively only where the lookup it
+    is part of has other users that gain.
     """
     gain = {value: row for value, row in roots.items() if _gains(row)}
     taken = set().union(*map(_ids, gain.values()))
@@ -117,21 +117,21 @@ def _worth_it(tracer: Tracer, roots: dict[ir.Value, Row]) -> dict[ir.Value, Row]
 
 
 def _gains(row: Row) -> bool:
-    """Whether there is a bag, a table in a low format, an interaction, or a concatenation."""
+    """Whether more than one row of one table of floats is looked up, or anything is computed."""
     lookups = _lookups(row)
     plain = all(
         len(one.ids) == 1 and one.offsets is None and _coding(one) == _FLOATS for one in lookups
     )
     dense = {part.source for part in vectors_of(row) if not part.is_lookup}
-    return not plain or bool(_dots(row)) or len(dense) + bool(lookups) > 1
+    return not plain or bool(_products(row)) or len(dense) + len(lookups) > 1
 
 
 def _lookups(row: Row) -> list[Vector]:
     return [part for part in vectors_of(row) if part.is_lookup]
 
 
-def _dots(row: Row) -> list[Dots]:
-    return [part for part in row if isinstance(part, Dots)]
+def _products(row: Row) -> list[Products]:
+    return [part for part in row if isinstance(part, Products)]
 
 
 def _ids(row: Row) -> set[tuple[ir.Value, Column]]:
@@ -150,8 +150,8 @@ class _Segment:
 def _segments(row: Row) -> list[_Segment]:
     segments: list[_Segment] = []
     for part in row:
-        interacts = isinstance(part, Dots)
-        for vector in part.vectors if isinstance(part, Dots) else (part,):
+        interacts = isinstance(part, Products)
+        for vector in part.vectors if isinstance(part, Products) else (part,):
             last = segments[-1] if segments else None
             new = last is None or last.interacts != interacts
             if last is None or new or not last.vectors[-1].continued_by(vector):
@@ -234,7 +234,7 @@ class _Call:
 
 def _call_for(value: ir.Value, row: Row, overload: str) -> _Call:
     plan = _Plan(row)
-    pairs = [one for part in _dots(row) for pair in part.pairs for one in pair]
+    pairs = [one for part in _products(row) for pair in part.pairs for one in pair]
     attributes: list[ir.Attr] = [
         ir.AttrInt64s("plan", plan.numbers),
         ir.AttrFloat32s("factors", plan.factors),
@@ -242,6 +242,8 @@ def _call_for(value: ir.Value, row: Row, overload: str) -> _Call:
     ]
     if pairs:
         attributes.append(ir.AttrInt64s("pairs", pairs))
+    if any(part.elementwise for part in _products(row)):
+        attributes.append(ir.AttrInt64("elementwise", 1))
     codes = _codes_of(value)
     if codes is not None:
         value, scale, zero_point = codes

@@ -37,9 +37,16 @@ struct Kernels {
   // By coding. Bag b is written to out + b * stride: factor * sum of weights * rows.
   void (*pool[kCodings])(const Bags& bags, int width, float* out, int64_t stride);
 
+  // Bags of one row of floats each. Row i is written to out + i * stride.
+  void (*copy)(const Bags& bags, int width, float* out, int64_t stride);
+
   // Dot products of pairs of rows of x, `stride` floats apart (a multiple of lanes), in blocks of
   // lanes / 4 by 4 rows. Block i lies at products + i * lanes.
   void (*dot_blocks)(const float* x, int stride, const int32_t* blocks, int count, float* products);
+
+  // Elementwise products of pairs of such rows, `width` floats each, one after the other.
+  void (*multiply_pairs)(const float* x, int stride, const int32_t* pairs, int count, int width,
+                         float* products);
 
   // codes[i] = saturate(round(x[i] / scale) + zero_point), halves to even.
   void (*quantize)(const float* x, int64_t count, float scale, int zero_point, uint8_t* codes);

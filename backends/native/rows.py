@@ -88,25 +88,26 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Dots:
-    """Dot products of pairs of vectors, one number each."""
+class Products:
+    """Products of pairs of vectors of one width: dot products, or elementwise ones."""
 
     vectors: tuple[Vector, ...]
     pairs: tuple[tuple[int, int], ...]
+    elementwise: bool = False
 
     @property
     def width(self) -> int:
-        """How many there are."""
-        return len(self.pairs)
+        """How many numbers they are."""
+        return len(self.pairs) * (self.vectors[0].width if self.elementwise else 1)
 
 
-Row = tuple[Vector | Dots, ...]
+Row = tuple[Vector | Products, ...]
 
 
 def vectors_of(row: Row) -> Iterator[Vector]:
     """All vectors that are read to make a row."""
     for part in row:
-        if isinstance(part, Dots):
+        if isinstance(part, Products):
             yield from part.vectors
         else:
             yield part
@@ -225,11 +226,11 @@ class Tracer:
         """The parts of all inputs; an input that isn't made of such is a dense value."""
         if not _joins_columns(node, value) or rank(value) > 3:
             return None
-        parts: list[Vector | Dots] = []
+        parts: list[Vector | Products] = []
         for source in node.inputs:
             assert source is not None
             row = self.row(source)
-            if row is None or (_has_dots(row) and _has_dots(parts)):
+            if row is None or (_has_products(row) and _has_products(parts)):
                 row = _dense(source)
             if row is None:
                 return None
@@ -257,7 +258,15 @@ class Tracer:
         return _scaled(bags, 1.0 if node.op_type == "ReduceSum" else 1.0 / size)
 
     def _multiply(self, node: ir.Node, value: ir.Value) -> Row | None:
-        """Lookups times a constant, or each times a weight of its own."""
+        """Pairs of vectors, lookups times a constant, or each times a weight of its own."""
+        picked = [self._picked(one) for one in node.inputs]
+        if all(picked) and [dims(one) for one in node.inputs] == [dims(value)] * 2:
+            vectors = tuple(dict.fromkeys(one for row in picked for one in row))
+            if len({one.width for one in vectors}) != 1:
+                return None
+            places = {one: place for place, one in enumerate(vectors)}
+            left, right = ([places[one] for one in row] for row in picked)
+            return (Products(vectors, tuple(zip(left, right, strict=True)), elementwise=True),)
         for source, other in (node.inputs, node.inputs[::-1]):
             assert source is not None
             assert other is not None
@@ -266,6 +275,20 @@ class Tracer:
                 continue
             return _weighted(row, source, other) if constant is None else _scaled(row, constant)
         return None
+
+    def _picked(self, value: ir.Value | None) -> tuple[Vector, ...]:
+        """The vectors that a list of places picks; empty if none does."""
+        node = _made_by(value, "Gather")
+        places = None if node is None else integers(node.inputs[1])
+        if node is None or places is None or rank(node.inputs[1]) != 1 or rank(value) != 3:
+            return ()
+        source = _first(node)
+        row = self.row(source) or _dense(source)
+        vectors = tuple(part for part in row or () if isinstance(part, Vector))
+        count = dims(source)[1]
+        if node.attributes.get_int("axis", 0) != 1 or not row or len(vectors) != count:
+            return ()
+        return tuple(vectors[place] for place in places)
 
     def _divide(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Lookups over a constant, or all over one number a row."""
@@ -303,7 +326,7 @@ class Tracer:
         vectors = tuple(part for part in row or () if isinstance(part, Vector))
         if row is None or len(vectors) != len(row) or len({one.width for one in vectors}) != 1:
             return None
-        return (Dots(vectors, pairs),)
+        return (Products(vectors, pairs),)
 
 
 #: What only moves rows, and so may come before a table's halves become floats.
@@ -332,11 +355,11 @@ def _fits(row: Row, value: ir.Value) -> bool:
     return known and prod(sizes[1:]) == sum(part.width for part in row)
 
 
-def _has_dots(parts: Sequence[Vector | Dots]) -> bool:
-    return any(isinstance(part, Dots) for part in parts)
+def _has_products(parts: Sequence[Vector | Products]) -> bool:
+    return any(isinstance(part, Products) for part in parts)
 
 
-def _lookups(row: Sequence[Vector | Dots]) -> list[Vector] | None:
+def _lookups(row: Sequence[Vector | Products]) -> list[Vector] | None:
     """The parts, if all of them are lookups."""
     vectors = [part for part in row if isinstance(part, Vector) and part.is_lookup]
     return vectors if len(vectors) == len(row) else None
@@ -373,7 +396,7 @@ def _bag(parts: Row) -> Vector | None:
     )
 
 
-def _scaled(row: Sequence[Vector | Dots], factor: float) -> Row | None:
+def _scaled(row: Sequence[Vector | Products], factor: float) -> Row | None:
     vectors = _lookups(row)
     if vectors is None:
         return None

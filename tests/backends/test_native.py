@@ -216,6 +216,49 @@ def test_dots_of_pairs_beside_dense_features(instructions: str, count: int, widt
     assert_close(got, want, width * np.abs(vectors).max() ** 2)
 
 
+@pytest.mark.parametrize("width", [1, 4, 10, 16, 17, 64])
+@pytest.mark.parametrize("batch", [0, 1, 70])
+def test_products_of_pairs(instructions: str, width: int, batch: int) -> None:
+    table = RNG.normal(size=(30, width)).astype(np.float32)
+    ids = RNG.integers(0, 30, (batch, 5))
+    two = RNG.normal(size=(batch, 2, width)).astype(np.float32)
+    pairs = [(0, 1), (6, 2), (3, 3), (5, 6)]
+    segments = [
+        lookup(width, [1]),
+        lookup(width, [1] * 5, interacts=True),
+        dense(width, 2, count=2, interacts=True),
+    ]
+    got = run(
+        [table, ids, two],
+        5 * width,
+        plan=[one for segment in segments for one in segment],
+        factors=[1.0] * 3,
+        pairs=[one for pair in pairs for one in pair],
+        elementwise=1,
+    )
+    vectors = np.concatenate([table[ids], two], 1)
+    products = [vectors[:, i] * vectors[:, j] for i, j in pairs]
+    assert np.array_equal(got, np.concatenate([table[ids[:, 0]], *products], 1))
+
+
+@pytest.mark.parametrize("width", [1, 10, 16, 40])
+@pytest.mark.parametrize("alone", [True, False])
+def test_rows_are_copied(instructions: str, width: int, alone: bool) -> None:
+    table = RNG.normal(size=(300, width)).astype(np.float32)
+    ids = RNG.integers(-300, 300, (140, 7))
+    other = RNG.normal(size=(140, 3)).astype(np.float32)
+    segments = [lookup(width, [1] * 7)] + ([] if alone else [dense(3, 2), lookup(width, [1])])
+    got = run(
+        [table, ids, other],
+        7 * width + (0 if alone else 3 + width),
+        plan=[one for segment in segments for one in segment],
+        factors=[1.0] * len(segments),
+    )
+    rows = table[ids].reshape(140, -1)
+    want = rows if alone else np.concatenate([rows, other, table[ids[:, 0]]], 1)
+    assert np.array_equal(got, want)
+
+
 @pytest.mark.parametrize("width", [5, 16, 40])
 def test_codes_are_what_quantize_linear_gives(instructions: str, width: int) -> None:
     steps = np.arange(-400, 400).repeat(width).reshape(-1, width).astype(np.float32) / 2
@@ -264,6 +307,7 @@ TABLE, IDS = np.zeros((7, 3), np.float32), np.zeros((4, 2), np.int64)
         ([TABLE, IDS.astype(np.float32)], {"plan": lookup(3, [2])}, "an input isn't what the plan"),
         ([TABLE, IDS], {"plan": lookup(3, [2], places=[0, 2, -1, -1])}, "lacks an input"),
         ([TABLE, IDS], {"plan": [*lookup(3, [2]), *dense(3, 0)], "factors": [1.0] * 2}, "of 4 row"),
+        ([TABLE, IDS], {"plan": lookup(3, [1, 1], interacts=True), "pairs": [0, 2]}, "no pair"),
     ],
 )
 def test_what_does_not_fit_the_plan_is_told(

@@ -39,12 +39,15 @@ CONSTANTS: dict[str, np.ndarray] = {
     "bias": RNG.normal(size=(ROWS, 1)).astype(np.float32),
     "starts": np.array([0, 10, 20]),
     "triangle": TRIANGLE,
+    "left": np.array([0, 0, 1, -1]),
+    "right": np.array([1, 2, 2, 0]),
     "step": np.float32(0.05),
     "steps": np.full(52, 0.05, np.float32),
     "zero": np.uint8(90),
     "zeros": np.full(52, 90, np.uint8),
     "half": np.float32(0.5),
     "flat": np.array([-1, 3 * WIDTH]),
+    "flat4": np.array([-1, 4 * WIDTH]),
     "rows3": np.array([-1, 3, WIDTH]),
     "rows4": np.array([-1, 4, WIDTH]),
     "bags": np.array([-1, 2, 3, WIDTH]),
@@ -60,6 +63,7 @@ CONSTANTS: dict[str, np.ndarray] = {
 TYPES = {
     "dense": "float[B, 4]",
     "wide": f"float[B, {WIDTH}]",
+    "thrice": f"float[B, {3 * WIDTH}]",
     "weights": "float[B, 3]",
     "ids": "int64[B, 3]",
     "six": "int64[B, 6]",
@@ -146,6 +150,7 @@ FORMS: dict[str, tuple[str, str, list[str]]] = {
         "float[B, 52] y",
         ["Features"],
     ),
+    "rows": ("y = Gather(table, ids)", f"float[B, 3, {WIDTH}] y", ["Features"]),
     "rows-of-codes": (f"{ROWWISE} y = Identity(rows)", f"float[B, 3, {WIDTH}] y", ["Features"]),
     "a-sum": (
         "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows, v1)",
@@ -256,6 +261,31 @@ FORMS: dict[str, tuple[str, str, list[str]]] = {
         f"float[B, {WIDTH}] t, float[B, {6 * WIDTH + 4}] y",
         ["Features", "Features"],
     ),
+    "products-of-pairs-of-rows": (
+        """rows = Gather(table, ids) a = Gather <axis = 1> (rows, left)
+        b = Gather <axis = 1> (rows, right) y = Mul(a, b)""",
+        f"float[B, 4, {WIDTH}] y",
+        ["Features"],
+    ),
+    "products-of-rows-and-dense-values-behind-these": (
+        """rows = Gather(table, ids) w = Reshape(thrice, rows3) a = Gather <axis = 1> (w, left)
+        b = Gather <axis = 1> (rows, right) p = Mul(a, b) f = Reshape(p, flat4)
+        y = Concat <axis = 1> (thrice, f)""",
+        f"float[B, {7 * WIDTH}] y",
+        ["Features"],
+    ),
+    "products-of-pairs-as-codes": (
+        f"""{ROWWISE} l = Gather <axis = 1> (rows, left) r = Gather <axis = 1> (rows, right)
+        p = Mul(l, r) y = QuantizeLinear(p, step, zero)""",
+        f"uint8[B, 4, {WIDTH}] y",
+        ["FeatureCodes"],
+    ),
+    "rows-that-are-also-used-apart-are-made-once": (
+        """rows = Gather(table, ids) a = Gather <axis = 1> (rows, left)
+        b = Gather <axis = 1> (rows, right) y = Mul(a, b) t = Tanh(rows) u = Tanh(a)""",
+        f"float[B, 4, {WIDTH}] y, float[B, 3, {WIDTH}] t, float[B, 4, {WIDTH}] u",
+        ["Features", "Features"],
+    ),
     "two-interactions": (
         f"""a = Gather(table, ids) b = Gather(other, ids) w = Unsqueeze(wide, v1)
         x = Concat <axis = 1> (w, a) z = Concat <axis = 1> (b, w) {dots("x")} {dots("z")}
@@ -283,22 +313,10 @@ def test_it_scores_alike_with_the_library_and_without(form: str, batch: int) -> 
 
 
 ALONE: dict[str, tuple[str, str]] = {
-    "a-row-of-floats": ("y = Gather(table, ids)", f"float[B, 3, {WIDTH}] y"),
+    "a-row-of-floats": ("y = Gather(table, one)", f"float[B, {WIDTH}] y"),
     "a-row-of-halves": ("y = Gather(halves, ids)", f"float16[B, 3, {WIDTH}] y"),
     "columns-of-a-dense-value": ("y = Gather <axis = 1> (dense, c2)", "float[B] y"),
     "dense-values": ("y = Concat <axis = 1> (dense, wide)", f"float[B, {WIDTH + 4}] y"),
-    "a-sum-over-the-width": (
-        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows, v2)",
-        "float[B, 3] y",
-    ),
-    "a-sum-over-the-batch": (
-        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows, v0)",
-        f"float[3, {WIDTH}] y",
-    ),
-    "a-sum-over-everything": (
-        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows)",
-        "float y",
-    ),
     "batches-behind-one-another": (
         "rows = Gather(table, one) y = Concat <axis = 0> (rows, wide)",
         f"float[C, {WIDTH}] y",
@@ -341,6 +359,21 @@ NOT_ABSORBED: dict[str, tuple[str, str, str]] = {
         """a = Gather(table, ids) b = Gather(other, ids) c = Concat <axis = 1> (a, b)
         y = ReduceSum <keepdims = 0> (c, v1)""",
         f"float[B, {WIDTH}] y",
+        "ReduceSum",
+    ),
+    "a-sum-over-the-width": (
+        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows, v2)",
+        "float[B, 3] y",
+        "ReduceSum",
+    ),
+    "a-sum-over-the-batch": (
+        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows, v0)",
+        f"float[3, {WIDTH}] y",
+        "ReduceSum",
+    ),
+    "a-sum-over-everything": (
+        "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows)",
+        "float y",
         "ReduceSum",
     ),
     "part-of-a-row": (
