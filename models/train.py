@@ -22,6 +22,7 @@ def train(
     epochs: int = 1,
     batch_size: int = 2048,
     lr: float = 1e-3,
+    weight_decay: float = 0.0,
     seed: int = 0,
     id_mask_rate: float = 0.01,
     probabilities: bool = False,
@@ -42,6 +43,8 @@ def train(
         epochs: passes over the rows.
         batch_size: rows per step.
         lr: Adam's learning rate at the first step.
+        weight_decay: Adam's L2 penalty. Rows of tables that few training rows use need one, or
+            they fit these rows' noise; 1e-5 to 1e-4 is a start.
         seed: of the order of the rows, the masked ids and any dropout.
         id_mask_rate: share of ids replaced by 0 in every step, so that the row of the unknown id,
             which no training row uses, learns to stand for an average one.
@@ -61,7 +64,7 @@ def train(
     inputs, labels = to_tensors(rows)
     steps_per_epoch = -(-len(rows) // batch_size)
     total = epochs * steps_per_epoch
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, FINAL_LR_RATIO, total)
     generator = torch.Generator().manual_seed(seed)
     model.train()
