@@ -150,7 +150,7 @@ def _per_column(x0: Tensor, linears: nn.ModuleList, biases: nn.ParameterList) ->
 def _matrices(x0: Tensor, linears: nn.ModuleList, biases: nn.ParameterList) -> Tensor:
     x = x0
     for linear in linears:
-        x = x0 * F.linear(x, linear.weight.expand(4, 4)) + x
+        x = x0 * F.linear(x, torch.cat([linear.weight] * 4)) + x
     return x
 
 
