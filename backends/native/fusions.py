@@ -117,7 +117,7 @@ def _worth_it(tracer: Tracer, roots: dict[ir.Value, Row]) -> dict[ir.Value, Row]
 
 
 def _gains(row: Row) -> bool:
-    """Whether more than one row of one table of floats is looked up, or anything is computed."""
+    """Whether it is more than one row of a table of floats: several, a bag, codes, products."""
     lookups = _lookups(row)
     plain = all(
         len(one.ids) == 1 and one.offsets is None and _coding(one) == _FLOATS for one in lookups
