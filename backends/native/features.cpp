@@ -39,6 +39,7 @@ struct Segment {
   std::vector<int64_t> bags, shifts;
   float factor = 1.0f;
   int64_t per_row = 0;
+  bool plain = false;  // whether its vectors are rows of a table of floats as they are
 
   static Segment read(const std::vector<int64_t>& plan, size_t* at) {
     auto next = [&]() {
@@ -59,8 +60,7 @@ struct Segment {
 
   int64_t vectors() const { return int64_t(bags.size()); }
 
-  // Whether its vectors are rows of a table of floats as they are.
-  bool plain() const {
+  bool is_plain() const {
     return kind == kBags && coding == kFloats && weights < 0 && divisor < 0 && factor == 1.0f &&
            std::all_of(bags.begin(), bags.end(), [](int64_t bag) { return bag == 1; });
   }
@@ -177,7 +177,10 @@ class Features {
     for (size_t at = 0; at < plan.size();) segments_.push_back(Segment::read(plan, &at));
     if (segments_.empty() || factors.size() != segments_.size())
       throw Error("rankc: the plan of an operator and its factors don't fit");
-    for (size_t i = 0; i < segments_.size(); ++i) segments_[i].factor = factors[i];
+    for (size_t i = 0; i < segments_.size(); ++i) {
+      segments_[i].factor = factors[i];
+      segments_[i].plain = segments_[i].is_plain();
+    }
     elementwise_ = Api::attribute(info, "elementwise", int64_t(0)) != 0;
     plan_pairs(Api::integers(info, "pairs"));
     place_segments();
@@ -390,7 +393,7 @@ class Features {
                   s.ahead,
                   int64_t(lookups.rows.size() - at)};
     };
-    if (segment.plain()) {
+    if (segment.plain) {
       // Vectors that lie side by side from row to row as well are one list.
       bool listed = vectors == 1 || across == vectors * apart;
       for (int64_t i = 0; i < (listed ? 1 : count); ++i, out += across) {

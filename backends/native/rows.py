@@ -262,8 +262,6 @@ class Tracer:
         picked = [self._picked(one) for one in node.inputs]
         if all(picked) and [dims(one) for one in node.inputs] == [dims(value)] * 2:
             vectors = tuple(dict.fromkeys(one for row in picked for one in row))
-            if len({one.width for one in vectors}) != 1:
-                return None
             places = {one: place for place, one in enumerate(vectors)}
             left, right = ([places[one] for one in row] for row in picked)
             return (Products(vectors, tuple(zip(left, right, strict=True)), elementwise=True),)
@@ -282,13 +280,17 @@ class Tracer:
         places = None if node is None else integers(node.inputs[1])
         if node is None or places is None or rank(node.inputs[1]) != 1 or rank(value) != 3:
             return ()
-        source = _first(node)
-        row = self.row(source) or _dense(source)
-        vectors = tuple(part for part in row or () if isinstance(part, Vector))
-        count = dims(source)[1]
-        if node.attributes.get_int("axis", 0) != 1 or not row or len(vectors) != count:
+        vectors = self._vectors(_first(node))
+        if node.attributes.get_int("axis", 0) != 1 or not vectors:
             return ()
         return tuple(vectors[place] for place in places)
+
+    def _vectors(self, source: ir.Value) -> tuple[Vector, ...]:
+        """The vectors that ``[B, n, width]`` is made of, n of them; empty if they lie otherwise."""
+        row, sizes = self.row(source) or _dense(source) or (), dims(source)
+        vectors = tuple(part for part in row if isinstance(part, Vector))
+        lie_so = len(sizes) == 3 and all(one.width == sizes[2] for one in vectors)
+        return vectors if lie_so and len(vectors) == len(row) else ()
 
     def _divide(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Lookups over a constant, or all over one number a row."""
@@ -322,9 +324,8 @@ class Tracer:
         if found is None:
             return None
         source, pairs = found
-        row = self.row(source) or _dense(source)
-        vectors = tuple(part for part in row or () if isinstance(part, Vector))
-        if row is None or len(vectors) != len(row) or len({one.width for one in vectors}) != 1:
+        vectors = self._vectors(source)
+        if not vectors:
             return None
         return (Products(vectors, pairs),)
 

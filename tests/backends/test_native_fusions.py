@@ -47,6 +47,7 @@ CONSTANTS: dict[str, np.ndarray] = {
     "zeros": np.full(52, 90, np.uint8),
     "half": np.float32(0.5),
     "flat": np.array([-1, 3 * WIDTH]),
+    "twelve4": np.array([-1, 4, 3 * WIDTH // 4]),
     "flat4": np.array([-1, 4 * WIDTH]),
     "rows3": np.array([-1, 3, WIDTH]),
     "rows4": np.array([-1, 4, WIDTH]),
@@ -63,6 +64,7 @@ CONSTANTS: dict[str, np.ndarray] = {
 TYPES = {
     "dense": "float[B, 4]",
     "wide": f"float[B, {WIDTH}]",
+    "rest": f"float[B, {2 * WIDTH - 4}]",
     "thrice": f"float[B, {3 * WIDTH}]",
     "weights": "float[B, 3]",
     "ids": "int64[B, 3]",
@@ -375,6 +377,18 @@ NOT_ABSORBED: dict[str, tuple[str, str, str]] = {
         "rows = Gather(table, ids) y = ReduceSum <keepdims = 0> (rows)",
         "float y",
         "ReduceSum",
+    ),
+    "products-across-the-borders-of-vectors": (
+        """x = Concat <axis = 1> (dense, wide, rest) r = Reshape(x, rows3)
+        a = Gather <axis = 1> (r, v1) b = Gather <axis = 1> (r, v1) y = Mul(a, b)""",
+        f"float[B, 1, {WIDTH}] y",
+        "Mul",
+    ),
+    "dots-across-the-borders-of-vectors": (
+        f"""rows = Gather(table, ids) x = Reshape(rows, twelve4) {dots("x")}
+        y = Concat <axis = 1> (wide, xdots)""",
+        f"float[B, {WIDTH + 6}] y",
+        "MatMul",
     ),
     "part-of-a-row": (
         """a = Gather(table, ids) f = Reshape(a, flat) s = Slice(f, v1, v3, v1)
