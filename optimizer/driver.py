@@ -235,7 +235,6 @@ class _Job:
         standing = planned(*self.target.backends)
         try:
             while True:
-                gc.collect()  # graphs are cyclic; their tables must not wait for the collector
                 standing = self._ranked(standing, rows.calibration, refusals)
                 finish = standing[0]
                 self.say("proving on rows never seen before", 0.9)
@@ -353,6 +352,7 @@ class _Job:
             except (TargetError, UnsupportedError) as error:
                 refusals.append(str(error))
                 continue
+            gc.collect()  # graphs are cyclic; their tables must not wait for the collector
             found.append(finish)
             if not self.target.measured:
                 break

@@ -44,15 +44,19 @@ before = resident()
 """
 
 _FOR_THE_CPU = """
+from dataclasses import replace
 from rankc.backends.openvino import OpenVino
+from rankc.optimizer.target import TARGETS
 OpenVino.missing = lambda self: 'pip install openvino'  # as in every test here
+# Of the formats that a table may be given here by time, the one that takes most memory.
+target = replace(TARGETS["cpu-int8"], table_formats=("int8",))
 generator = torch.Generator().manual_seed(0)
 data = []
 for _ in range(4):
     item = torch.randint(0, ROWS, (1000,), generator=generator)
     user = torch.randint(0, 1000, (1000,), generator=generator)
     data.append(rankc.Batch((item, user), (torch.rand(1000, generator=generator) < 0.3).float()))
-artifact = rankc.optimize(model, "cpu-int8", data=data, budget=rankc.Budget(ne=1e-2))
+artifact = rankc.optimize(model, target, data=data, budget=rankc.Budget(ne=1e-2))
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "model": nbytes,
@@ -108,7 +112,7 @@ def _run(script: str, *arguments: str) -> Any:
 def test_a_2_gb_table_takes_less_than_one_and_a_half_times_the_model() -> None:
     found = _run(_FOR_THE_CPU)
     assert found["status"] == "pass"
-    assert found["formats"]["items"] in ("int8", "int4")  # by the time measured here
+    assert found["formats"]["items"] == "int8"
     assert found["artifact"] < 0.3 * found["model"]
     assert found["peak"] < 1.5 * found["model"]
 
