@@ -25,7 +25,11 @@ def write_emulated(path: Path, emulated: Path) -> bool:
         Whether a file was written.
     """
     model = ir.load(path)
-    changed = _gather_before_decoding(model.graph) + _multiply_in_float(model.graph)
+    changed = (
+        _gather_before_decoding(model.graph)
+        + _decode_in_float(model.graph)
+        + _multiply_in_float(model.graph)
+    )
     if changed:
         ir.save(model, emulated)
     return changed > 0
@@ -62,6 +66,21 @@ def _look_up_first(graph: ir.Graph, decode: ir.Node, lookup: ir.Node) -> None:
     graph.remove(lookup, safe=True)
 
 
+def _decode_in_float(graph: ir.Graph) -> int:
+    """Weights decoded to a 16-bit format are decoded to fp32, and rounded."""
+    count = 0
+    for decode in list(graph):
+        scale = decode.inputs[1] if decode.op_type == "DequantizeLinear" else None
+        if scale is None or scale.dtype not in _HALF:
+            continue
+        count += 1
+        wide = _cast(scale, ir.DataType.FLOAT)
+        graph.insert_before(decode, wide)
+        decode.replace_input_with(1, wide.outputs[0])
+        _round_to(graph, decode, scale.dtype)
+    return count
+
+
 def _multiply_in_float(graph: ir.Graph) -> int:
     count = 0
     for product in list(graph):
@@ -77,13 +96,18 @@ def _multiply_in_float(graph: ir.Graph) -> int:
                 wide = _cast(value, ir.DataType.FLOAT)
                 graph.insert_before(product, wide)
                 product.replace_input_with(index, wide.outputs[0])
-        made = product.outputs[0]
-        rounded = _cast(made, kind)
-        made.type = ir.TensorType(ir.DataType.FLOAT)
-        graph.insert_after(product, rounded)
-        ir.convenience.replace_all_uses_with(made, rounded.outputs[0])
-        rounded.replace_input_with(0, made)
+        _round_to(graph, product, kind)
     return count
+
+
+def _round_to(graph: ir.Graph, node: ir.Node, kind: ir.DataType) -> None:
+    """What the node made in a format it makes in fp32, and then it is rounded."""
+    made = node.outputs[0]
+    rounded = _cast(made, kind)
+    made.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(node, rounded)
+    ir.convenience.replace_all_uses_with(made, rounded.outputs[0])
+    rounded.replace_input_with(0, made)
 
 
 def _cast(value: ir.Value, to: ir.DataType) -> ir.Node:

@@ -16,7 +16,14 @@ from onnxscript import opset21
 
 from ..optimizer.errors import UnsupportedError
 from ..optimizer.ir import Program, site_of
-from ..optimizer.ir.ops import DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_EMBEDDING4, ROWWISE_LINEAR
+from ..optimizer.ir.ops import (
+    CODED_LINEAR,
+    DEQUANTIZE,
+    HALF_LINEAR,
+    QUANTIZE,
+    ROWWISE_EMBEDDING4,
+    ROWWISE_LINEAR,
+)
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
 from .rowwise import rowwise_linear
@@ -57,6 +64,19 @@ def _half_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def _coded_linear(x: Any, codes: Any, scale: Any, bias: Any = None) -> Any:
+    """The reference; with a scale a block, `_pack_fours` makes codes of 4 bits of the bytes."""
+    if len(scale.shape) == 1:
+        weight = op.DequantizeLinear(codes, scale, axis=0)
+    else:
+        block = int(codes.shape[1]) // int(scale.shape[1])
+        weight = op.DequantizeLinear(codes, scale, axis=1, block_size=block)
+    low = op.Cast(x, to=int(scale.dtype))
+    product = op.MatMul(low, op.Transpose(weight, perm=[1, 0]))
+    product = op.Cast(product, to=ir.DataType.FLOAT)
+    return product if bias is None else op.Add(product, bias)
+
+
 def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
@@ -66,6 +86,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     HALF_LINEAR.op: _half_linear,
+    CODED_LINEAR.op: _coded_linear,
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
     ROWWISE_LINEAR.op: rowwise_linear,
 }
@@ -96,7 +117,22 @@ def to_onnx(program: Program) -> ir.Model:
     model: ir.Model = made.model
     _name(model, program)
     _keep_origins(model, exported)
+    _pack_fours(model)
     return model
+
+
+def _pack_fours(model: ir.Model) -> None:
+    """Codes with a scale a block have 4 bits, which PyTorch has no tensors of."""
+    for node in model.graph:
+        block = node.attributes.get("block_size")
+        if node.op_type != "DequantizeLinear" or block is None or block.as_int() == 0:
+            continue
+        codes = node.inputs[0]
+        assert codes is not None
+        assert codes.const_value is not None
+        fours = codes.const_value.numpy().astype(ir.DataType.INT4.numpy())
+        codes.const_value = ir.tensor(fours, ir.DataType.INT4, codes.name)
+        codes.type = ir.TensorType(ir.DataType.INT4)
 
 
 def _explain(error: BaseException, program: Program) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.errors import ArtifactError
+from ..optimizer.formats import WEIGHTS_ALONE
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
 from ..optimizer.timing import side_by_side
@@ -49,8 +50,8 @@ class OnnxRuntime(Backend):
     _native: ClassVar[bool] = True
 
     def formats(self, target: Target) -> tuple[str, ...]:
-        """All but bf16: its CPU provider has no such product."""
-        return tuple(name for name in target.formats if name != "bf16")
+        """All but bf16 and coded weights alone: its CPU provider has no such product that pays."""
+        return tuple(n for n in target.formats if n != "bf16" and n not in WEIGHTS_ALONE)
 
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's, and which native operators are used."""

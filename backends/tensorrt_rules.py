@@ -64,7 +64,8 @@ FORMAT_SINCE: dict[str, tuple[int, str]] = {
     "int8": (75, "SM75 (T4) and newer"),
     "bf16": (80, "SM80 (A100) and newer"),
     "fp8": (89, "SM89 (L4, L40S), SM90 (H100, H200), SM100 (B200) and SM120 (RTX PRO 6000)"),
-    "int4": (80, "SM80 (A100) and newer"),
+    "int8-weights": (80, "SM80 (A100) and newer"),
+    "int4-weights": (80, "SM80 (A100) and newer"),
 }
 
 

@@ -1,9 +1,13 @@
-"""Two rewrites that are off, with the numbers that say so: RMSNorm for LayerNorm, and padding.
+"""What is off, with the numbers that say so: RMSNorm for LayerNorm, padding, coded weights.
 
 ``make bench-forms`` writes ``benchmarks/results/forms.md``. A LayerNorm behind a linear whose
 weights are centred needs no mean: it is an RMSNorm. And a linear of an odd width could be padded to
 what kernels compute at once, which costs nothing where the linear before it can be padded as well.
 Both are timed at their best: alone, and without what it takes to bring a model into that form.
+
+A linear whose weights alone are coded reads fewer bytes, and decodes them at every call. It is
+timed beside the same linear in fp32 and, for ONNX Runtime, beside its product of codes whose input
+is coded while running, which is what ``int8-rows`` comes to without the native operators.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ LINEARS = (
     ((351, 400), (352, 400)),
 )
 ENGINES = ("onnxruntime", "openvino")
+#: Inputs and outputs of linears whose weights are coded.
+CODED = ((512, 256), (1024, 1024), (3456, 1024))
+#: Bits of a code, inputs that share a scale, and what ONNX Runtime may round the input to.
+CODES = ((8, 128, "fp32"), (8, 128, "int8"), (4, 64, "fp32"), (4, 64, "int8"))
 
 
 def main() -> None:
@@ -70,7 +78,98 @@ def main() -> None:
             shapes = " | ".join(f"{k} to {n}" for k, n in (plain, padded))
             lines.append(f"| {shapes} | {' | '.join(f'{r:.2f}×' for r in ratios)} |")
             print(lines[-1], flush=True)
+    batches = " | ".join(f"batch {b}" for b in BATCHES)
+    lines += ["", "## Weights alone in codes", ""]
+    lines += ["Over the same engine's fp32. The error is the output's, for normal weights."]
+    lines += ["", f"| engine | linear | form | error | {batches} |"]
+    lines += ["|---|---|---|---:|" + "---:|" * len(BATCHES)]
+    for inputs, outputs in CODED:
+        for line in coded(inputs, outputs):
+            lines.append(line)
+            print(line, flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
+
+
+def coded(inputs: int, outputs: int) -> list[str]:
+    """A line for each engine and form of a linear."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((inputs, outputs), np.float32) / np.float32(inputs**0.5)
+    forms: dict[tuple[str, str], onnx.ModelProto] = {}
+    plain = model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, inputs)
+    for bits, block, rounded in CODES:
+        name = f"{bits} bits, {block} a scale, input in {rounded}"
+        forms["onnxruntime", name] = blockwise(weight, bits, block, rounded == "int8")
+    forms["onnxruntime", "INT8 product, input coded while running"] = dynamic(weight)
+    forms["openvino", "8 bits, an output a scale"] = decoded(weight)
+    runs = {
+        "onnxruntime": {"plain": onnxruntime_run(plain)},
+        "openvino": {"plain": openvino_run(plain)},
+    }
+    for (engine, name), made in forms.items():
+        runs[engine][name] = (onnxruntime_run if engine == "onnxruntime" else openvino_run)(made)
+    rows = {b: rng.standard_normal((b, inputs), np.float32) for b in BATCHES}
+    lines = []
+    for engine, named in runs.items():
+        timed = {
+            b: side_by_side(
+                {name: partial(run, rows[b]) for name, run in named.items()},
+                rounds=15,
+                clock=time.process_time,
+            )
+            for b in BATCHES
+        }
+        for name in list(named)[1:]:
+            ratios = [timed[b]["plain"].median / timed[b][name].median for b in BATCHES]
+            error = relative(named[name](rows[64]), rows[64] @ weight)
+            times = " | ".join(f"{r:.2f}×" for r in ratios)
+            lines.append(f"| {engine} | {inputs} to {outputs} | {name} | {error:.4f} | {times} |")
+    return lines
+
+
+def relative(found: object, exact: np.ndarray) -> float:
+    """How far an engine's only output is off."""
+    (value,) = found if isinstance(found, list) else found.to_tuple()  # type: ignore[attr-defined]
+    return float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
+
+
+def blockwise(weight: np.ndarray, bits: int, block: int, rounded: bool) -> onnx.ModelProto:
+    """ONNX Runtime's product with codes of 4 or 8 bits, with a scale for each block of inputs."""
+    inputs, outputs = weight.shape
+    blocks = np.ascontiguousarray(weight.T).reshape(outputs, inputs // block, block)
+    scale = np.abs(blocks).max(-1) / (2 ** (bits - 1) - 1)
+    codes = np.round(blocks / scale[..., None]) + 2 ** (bits - 1)
+    codes = codes.clip(0, 2**bits - 1).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "codes", "scale"],
+        ["y"],
+        domain="com.microsoft",
+        K=inputs,
+        N=outputs,
+        bits=bits,
+        block_size=block,
+        accuracy_level=4 if rounded else 1,
+    )
+    return model([node], {"codes": codes, "scale": scale.astype(np.float32)}, inputs)
+
+
+def dynamic(weight: np.ndarray) -> onnx.ModelProto:
+    """ONNX Runtime's product of codes, the input's range found at every call."""
+    scale = np.abs(weight).max(0) / 127
+    given = {"codes": np.round(weight / scale).astype(np.int8), "scale": scale.astype(np.float32)}
+    names = ["x", "codes", "scale"]
+    node = helper.make_node("DynamicQuantizeMatMul", names, ["y"], domain="com.microsoft")
+    return model([node], given, len(weight))
+
+
+def decoded(weight: np.ndarray) -> onnx.ModelProto:
+    """A DequantizeLinear of the weight's codes, which OpenVINO decodes inside the product."""
+    scale = np.abs(weight).max(0) / 127
+    given = {"codes": np.round(weight / scale).astype(np.int8), "scale": scale.astype(np.float32)}
+    decode = helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"], axis=1)
+    return model([decode, helper.make_node("MatMul", ["x", "w"], ["y"])], given, len(weight))
 
 
 def norms(width: int, batch: int, linear: bool) -> float:
@@ -124,7 +223,8 @@ def model(
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None])
     weights = [numpy_helper.from_array(value, name) for name, value in given.items()]
     graph = helper.make_graph(list(nodes), "form", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def onnxruntime_run(made: onnx.ModelProto) -> Run:

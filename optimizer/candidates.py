@@ -9,9 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .formats import FLOAT8_MAX, HALF, SMALLEST_STEP, Codes, quantize_weight, usable
+from .formats import (
+    BLOCK,
+    FLOAT8_MAX,
+    HALF,
+    SMALLEST_STEP,
+    WEIGHTS_ALONE,
+    Codes,
+    quantize_weight,
+    quantize_weights_alone,
+    usable,
+)
 from .ir.facts import Precision
-from .ir.ops import DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
+from .ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
 
 _aten = torch.ops.aten
 #: Shares of the smallest and of the largest value that are tried as the clipping range.
@@ -43,7 +53,8 @@ def candidates(
     Args:
         samples: ``[rows, K]`` real inputs of the linear.
         weight: ``[N, K]``.
-        formats: ``"int8"``, ``"int8-rows"``, ``"fp8"``, ``"bf16"`` or ``"fp16"``.
+        formats: ``"int8"``, ``"int8-rows"``, ``"fp8"``, ``"int8-weights"``, ``"int4-weights"``
+            (where K is a multiple of 64), ``"bf16"`` or ``"fp16"``.
         int8_activations: ``"uint8"`` or ``"int8"``: the codes of a static range.
 
     Returns:
@@ -55,6 +66,7 @@ def candidates(
     return [
         (precision, errors_of(exact, output_of(linear.rows, weight, precision)))
         for name in formats
+        if name != "int4-weights" or weight.shape[1] % BLOCK == 0
         for precision, _ in linear.candidates(name)
     ]
 
@@ -126,7 +138,7 @@ class _Linear:
     def candidates(self, name: str) -> list[tuple[Precision, float]]:
         """Plain first, then what leaves clearly less."""
         found = [self.plain(name)]
-        if name in HALF:
+        if name in HALF or name in WEIGHTS_ALONE:
             return found
         peaks = self.samples.abs().amax(0)
         if float(peaks.max()) > _UNEVEN * float(peaks.median()):
@@ -145,6 +157,10 @@ class _Linear:
         """The precision with the least error, and that error."""
         if name in ("int8", "fp8"):
             return self._ranged(name, scale, kept)
+        if name in WEIGHTS_ALONE:
+            bits = WEIGHTS_ALONE[name]
+            precision = Precision(name, input_dtype="bfloat16", weight_dtype=f"int{bits}")
+            return precision, self._error(precision, _coded(self.weight, precision))
         dtype = "int8" if name == "int8-rows" else str(HALF[name]).removeprefix("torch.")
         codes = "uint8" if name == "int8-rows" else dtype
         precision = Precision(
@@ -233,6 +249,9 @@ def _without(samples: Tensor, kept: tuple[int, ...]) -> Tensor:
 
 
 def _coded(weight: Tensor, precision: Precision) -> Codes:
+    if precision.format in WEIGHTS_ALONE:
+        codes, scale = quantize_weights_alone(weight, WEIGHTS_ALONE[precision.format])
+        return Codes(codes, scale, torch.zeros(0))
     dtype: torch.dtype = getattr(torch, precision.weight_dtype)
     if precision.format in HALF:
         return Codes(weight.to(dtype), torch.ones(len(weight)), torch.zeros(0))
@@ -243,6 +262,9 @@ def _output(rows: Tensor, weight: Tensor, precision: Precision, coded: Codes) ->
     if precision.format in HALF:
         half: Tensor = HALF_LINEAR.reference(rows, coded.codes, None)
         return half
+    if precision.format in WEIGHTS_ALONE:
+        decoded: Tensor = CODED_LINEAR.reference(rows, coded.codes, coded.scale, None)
+        return decoded
     kept = list(precision.kept)
     if precision.format == "int8-rows":
         scale = column_scale(precision, weight.shape[1])

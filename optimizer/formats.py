@@ -16,6 +16,12 @@ SMALLEST_STEP = torch.finfo(torch.float32).tiny
 _TABLE_CLIPS = (0.0, 0.04, 0.08, 0.12, 0.18)
 #: The 16-bit formats a linear can take.
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: The formats of a linear's weights alone, and their bits a code; the product is in bf16.
+WEIGHTS_ALONE = {"int8-weights": 8, "int4-weights": 4}
+#: Weights of an output that share a scale, at 4 bits: the least that TensorRT takes.
+BLOCK = 64
+#: Shares of a block's peak that are tried as its range.
+_BLOCK_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,36 @@ def quantize_weight(weight: Tensor, dtype: torch.dtype) -> Codes:
         scaled = scaled.round()
     codes = scaled.clamp(-limit, limit).to(dtype)
     return Codes(codes, scale, torch.zeros(len(scale)).to(dtype))
+
+
+def quantize_weights_alone(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes for a linear whose input stays as it is.
+
+    At 8 bits an output has one scale; at 4 bits each 64 inputs have one, their range searched for
+    the least squared error.
+
+    Args:
+        weight: ``[N, K]`` float32; K a multiple of `BLOCK` at 4 bits.
+        bits: 8 or 4.
+
+    Returns:
+        codes ``[N, K]`` int8, between -7 and 7 at 4 bits, and bfloat16 scale ``[N]`` or
+        ``[N, K / 64]``.
+    """
+    if bits == 8:
+        scale = usable(weight.abs().amax(1) / 127.0).bfloat16()
+        codes = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        return codes.to(torch.int8), scale
+    blocks = weight.reshape(len(weight), -1, BLOCK)
+    peak = blocks.abs().amax(2, keepdim=True)
+    best, least = torch.ones_like(peak), torch.full_like(peak, float("inf"))
+    for clip in _BLOCK_CLIPS:
+        step = usable(clip * peak / 7.0).bfloat16().float()
+        off = (blocks / step).round_().clamp_(-7, 7).mul_(step).sub_(blocks)
+        error = off.square_().sum(2, keepdim=True)
+        best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+    codes = (blocks / best).round_().clamp_(-7, 7).flatten(1)
+    return codes.to(torch.int8), best.squeeze(2).bfloat16()
 
 
 def quantize_rows(

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from .analysis.cost import Cost
 from .errors import TargetError
+from .formats import HALF, WEIGHTS_ALONE
 from .ir.facts import Precision
 from .ir.forms import Form
 from .ir.infer import infer_signature
@@ -230,14 +231,26 @@ def estimate(kernel: Kernel, target: Target) -> float:
     around = 4.0 * (read + weight + written)
     if kernel.format == "fp32":
         return Cost(flops, around).seconds(target, "fp32")
-    # Each input is read as four bytes and written as one.
-    seconds = Cost(0.0, 5.0 * read + (8.0 * read if kernel.scaled else 0.0)).seconds(target, "fp32")
+    width = weight_width(kernel.format)
+    half = kernel.format in HALF or kernel.format in WEIGHTS_ALONE
+    # Each input is read as four bytes and written as one or two.
+    moved = 2.0 if half else 1.0
+    before = (4.0 + moved) * read + (8.0 * read if kernel.scaled else 0.0)
+    seconds = Cost(0.0, before).seconds(target, "fp32")
     if kernel.kept:
         share = kernel.kept / kernel.inputs
         picked = 8.0 * share * read + 12.0 * written
         seconds += Cost(flops * share, picked).seconds(target, "fp32")
-    low = kernel.format.removesuffix("-rows")
-    return seconds + Cost(flops, around / 4.0).seconds(target, low)
+    low = "bf16" if kernel.format in WEIGHTS_ALONE else kernel.format.removesuffix("-rows")
+    product = Cost(flops, moved * (read + written) + width * weight)
+    return seconds + product.seconds(target, low)
+
+
+def weight_width(number_format: str) -> float:
+    """Bytes a weight of a linear takes in a format."""
+    if number_format in WEIGHTS_ALONE:
+        return WEIGHTS_ALONE[number_format] / 8.0
+    return {"fp32": 4.0, **dict.fromkeys(HALF, 2.0)}.get(number_format, 1.0)
 
 
 def _rounded(rows: float) -> int:

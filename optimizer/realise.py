@@ -8,9 +8,17 @@ import torch
 from torch import Tensor, fx
 
 from .candidates import column_scale, errors_of, low_weight, output_of
-from .formats import HALF, quantize_rows, quantize_weight, round_trip_rows
+from .formats import (
+    HALF,
+    WEIGHTS_ALONE,
+    quantize_rows,
+    quantize_weight,
+    quantize_weights_alone,
+    round_trip_rows,
+)
 from .ir.facts import Precision
 from .ir.ops import (
+    CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
     QUANTIZE,
@@ -41,6 +49,8 @@ def realise(
     bias = _corrected(rw, linear, weight, precision, samples)
     if precision.format in HALF:
         _in_half(rw, linear, weight, bias, precision)
+    elif precision.format in WEIGHTS_ALONE:
+        _weights_alone(rw, linear, weight, bias, precision)
     elif precision.format == "int8-rows":
         _by_rows(rw, linear, weight, bias, precision)
     else:
@@ -70,6 +80,19 @@ def _in_half(
     half = rw.parameter(f"{_base(linear)}_half", weight.to(HALF[precision.format]))
     with rw.before(linear):
         made = rw.emit(HALF_LINEAR.op, linear.args[0], half, bias, like=linear)
+    rw.replace(linear, made)
+
+
+def _weights_alone(
+    rw: Rewriter, linear: fx.Node, weight: Tensor, bias: fx.Node | None, precision: Precision
+) -> None:
+    coded = quantize_weights_alone(weight, WEIGHTS_ALONE[precision.format])
+    codes, scale = (
+        rw.parameter(f"{_base(linear)}_{part}", tensor)
+        for part, tensor in zip(("codes", "scale"), coded, strict=True)
+    )
+    with rw.before(linear):
+        made = rw.emit(CODED_LINEAR.op, linear.args[0], codes, scale, bias, like=linear)
     rw.replace(linear, made)
 
 

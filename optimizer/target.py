@@ -44,7 +44,8 @@ class Target:
         name: What users call it, such as ``"h100-fp8"``.
         device: The device.
         formats: Formats a linear may take below fp32: ``"int8"`` and ``"fp8"`` (one static range
-            for the input), ``"int8-rows"`` (a range for each input row), ``"bf16"``, ``"fp16"``.
+            for the input), ``"int8-rows"`` (a range for each input row), ``"int8-weights"`` and
+            ``"int4-weights"`` (the weights alone), ``"bf16"``, ``"fp16"``.
         table_formats: Formats a table may take below fp32.
         int8_activations: ``"uint8"`` (affine, what ONNX Runtime's CPU kernels take) or ``"int8"``
             (symmetric, what TensorRT takes).

@@ -17,12 +17,14 @@ from torch import Tensor, fx
 from .errors import RecoverError
 from .ir.facts import site_of
 from .ir.ops import (
+    CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
     QUANTIZE,
     ROWWISE_EMBEDDING,
     ROWWISE_LINEAR,
     along,
+    decoded_weight,
 )
 from .ir.pattern import is_op, parameter_name
 from .ir.program import Program
@@ -42,9 +44,10 @@ _LEARNED: dict[Any, tuple[int, ...]] = {
     DEQUANTIZE.op: (0,),
     ROWWISE_LINEAR.op: (1, 3, 6),
     HALF_LINEAR.op: (1, 2),
+    CODED_LINEAR.op: (1, 3),
 }
 #: Operators whose first parameter holds codes.
-_CODED = (DEQUANTIZE.op, ROWWISE_EMBEDDING.op, ROWWISE_LINEAR.op)
+_CODED = (CODED_LINEAR.op, DEQUANTIZE.op, ROWWISE_EMBEDDING.op, ROWWISE_LINEAR.op)
 _LOOK_UP = _aten.embedding.default
 _TABLES: dict[Any, tuple[int, ...]] = {_aten.embedding.default: (0,), ROWWISE_EMBEDDING.op: (0,)}
 #: Their derivative is zero wherever it exists.
@@ -98,8 +101,12 @@ class Trainable:
         """A copy of the program with the leaves' values, codes rounded."""
         made = self.program.clone()
         rw = Rewriter(made, "distill")
+        largest = _largest_codes(made)
         for name, leaf in self.leaves.items():
-            rw.set_value(name, _as_stored(leaf.detach(), made.tensor(name).dtype))
+            value = leaf.detach()
+            if name in largest:
+                value = value.clamp(-largest[name], largest[name])
+            rw.set_value(name, _as_stored(value, made.tensor(name).dtype))
         return made
 
     def check_learns(self, features: Mapping[str, Tensor]) -> None:
@@ -141,6 +148,19 @@ def _blocks(node: fx.Node) -> bool:
     return bool(operands) and all(
         not _is_float(n) and any(_is_float(m) for m in n.all_input_nodes) for n in operands
     )
+
+
+def _largest_codes(program: Program) -> dict[str, float]:
+    """How far codes of weights alone go, by name: those of 4 bits are stored as bytes as well."""
+    found = {}
+    for node in program.graph.find_nodes(op="call_function", target=CODED_LINEAR.op):
+        codes, scale = (str(parameter_name(node.args[index])) for index in (1, 2))
+        found[codes] = _largest_code(program.tensor(scale))
+    return found
+
+
+def _largest_code(scale: Tensor) -> float:
+    return 127.0 if scale.dim() == 1 else 7.0
 
 
 def _part_vectors(program: Program) -> None:
@@ -240,6 +260,14 @@ class _Training(fx.Interpreter):
             with torch.no_grad():
                 exact = n.target(x, weight.to(stored), bias)  # type: ignore[operator]
             return _Straight.apply(torch.nn.functional.linear(x, weight, bias), exact)  # type: ignore[no-untyped-call]
+        if is_op(n, CODED_LINEAR.op):
+            x, weight, scale, bias = self.fetch_args_kwargs_from_env(n)[0]
+            limit = _largest_code(scale)
+            codes = _Straight.apply(weight, weight.round()).clamp(-limit, limit)  # type: ignore[no-untyped-call]
+            real = decoded_weight(codes, scale.float())
+            with torch.no_grad():
+                exact = n.target(x, codes, scale, bias)  # type: ignore[operator]
+            return _Straight.apply(torch.nn.functional.linear(x, real, bias), exact)  # type: ignore[no-untyped-call]
         if n.name in self._dampened:
             return self._dampen(n)
         return super().run_node(n)

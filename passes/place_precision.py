@@ -23,7 +23,7 @@ from ..optimizer.context import PassContext
 from ..optimizer.errors import DataError
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
-from ..optimizer.kernels import Kernel, Trial
+from ..optimizer.kernels import Kernel, Trial, weight_width
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
@@ -302,7 +302,7 @@ def _weight_shape(site: fx.Node) -> tuple[int, int]:
 
 def _weight_bytes(site: fx.Node, precision: Precision | None) -> float:
     outputs, inputs = _weight_shape(site)
-    width = {"fp32": 4, "bf16": 2, "fp16": 2}.get(precision.format if precision else "fp32", 1)
+    width = weight_width(precision.format if precision else "fp32")
     kept = len(precision.kept) if precision else 0
     return outputs * (inputs * width + 4.0 * kept)
 

@@ -26,6 +26,7 @@ _LINEARS = (
     _aten.linear.default,
     torch.ops.rankc.rowwise_linear.default,
     torch.ops.rankc.half_linear.default,
+    torch.ops.rankc.coded_linear.default,
 )
 _INTERACTION = torch.ops.rankc.dot_interaction.default
 _PRODUCTS = (

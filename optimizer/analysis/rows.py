@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ir.ops import (
+    CODED_LINEAR,
     DOT_INTERACTION,
     HALF_LINEAR,
     REQUEST_BROADCAST,
@@ -509,6 +510,7 @@ _RULES: dict[Any, Rule] = {
     _aten.unbind.int: _split,
     _aten.unsqueeze.default: _unsqueeze,
     DOT_INTERACTION.op: _by_first,
+    CODED_LINEAR.op: _linear,
     HALF_LINEAR.op: _linear,
     REQUEST_BROADCAST.op: _broadcast,
     REQUEST_MATMUL.op: _matmul,

@@ -148,6 +148,27 @@ HALF_LINEAR = define_op(
 )
 
 
+def decoded_weight(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes ``[N, K]`` times scales ``[N]`` or ``[N, K / block]``, in the scales' dtype."""
+    blocks = codes.to(scale.dtype).reshape([*scale.shape, -1])
+    return (blocks * scale.unsqueeze(-1)).reshape(codes.shape)
+
+
+def _coded_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Decodes the weight and multiplies, in the scale's format; the bias in x's."""
+    weight = decoded_weight(codes, scale)
+    product: Tensor = torch.ops.aten.linear.default(x.to(scale.dtype), weight).to(x.dtype)
+    return product if bias is None else product + bias
+
+
+#: x ``[..., K]`` float32, codes ``[N, K]`` int8, scale ``[N]`` or ``[N, K / block]`` bfloat16, bias
+#: ``[N]`` float32 -> ``[..., N]`` float32: a linear whose weight alone is coded. With a scale for
+#: each block of inputs its codes have 4 bits.
+CODED_LINEAR = define_op(
+    "coded_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias) -> Tensor", _coded_linear
+)
+
+
 def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
     """As many rows as ``rows`` has; all of ``x`` where it has as many itself."""
     return x.expand([rows.shape[0], *[-1] * (x.dim() - 1)])

@@ -67,6 +67,20 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (torch.arange(24.0).reshape(3, 2, 1, 4), torch.stack([X.T, X.T + 1.0])[None]),
         (torch.arange(8.0).reshape(2, 1, 4), torch.stack([X.T, X.T + 1.0])),
     ],
+    "coded_linear": [
+        (
+            X,
+            torch.tensor([[1, -2, 127, 0], [3, 4, -5, 6]], dtype=torch.int8),
+            ROWS.bfloat16(),
+            None,
+        ),
+        (
+            torch.stack([X, X + 1.0]),
+            torch.tensor([[1, -2, 0, 7]], dtype=torch.int8),
+            torch.tensor([[0.5, 2.0]], dtype=torch.bfloat16),
+            torch.tensor([2.0]),
+        ),
+    ],
     "half_linear": [
         (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
         (X, torch.ones(2, 4, dtype=torch.float16), ROWS),
