@@ -315,7 +315,18 @@ class _Job:
             f"for {self.target.name}"
         )
         report.notes += self.program.notes
+        lacking = self._lacking()
+        if lacking:
+            report.notes.append(
+                f"no linear was tried in {', '.join(lacking)}: no backend of {self.target.name} "
+                f"({', '.join(self.target.backends)}) has a product in it"
+            )
         return report
+
+    def _lacking(self) -> list[str]:
+        """The target's formats that none of its backends has."""
+        had = {f for name in self.target.backends for f in backend(name).formats(self.target)}
+        return [name for name in self.target.formats if name not in had]
 
     def _context(self, target: Target, rows: Rows) -> PassContext:
         return PassContext(

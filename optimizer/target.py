@@ -36,6 +36,11 @@ class DeviceSpec:
         return 1e12 * rates.get(number_format, rates.get("fp32", 1.0))
 
 
+#: What a linear, and a table, may take below fp32.
+LINEAR_FORMATS = ("int8-rows", "int8", "fp8", "int8-weights", "int4-weights", "bf16", "fp16")
+TABLE_FORMATS = ("int8", "int4", "fp16")
+
+
 @dataclass(frozen=True)
 class Target:
     """What an artifact is built for.
@@ -56,6 +61,9 @@ class Target:
         measured: Whether this machine is such a device, so that kernels are timed on it.
         alignment: Tensor cores take inputs and outputs in multiples of this; others are padded.
         tile: Outputs of a linear that its kernels compute at once: 17 take as long as 32 of them.
+
+    Raises:
+        TargetError: It names a format that nothing takes.
     """
 
     name: str
@@ -69,6 +77,17 @@ class Target:
     memory_weight: float = 0.25
     alignment: int = 1
     tile: int = 16
+
+    def __post_init__(self) -> None:
+        asked = {"linear": (self.formats, LINEAR_FORMATS)}
+        asked["table"] = (self.table_formats, TABLE_FORMATS)
+        for kind, (named, known) in asked.items():
+            for number_format in named:
+                if number_format not in known:
+                    raise TargetError(
+                        f"target {self.name!r} names the format {number_format!r}, which no {kind} "
+                        f"takes; a {kind} may take {', '.join(known)}"
+                    )
 
     @property
     def adds_by_index(self) -> bool:

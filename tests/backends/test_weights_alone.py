@@ -178,6 +178,18 @@ def test_backends_of_the_cpu_leave_them_out() -> None:
         assert backend.formats(target) == ("int8",)
 
 
+def test_a_format_that_no_backend_has_is_told() -> None:
+    target = replace(
+        Target.of("cpu-int8"), formats=("int8-rows", "int4-weights"), backends=("onnxruntime",)
+    )
+    artifact = rankc.optimize(Net().eval(), target, inputs=(X,))
+    (told,) = [note for note in artifact.report.notes if note.startswith("no linear was tried")]
+    assert told == (
+        "no linear was tried in int4-weights: no backend of cpu-int8 (onnxruntime) has a product "
+        "in it"
+    )
+
+
 def test_a_gpu_without_bf16_is_told() -> None:
     pytest.importorskip("tensorrt_rtx")
     from rankc.backends.tensorrt_rules import require_formats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,18 @@ def test_unknown_targets_are_told(asked: Any, message: str) -> None:
 def test_an_unlisted_format_runs_at_the_rate_of_fp32() -> None:
     device = DeviceSpec("d", "cpu", peaks=(("fp32", 2.0), ("int8", 8.0)))
     assert [device.peak(f) for f in ("fp32", "int8", "fp4")] == [2e12, 8e12, 2e12]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"formats": ("int8", "int7")}, "names the format 'int7', which no linear takes; a linear"),
+        ({"table_formats": ("fp8",)}, "'fp8', which no table takes; a table may take int8, int4"),
+    ],
+)
+def test_unknown_formats_are_told(given: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(TargetError, match=re.escape(message)):
+        replace(Target.of("cpu-int8"), **given)
 
 
 def test_users_can_define_their_own() -> None:
