@@ -17,7 +17,9 @@ from ..optimizer.passbase import Exactness, Pass
 class FoldConstants(Pass):
     """Replaces a subgraph of parameters and constants by a parameter holding its value.
 
-    Exact because: the same operators run once, here, instead of at every request.
+    Exact because: the same operators run once, here, instead of at every request. What repeats
+    elements by a stride of zero stays as it is, over a folded source: stored it would have other
+    strides, by which torch chooses its kernels.
     Requires: CANONICAL.
     Misses when: the value would be larger than what it is made of and than ``max_bytes``.
     """
@@ -30,12 +32,14 @@ class FoldConstants(Pass):
         """Finds the last constant nodes and computes them."""
         rw = ctx.rewriter(program)
         constant = _constant_nodes(program)
+        kept = _repeats(program, constant)
         folded = []
         for node in list(program.graph.nodes):
             frontier = (
                 node in constant
+                and node not in kept
                 and node.op == "call_function"
-                and any(user not in constant for user in node.users)
+                and any(user not in constant or user in kept for user in node.users)
             )
             value = node.meta.get("val")
             if not frontier or not isinstance(value, Tensor):
@@ -57,6 +61,20 @@ def _constant_nodes(program: Program) -> set[fx.Node]:
         if node.op == "get_attr" or (_is_pure(node) and constant.issuperset(node.all_input_nodes)):
             constant.add(node)
     return constant
+
+
+def _repeats(program: Program, constant: set[fx.Node]) -> set[fx.Node]:
+    """Constant nodes that repeat elements by a stride of zero, and that something else reads."""
+    kept: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        value = node.meta.get("val")
+        if node not in constant or not isinstance(value, Tensor):
+            continue
+        pairs = zip(value.shape, value.stride(), strict=True)
+        repeated = any(size != 1 and stride == 0 for size, stride in pairs)
+        if repeated and any(user not in constant or user in kept for user in node.users):
+            kept.add(node)
+    return kept
 
 
 def _is_pure(node: fx.Node) -> bool:

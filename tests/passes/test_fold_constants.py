@@ -161,3 +161,22 @@ def test_codes_stay_codes() -> None:
     ran = run_passes(canonical(Coded(), X), "fold-constants")
     assert ran.outcomes == [Outcome.UNCHANGED]
     assert operators(ran.program)[0] == "rankc.dequantize.default"
+
+
+def test_what_repeats_by_strides_stays_over_a_folded_source() -> None:
+    """Stored, it would have other strides, and torch would multiply with another kernel."""
+
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Parameter(torch.randn(1, 33))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.tanh(self.row).expand(8, 33).transpose(0, 1)
+
+    x = torch.randn(65, 33)
+    program = canonical(Repeated(), x)
+    ran = run_passes(program, "fold-constants")
+    assert "tanh" not in operators(ran.program)
+    assert "expand" in operators(ran.program)
+    assert torch.equal(ran.program(x), program(x))
