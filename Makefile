@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -44,6 +44,10 @@ bench-native: $(VENV)/bench
 # How long probing and placing take, and what tables weigh; five minutes.
 bench-probe: $(VENV)/test
 	$(BIN)/python benchmarks/probe.py $(BENCH)
+
+# Tables in few bits, with hot rows wider, and placed; four minutes.
+bench-tables: $(VENV)/test
+	$(BIN)/python benchmarks/table_formats.py $(BENCH)
 
 # What is decided for an H100 on trained models, without one; about twenty minutes.
 bench-h100: $(VENV)/test
