@@ -199,7 +199,8 @@ def imitate_table(rw: Rewriter, lookups: Sequence[fx.Node], number_format: str) 
     for node in lookups:
         users = list(node.users)
         with rw.before(node.next):
-            rows = rw.emit(imitate, node, like=node)
+            rows = rw.emit(_aten.clone.default, node, like=node)
+        rows.target = imitate  # its shape is a clone's: tracing a search of ranges takes a while
         for user in users:
             user.replace_input_with(node, rows)
 

@@ -79,15 +79,16 @@ class Target:
     tile: int = 16
 
     def __post_init__(self) -> None:
-        asked = {"linear": (self.formats, LINEAR_FORMATS)}
-        asked["table"] = (self.table_formats, TABLE_FORMATS)
-        for kind, (named, known) in asked.items():
-            for number_format in named:
-                if number_format not in known:
-                    raise TargetError(
-                        f"target {self.name!r} names the format {number_format!r}, which no {kind} "
-                        f"takes; a {kind} may take {', '.join(known)}"
-                    )
+        self._require("linear", self.formats, LINEAR_FORMATS)
+        self._require("table", self.table_formats, TABLE_FORMATS)
+
+    def _require(self, kind: str, named: tuple[str, ...], known: tuple[str, ...]) -> None:
+        for number_format in named:
+            if number_format not in known:
+                raise TargetError(
+                    f"target {self.name!r} names the format {number_format!r}, which no {kind} "
+                    f"takes; a {kind} may take {', '.join(known)}"
+                )
 
     @property
     def adds_by_index(self) -> bool:
