@@ -7,6 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -325,7 +326,10 @@ class _Job:
 
     def _lacking(self) -> list[str]:
         """The target's formats that none of its backends has."""
-        had = {f for name in self.target.backends for f in backend(name).formats(self.target)}
+        had: set[str] = set()
+        for name in self.target.backends:
+            with suppress(TargetError):  # told as what is not in the race
+                had.update(backend(name).formats(self.target))
         return [name for name in self.target.formats if name not in had]
 
     def _context(self, target: Target, rows: Rows) -> PassContext:
