@@ -21,12 +21,15 @@ def check(model: Ranker) -> None:
     torch.manual_seed(0)
     program = capture(model)
     ran = run_passes(program, _PIPELINE)
-    for batch in (1, 7):
+    # The original's own error is known from many rows: of one alone it is a matter of luck.
+    many = made_up(program, 64, seed=64)
+    exact = truth(program, many)
+    scale = max(float(value.abs().max()) for value in exact.values())
+    own = divergence(exact, program.run(many)).max_abs
+    allowed = max(ROUNDING_SLACK * own, ROUNDING_FLOOR * scale)
+    for batch in (1, 7, 64):
         rows = made_up(program, batch, seed=batch)
-        expected = truth(program, rows)
-        own = divergence(expected, program.run(rows)).relative
-        error = divergence(expected, ran.program.run(rows)).relative
-        assert error <= max(ROUNDING_SLACK * own, ROUNDING_FLOOR)
+        assert divergence(truth(program, rows), ran.program.run(rows)).max_abs <= allowed
 
 
 @settings(
@@ -37,8 +40,11 @@ def test_a_few_random_models_keep_their_scores(model: Ranker) -> None:
     check(model)
 
 
+# Without derandomize by hand, to look for more: a run of CI must not hang on what it draws.
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=_SLOW, phases=_PHASES)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=_SLOW, derandomize=True, phases=_PHASES
+)
 @given(model=interacting_models)
 def test_random_models_keep_their_scores(model: Ranker) -> None:
     check(model)
