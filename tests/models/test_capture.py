@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from typing import Any
 
@@ -12,29 +11,18 @@ import torch
 from rankc import models
 from torch import Tensor, nn
 
-SECONDS = 6
-
 
 @cache
-def captured(name: str) -> tuple[nn.Module, rankc.Program, float]:
-    """The model, its program, and the CPU seconds that capturing took."""
+def captured(name: str) -> tuple[nn.Module, rankc.Program]:
+    """The model and its program."""
     torch.manual_seed(0)
     model = models.zoo()[name]().eval()
-    started = time.process_time()
-    program = rankc.capture(model)
-    return model, program, time.process_time() - started
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warmed_up() -> None:
-    """The first capture of a process pays for imports."""
-    rankc.capture(models.zoo()["dcnv2"]())
+    return model, rankc.capture(model)
 
 
 @pytest.mark.parametrize("name", sorted(models.ZOO))
-def test_captures_fast_and_scores_the_same(name: str) -> None:
-    model, program, seconds = captured(name)
-    assert seconds < SECONDS
+def test_captures_and_scores_the_same(name: str) -> None:
+    model, program = captured(name)
     for batch_size in (1, 3, 17):
         inputs = model.example_inputs(batch_size)
         with torch.no_grad():
@@ -60,7 +48,7 @@ def test_tasks_keep_their_names(name: str, outputs: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["two-tower", "early-stage", "two-sided"])
 def test_features_of_two_sides_keep_their_names(name: str) -> None:
-    model, program, _ = captured(name)
+    model, program = captured(name)
     (features,) = model.example_inputs()
     assert program.signature.names == tuple(features)
 
