@@ -229,7 +229,11 @@ def _yes(equal: bool) -> str:
 
 
 def _with_auxiliary_heads() -> Iterator[tuple[str, rankc.Program]]:
-    yield "early-stage ranker", rankc.capture(EarlyStage.paper(MAX_ROWS).eval())
+    program = rankc.capture(EarlyStage.paper(MAX_ROWS).eval())
+    for task in [task.name for task in program.signature.tasks]:
+        if task.startswith("aux_"):
+            program.signature = program.signature.with_task(task, auxiliary=True)
+    yield "early-stage ranker", program
     try:
         from torch_rechub.basic.features import DenseFeature, SparseFeature
         from torch_rechub.models import multi_task

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from ..optimizer.errors import SignatureError
 from ..optimizer.ir import Program, Signature
-from ..optimizer.ir.heads import is_auxiliary_name
 from ..optimizer.ir.structure import Structure
 
 
@@ -43,7 +42,7 @@ def with_contract(
             f"outputs={list(outputs)} must be names, each once, and none that a feature has."
         )
     if set(outputs) <= set(have):
-        _serve(program, outputs, is_given=signature is not None)
+        _check_served(program, outputs)
         return _keep_outputs(program, outputs)
     if len(outputs) == len(have):
         names = dict(zip(have, outputs, strict=True))
@@ -56,8 +55,6 @@ def with_contract(
                 for t in program.signature.tasks
             ),
         )
-        if signature is None:
-            _reconsider(program)
         return program
     raise SignatureError(
         f"outputs={list(outputs)} neither names the model's {len(have)} outputs in order nor "
@@ -65,35 +62,18 @@ def with_contract(
     )
 
 
-def _serve(program: Program, outputs: tuple[str, ...], is_given: bool) -> None:
-    """Outputs that are asked for by name are served, however train-only they look.
+def _check_served(program: Program, outputs: tuple[str, ...]) -> None:
+    """Outputs that are asked for by name are served.
 
     Raises:
         SignatureError: One is marked auxiliary in a given signature.
     """
-    tasks = program.signature.tasks
-    both = [task.name for task in tasks if task.auxiliary and task.output in outputs]
-    if both and is_given:
+    both = [t.name for t in program.signature.tasks if t.auxiliary and t.output in outputs]
+    if both:
         raise SignatureError(
             f"outputs= asks for tasks {both}, and the signature marks them auxiliary, which are "
             "not served. Leave them out of outputs=, or make them auxiliary=False."
         )
-    program.signature = replace(
-        program.signature, tasks=tuple(replace(task, auxiliary=False) for task in tasks)
-    )
-
-
-def _reconsider(program: Program) -> None:
-    """Tells train-only outputs by the names the user gave them."""
-    tasks = program.signature.tasks
-    train_only = [is_auxiliary_name(task.output) for task in tasks]
-    program.signature = replace(
-        program.signature,
-        tasks=tuple(
-            replace(task, auxiliary=only and not all(train_only))
-            for task, only in zip(tasks, train_only, strict=True)
-        ),
-    )
 
 
 def _keep_outputs(program: Program, kept: tuple[str, ...]) -> Program:

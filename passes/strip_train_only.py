@@ -24,9 +24,8 @@ _aten = torch.ops.aten
 class StripTrainOnly(Pass):
     """Removes auxiliary heads, and every table and layer that only they used.
 
-    Auxiliary are tasks marked so in the signature (``Task(auxiliary=True)``), and outputs called
-    so, or computed by a module called so: aux, auxiliary, distill, kd, teacher. ``outputs=`` names
-    what is served, whatever it is called. Losses and dropout are left out when a model is captured.
+    Auxiliary are tasks marked so in the signature (``Task(auxiliary=True)``); names decide nothing.
+    What ``outputs=`` leaves out, losses and dropout are gone when a model is captured.
     Features that nothing needs any more may be given or left out.
 
     Method: heads for distillation and for cohorts that only training uses (early-stage ranking,

@@ -85,6 +85,13 @@ class _Tupled(nn.Module):
         return (self.module(*inputs),)
 
 
+def with_auxiliary(program: Program, *tasks: str) -> Program:
+    """The program, with these tasks only learned."""
+    for task in tasks:
+        program.signature = program.signature.with_task(task, auxiliary=True)
+    return program
+
+
 def made_up(program: Program, count: int, seed: int) -> dict[str, Tensor]:
     """Random rows that fit the program's signature, by feature name."""
     return dict(synthesize(program.signature, count, seed).features)

@@ -34,6 +34,7 @@ from support import (
     permissive_judge,
     quantized_linears,
     run_passes,
+    with_auxiliary,
 )
 from torch import Tensor, nn
 
@@ -118,6 +119,11 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
     "everything": Everything,
     "interactions": Interactions,
 }
+#: Heads that are only learned.
+_LEARNED = {
+    "early-stage": ("aux_final_click", "aux_final_quality"),
+    "everything": ("auxiliary",),
+}
 every_pass = pytest.mark.parametrize("name", pass_names())
 every_model = pytest.mark.parametrize(
     "model",
@@ -143,7 +149,7 @@ every_pass_and_model = pytest.mark.parametrize(
 @cache
 def _captured(model: str) -> Program:
     torch.manual_seed(0)
-    return capture(_MODELS[model]())
+    return with_auxiliary(capture(_MODELS[model]()), *_LEARNED.get(model, ()))
 
 
 @cache

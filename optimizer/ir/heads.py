@@ -1,4 +1,4 @@
-"""What a task's score is made by, and whether its name says that it is only learned."""
+"""What a task's score is made by."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from .facts import facts_of
 from .pattern import argument, is_op, shape_of
-from .signature import Task
 
 _aten = torch.ops.aten
-#: Words of an output's or a module's name that say it is there for training alone.
-_TRAIN_ONLY = frozenset({"aux", "auxiliary", "auxloss", "distill", "distilled"}) | frozenset(
-    {"distillation", "kd", "teacher"}
-)
 JOINS = (_aten.cat.default, _aten.stack.default)
 #: What may stand between a head and an output of several columns, each computed by itself.
 _ELEMENTWISE = (
@@ -36,24 +30,6 @@ def words_of(name: str) -> set[str]:
     """The words of a name, in lower case and in the singular: ``histItemIds`` is hist, item, id."""
     words = re.findall(r"[a-z]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
     return {word.removesuffix("s") if len(word) > 2 else word for word in words}
-
-
-def is_auxiliary_name(name: str) -> bool:
-    """Whether a name says that what it names is there for training alone."""
-    return bool(words_of(name) & _TRAIN_ONLY)
-
-
-def is_auxiliary(task: Task, output: fx.Node) -> bool:
-    """Whether a task is only learned: its output is called so, or the module that computes it.
-
-    Args:
-        task: The task.
-        output: The node whose value is the task's output.
-    """
-    if is_auxiliary_name(task.output):
-        return True
-    origins = facts_of(_maker(columns_of(output)[task.column or 0])).origin
-    return any(is_auxiliary_name(path) for path in origins)
 
 
 def columns_of(output: fx.Node) -> list[fx.Node]:
@@ -83,10 +59,3 @@ def elementwise(output: fx.Node) -> list[fx.Node]:
         found.append(node)
         node = source
     return found
-
-
-def _maker(node: fx.Node) -> fx.Node:
-    """The last node a module of the user's computed, seen from a score."""
-    while not facts_of(node).origin and len(node.all_input_nodes) == 1:
-        (node,) = node.all_input_nodes
-    return node

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .heads import is_auxiliary, words_of
+from .heads import words_of
 from .pattern import argument, is_op, parameter_name, shape_of
 from .signature import BATCH, Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
 
@@ -144,13 +144,7 @@ def infer_signature(
     (output,) = graph.find_nodes(op="output")
     if tasks is None:
         pairs = list(zip(outputs, output.args[0], strict=True))
-        found = [(task, node) for name, node in pairs for task in _tasks(name, node)]
-        train_only = [is_auxiliary(task, node) for task, node in found]
-        # Where all look train-only, that is how these heads are called, and they are served.
-        tasks = tuple(
-            replace(task, auxiliary=only and not all(train_only))
-            for (task, _), only in zip(found, train_only, strict=True)
-        )
+        tasks = tuple(task for name, node in pairs for task in _tasks(name, node))
     return Signature(features, tasks, outputs)
 
 

@@ -1,28 +1,15 @@
-"""Which names say train-only, and what computes each column of an output."""
+"""What computes each column of an output."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.ir import Task, site_of
-from rankc.optimizer.ir.heads import columns_of, elementwise, is_auxiliary, is_auxiliary_name
+from rankc.optimizer.ir import site_of
+from rankc.optimizer.ir.heads import columns_of, elementwise
 from torch import Tensor, fx, nn
 
 X = torch.randn(5, 4)
-
-
-@pytest.mark.parametrize(
-    "name", ["aux", "aux_click", "heads.aux.2", "distillHead", "kd_logit", "teacher.out", "AuxLoss"]
-)
-def test_names_of_what_only_training_uses(name: str) -> None:
-    assert is_auxiliary_name(name)
-
-
-@pytest.mark.parametrize("name", ["click", "student", "adapter", "auxin", "final_click", "kdr", ""])
-def test_other_names(name: str) -> None:
-    """A student or an adapter may well be what is served."""
-    assert not is_auxiliary_name(name)
 
 
 class Heads(nn.Module):
@@ -71,10 +58,3 @@ def test_columns_of_joined_heads(join, steps: int, sites: list[str]) -> None:
 def test_columns_that_nothing_computes_alone(join) -> None:
     output = output_of(join)
     assert set(columns_of(output)) == {output}
-
-
-def test_a_head_is_told_by_its_module() -> None:
-    output = output_of(lambda a, b: torch.cat([a, b], 1))
-    found = [is_auxiliary(Task("t", "score", column), output) for column in range(3)]
-    assert found == [False, True, True]
-    assert is_auxiliary(Task("t", "aux_score", 0), output)

@@ -15,6 +15,7 @@ from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Form, Side, verify
 from rankc.optimizer.quality import recall_at_k
 from rankers import EAGER_FP32
+from support import with_auxiliary
 from torch import Tensor, nn
 
 ROWS = 7
@@ -175,7 +176,9 @@ def test_captured_programs_with_sides_and_tasks_of_their_own() -> None:
 
 def test_auxiliary_heads_stay_auxiliary() -> None:
     torch.manual_seed(0)
-    joint = rankc.consolidate([EarlyStage.small().eval()], ["early"])
+    program = rankc.capture(EarlyStage.small().eval())
+    with_auxiliary(program, "aux_final_click", "aux_final_quality")
+    joint = rankc.consolidate([program], ["early"])
     artifact = rankc.optimize(joint, EAGER_FP32)
     assert artifact.signature.outputs == ("early/click", "early/quality")
 

@@ -11,9 +11,17 @@ import torch
 from rankc.frontends.export import capture
 from rankc.models.early_stage import EarlyStage
 from rankc.optimizer.errors import SignatureError
-from rankc.optimizer.ir import FeatureKind, Program
+from rankc.optimizer.ir import FeatureKind, Program, site_of
 from rankc.optimizer.report import Kind, Outcome
-from support import BIT_EQUAL, Ran, assert_same_graph, made_up, operators, run_passes
+from support import (
+    BIT_EQUAL,
+    Ran,
+    assert_same_graph,
+    made_up,
+    operators,
+    run_passes,
+    with_auxiliary,
+)
 from torch import Tensor, nn
 
 X, IDS = torch.randn(6, 4), torch.tensor([0, 3, 1, 2, 3, 0])
@@ -63,8 +71,13 @@ def _stacked(m: Distilled, x: Tensor, ids: Tensor) -> Any:
     return torch.stack([m.head(m.hidden(x)).squeeze(1), m.learned(x, ids).squeeze(1)], 1)
 
 
-def captured(makes: Any, **options: Any) -> Program:
-    return capture(Distilled(makes).eval(), (X, IDS), **options)
+#: What of each form is only learned.
+LEARNED = {_pair: "score_1", _named: "aux_kd", _columns: "score_1", _stacked: "score_1"}
+
+
+def captured(makes: Any) -> Program:
+    program = capture(Distilled(makes).eval(), (X, IDS))
+    return with_auxiliary(program, LEARNED[makes])
 
 
 def stripped(program: Program) -> Ran:
@@ -126,8 +139,8 @@ def test_columns_of_one_linear_are_cut_from_its_output() -> None:
 
 def test_a_column_before_a_served_one_stays() -> None:
     program = captured(_columns)
-    marked = program.signature.with_task("score_0", auxiliary=True)
-    program.signature = marked.with_task("score_1", auxiliary=False)
+    signature = program.signature.with_task("score_0", auxiliary=True)
+    program.signature = signature.with_task("score_1", auxiliary=False)
     ran = stripped(program)
     assert ran.outcomes == [Outcome.UNCHANGED]
     reason = "its column stands before a served one, which would change places"
@@ -155,44 +168,63 @@ def test_a_head_that_a_served_output_needs_is_named() -> None:
     assert remark.sites == ("click",)
 
 
-def test_heads_that_all_look_train_only_are_served() -> None:
-    class Teachers(Distilled):
-        def forward(self, x: Tensor, ids: Tensor) -> Any:
-            return {"teacher_click": self.head(self.hidden(x)), "teacher_buy": self.learned(x, ids)}
+class Called(nn.Module):
+    """Two heads, outputs and modules of any names."""
 
-    program = capture(Teachers(_pair).eval(), (X, IDS))
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            setattr(self, f"{name}_head", nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: getattr(self, f"{name}_head")(x).squeeze(1) for name in self.names}
+
+
+@pytest.mark.parametrize("name", ["aux", "auxiliary", "teacher", "distilled", "kd", "auxLoss"])
+def test_names_never_decide_what_is_served(name: str) -> None:
+    module = Called(("ctr", name)).eval()
+    program = capture(module, (X,))
     assert [task.auxiliary for task in program.signature.tasks] == [False, False]
+    assert stripped(program).outcomes == [Outcome.UNCHANGED]
+    renamed = capture(module, (X,), outputs=("click", f"{name}_click"))
+    assert not any(task.auxiliary for task in renamed.signature.tasks)
+    with torch.no_grad():
+        expected = module(X)
+    scores = rankc.optimize(module, "cpu-fp32", inputs=(X,))(X)
+    assert list(scores) == ["ctr", name]
+    assert all(torch.allclose(scores[k], expected[k], atol=1e-6) for k in expected)
+
+
+def test_columns_of_a_head_of_any_name_are_served() -> None:
+    """The module's name is no reason to cut a column off."""
+    program = capture(Distilled(_columns).eval(), (X, IDS))
+    assert not any(task.auxiliary for task in program.signature.tasks)
     assert stripped(program).outcomes == [Outcome.UNCHANGED]
 
 
 def test_nothing_left_to_serve_is_a_miss() -> None:
-    program = captured(_named)
-    for task in program.signature.tasks:
-        program.signature = program.signature.with_task(task.name, auxiliary=True)
-    ran = stripped(program)
+    ran = stripped(with_auxiliary(captured(_named), "ctr"))
     assert ran.outcomes == [Outcome.SKIPPED]
     assert "nothing would be served" in ran.missed("strip-train-only")[0]
 
 
-def test_outputs_that_are_asked_for_are_served() -> None:
-    program = captured(_named, outputs=("ctr", "aux_kd"))
-    assert not any(task.auxiliary for task in program.signature.tasks)
-    renamed = captured(_pair, outputs=("ctr", "aux"))
-    assert [task.auxiliary for task in renamed.signature.tasks] == [False, True]
-    plain = captured(_pair, outputs=("ctr", "cvr"))
-    assert not any(task.auxiliary for task in plain.signature.tasks)
+def test_what_outputs_leaves_out_is_not_served() -> None:
+    program = capture(Distilled(_named).eval(), (X, IDS), outputs=("ctr",))
+    assert program.signature.outputs == ("ctr",)
+    assert "distill" not in {site_of(node) for node in program.graph.nodes}
 
 
 def test_an_output_asked_for_and_marked_auxiliary_is_refused() -> None:
     signature = captured(_named).signature
     with pytest.raises(SignatureError, match=r"asks for tasks \['aux_kd'\].*marks them auxiliary"):
-        captured(_named, signature=signature, outputs=("aux_kd",))
+        capture(Distilled(_named).eval(), (X, IDS), signature=signature, outputs=("aux_kd",))
 
 
 def test_the_early_stage_ranker() -> None:
     torch.manual_seed(0)
     module = EarlyStage.small().eval()
-    program = capture(module)
+    program = with_auxiliary(capture(module), "aux_final_click", "aux_final_quality")
     ran = stripped(program)
     assert ran.program.signature.outputs == ("click", "quality")
     heads = sum(p.nbytes for head in module.heads[2:] for p in head.parameters())
@@ -205,7 +237,8 @@ def test_the_early_stage_ranker() -> None:
 def test_an_artifact_takes_calls_with_and_without_what_nothing_needs() -> None:
     module = Distilled(_named).eval()
     batches = [rankc.Batch((X, IDS), {"ctr": torch.zeros(6), "aux_kd": torch.zeros(6)})]
-    artifact = rankc.optimize(module, "cpu-fp32", inputs=(X, IDS))
+    signature = captured(_named).signature
+    artifact = rankc.optimize(module, "cpu-fp32", inputs=(X, IDS), signature=signature)
     assert artifact.signature.feature("ids").kind is FeatureKind.UNUSED
     with torch.no_grad():
         expected = module(X, IDS)["ctr"]
@@ -214,5 +247,5 @@ def test_an_artifact_takes_calls_with_and_without_what_nothing_needs() -> None:
         assert torch.allclose(scores["ctr"], expected, atol=1e-6)
     with pytest.raises(SignatureError, match="missing"):
         artifact(ids=IDS)
-    program = rankc.capture(module, batches[0].inputs)
+    program = rankc.capture(module, batches[0].inputs, signature=signature)
     assert set(rankc.optimizer.data.collect(batches, program).labels) == {"ctr"}
