@@ -69,6 +69,10 @@ def with_delimiters(signature: Signature, ragged: Sequence[Ragged]) -> Signature
     """The signature with what delimits what, and with the names of the sizes."""
     for one in ragged:
         delimiter = signature.feature(one.delimiter)
+        if all(
+            signature.feature(n).kind is FeatureKind.UNUSED for n in (one.delimiter, *one.values)
+        ):
+            continue
         bounds = one.delimits is Delimits.BOUNDS
         signature = signature.with_feature(
             one.delimiter,
@@ -76,6 +80,7 @@ def with_delimiters(signature: Signature, ragged: Sequence[Ragged]) -> Signature
             shape=(f"{BATCH} + 1" if bounds else BATCH, *delimiter.shape[1:]),
             tables=(),
             cardinalities=(),
+            default=None,
         )
         for name in one.values:
             feature = signature.feature(name)
@@ -85,6 +90,7 @@ def with_delimiters(signature: Signature, ragged: Sequence[Ragged]) -> Signature
                 kind=FeatureKind.JAGGED if looked_up else feature.kind,
                 shape=(f"ids of {one.delimiter}", *feature.shape[1:]),
                 delimiter=one.delimiter,
+                default=None,
             )
             signature = replace(
                 signature,

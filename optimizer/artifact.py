@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Batch, Rows, call_of, check_features, synthesize
+from .data import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from .errors import ArtifactError, SignatureError
 from .explain import explain
 from .ir.program import bind_arguments, with_defaults
@@ -236,12 +236,16 @@ class Artifact:
                 "this artifact computes nothing ahead; build one with "
                 "rankc.Request(…, precompute_items=True)."
             )
-        own = tuple(f for f in self.signature if f.name not in entry.shared)
-        missing = [f.name for f in own if f.name not in features]
+        own = replace(
+            self.signature,
+            features=tuple(f for f in self.signature if f.name not in entry.shared),
+        )
+        missing = [n for n in own.names if n not in features and n not in own.optional]
         if missing:
             raise SignatureError(f"features {missing} of the candidates are missing.")
-        given = {f.name: _tensor(f.name, features[f.name]) for f in own}
-        check_features(replace(self.signature, features=own), given)
+        found = {name: features[name] for name in own.names if name in features}
+        given = with_defaults(own, tensors_of(own, found))
+        check_features(own, given)
         return _ahead(entry, self._items, _arrays(given))
 
     def open(self, threads: int | None = None) -> ArrayRunner:
@@ -284,7 +288,7 @@ class Artifact:
         """A call's features as tensors by name, and whether they were tensors."""
         found = self.manifest.inputs.flatten(self._bind(args, kwargs), self.signature.optional)
         as_torch = any(isinstance(value, Tensor) for value in found.values())
-        return {name: _tensor(name, value) for name, value in found.items()}, as_torch
+        return tensors_of(self.signature, found), as_torch
 
     def _returned(self, results: Mapping[str, np.ndarray[Any, Any]], as_torch: bool) -> Any:
         """Outputs as the original nests them."""
@@ -446,16 +450,6 @@ def _ahead(
     """What is computed ahead, and the features that requests need as they are."""
     made = {**features, **items(features)}
     return {name: made[name] for name in entry.ahead}
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SignatureError(
-            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
-            f"numbers ({error})."
-        ) from error
 
 
 def check_destination(folder: Path) -> None:

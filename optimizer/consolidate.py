@@ -176,7 +176,8 @@ def _difference(one: Feature, other: Feature) -> str:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         shapes = (f"{f.dtype} [{', '.join(map(str, f.shape))}]" for f in (one, other))
         return f"it is {' and '.join(shapes)}"
-    if (one.delimiter, one.default) != (other.delimiter, other.default):
+    needed = FeatureKind.UNUSED not in (one.kind, other.kind)
+    if needed and (one.delimiter, one.default) != (other.delimiter, other.default):
         return "what delimits it, or what stands for it where it is left out, is another"
     if one.side is not other.side and Side.UNKNOWN not in (one.side, other.side):
         return f"it describes the {one.side.value} and the {other.side.value}"

@@ -272,13 +272,22 @@ def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
     """One call's inputs as tensors by feature name."""
     optional = program.signature.optional
     found = program.inputs.flatten(call_of(program.arguments, inputs), optional)
-    given = {name: _tensor(name, value) for name, value in found.items()}
-    return with_defaults(program.signature, given)
+    return with_defaults(program.signature, tensors_of(program.signature, found))
+
+
+def tensors_of(signature: Signature, found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a caller gave as tensors by feature name, less what nothing reads.
+
+    Raises:
+        SignatureError: One can't be a tensor.
+    """
+    unused = signature.unused
+    return {name: _tensor(name, v) for name, v in found.items() if name not in unused}
 
 
 def _tensor(name: str, value: Any) -> Tensor:
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise SignatureError(
             f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
@@ -576,8 +585,10 @@ class Parquet:
             for one in ragged:
                 leaves |= from_lists(one, program.signature, chunk, self.path)
             values = chunk.to_pandas()
-            rest = (f for f in program.signature if f.name not in leaves)
+            known = {*leaves, *program.signature.unused}
+            rest = (f for f in program.signature if f.name not in known)
             leaves |= {f.name: _from_columns(f, values, self.path) for f in rest}
+            leaves = with_defaults(program.signature, leaves)
             yield Batch(
                 program.inputs.unflatten(leaves),
                 {task: values[column].to_numpy() for task, column in labels.items()} or None,

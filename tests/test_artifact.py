@@ -17,6 +17,7 @@ import torch
 from onnx import helper
 from rankc.optimizer import artifact as artifact_module
 from rankc.optimizer.artifact import Manifest, check_destination
+from rankc.optimizer.data import collect
 from rankc.optimizer.errors import ArtifactError
 from rankc.optimizer.timing import Timing
 from rankers import (
@@ -298,3 +299,37 @@ def test_the_original_is_left_as_it_was() -> None:
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not dlrm().training
+
+
+class Batched(nn.Module):
+    """Takes a whole batch of a data loader, of which it reads two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(6, 1)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        both = torch.cat([self.table(batch["ids"]), batch["x"]], 1)
+        return self.head(both).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [None, torch.ones(5), torch.full((5,), float("nan")), ["yes"] * 5, torch.ones(5, 2)],
+    ids=["left out", "as captured", "missing values", "strings", "another shape"],
+)
+def test_inputs_that_nothing_reads_may_be_anything(tmp_path: Path, label: Any) -> None:
+    module = Batched().eval()
+    batch = {"label": torch.zeros(5), "ids": torch.arange(5), "x": torch.randn(5, 2)}
+    artifact = rankc.optimize(module, "cpu-fp32", inputs=(batch,))
+    loaded = rankc.load(artifact.save(tmp_path / "saved"))
+    with torch.no_grad():
+        expected = module(batch)
+    given = {k: v for k, v in batch.items() if k != "label"} | (
+        {} if label is None else {"label": label}
+    )
+    assert torch.allclose(loaded(given), expected, atol=1e-6)
+    arrays = {name: value.numpy() for name, value in given.items() if name != "label"}
+    assert np.allclose(loaded.run(arrays)["score"], expected, atol=1e-6)
+    rows = [(given, torch.ones(5))] * 8
+    assert "label" in collect(rows, artifact.manifest).features

@@ -314,12 +314,14 @@ def _feature(node: fx.Node) -> Feature:
     value: Tensor = node.meta["val"]
     found = list(lookups(node))
     dtype = str(value.dtype).removeprefix("torch.")
+    kind = _kind(node, value, found)
     return Feature(
         name=str(node.target),
         side=side_of(str(node.target)),
-        kind=_kind(node, value, found),
+        kind=kind,
         dtype=dtype,
         shape=tuple(_size(size, index) for index, size in enumerate(value.shape)),
+        default=0.0 if kind is FeatureKind.UNUSED else None,
         tables=tuple(dict.fromkeys(lookup.table for lookup in found)),
         cardinalities=_cardinalities(value, found),
         axis=next((lookup.part.axis for lookup in found if lookup.part.columns), 1),

@@ -153,6 +153,12 @@ class Signature:
         return tuple(feature.name for feature in self.features if feature.default is not None)
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """The names of the features that nothing reads: what a caller gives there is dropped."""
+        kind = FeatureKind.UNUSED
+        return tuple(f.name for f in self.features if f.kind is kind and f.default is not None)
+
+    @property
     def served(self) -> tuple[Task, ...]:
         """The tasks that are served, and therefore judged."""
         return tuple(task for task in self.tasks if not task.auxiliary)

@@ -183,6 +183,7 @@ def test_other_kinds_and_tasks() -> None:
         ("unused", "unused", "float32", ("batch", 2)),
         ("count", "id", "int64", ("batch",)),
     ]
+    assert signature.optional == signature.unused == ("unused",)
     assert [(t.name, t.output, t.column, t.score.value) for t in signature.tasks] == [
         ("score_0_0", "score_0", 0, "logit"),
         ("score_0_1", "score_0", 1, "logit"),
