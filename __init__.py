@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .optimizer.artifact import Artifact
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
@@ -136,12 +138,21 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load(folder: str) -> Artifact:
-    """Opens an artifact folder that `Artifact.save` wrote.
+def load(
+    folder: str | Path, *, trust_code: bool = False, key: str | Path | None = None
+) -> Artifact:
+    """Opens an artifact folder that `Artifact.save` wrote: only as it was written.
+
+    Args:
+        folder: The artifact.
+        trust_code: Whether files that are programs may be opened: a ``.pt2``, which is unpickled,
+            compiled packages and engines. They can do whatever this process can.
+        key: A public key (Ed25519, PEM) by which the folder must be signed.
 
     Raises:
-        ArtifactError: The folder is missing, truncated, or not an artifact.
+        ArtifactError: The folder is missing, damaged, changed or not an artifact; it isn't signed
+            by the key; or it holds code that isn't trusted.
     """
     from .optimizer.artifact import Artifact
 
-    return Artifact.load(folder)
+    return Artifact.load(folder, trust_code=trust_code, key=key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -132,6 +132,14 @@ class Backend(ABC):
         Raises:
             ArtifactError: The files can't be read.
         """
+
+    def code_in(self, files: Collection[str]) -> str:
+        """What of an artifact's files is code that `open` would run; empty where they are data.
+
+        Args:
+            files: That the artifact's manifest lists.
+        """
+        return ""
 
     def build_beside(
         self,

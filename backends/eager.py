@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,10 @@ class Eager(Backend):
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None: it takes everything."""
         return None
+
+    def code_in(self, files: Collection[str]) -> str:
+        """A ``.pt2`` is unpickled."""
+        return "PyTorch unpickles model.pt2"
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
@@ -51,7 +55,7 @@ class Eager(Backend):
 
     def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> EagerRunner:
         """Loads ``<entry>.pt2``."""
-        return EagerRunner(Program.load(folder / f"{entry}.pt2"))
+        return EagerRunner(Program.load(folder / f"{entry}.pt2", trust_code=True))
 
 
 class EagerRunner:

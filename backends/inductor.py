@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,10 @@ class Inductor(Backend):
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None: what can be exported can be compiled."""
         return None
+
+    def code_in(self, files: Collection[str]) -> str:
+        """A package is a compiled library."""
+        return f"{PACKAGE} is compiled code, which is loaded as a library"
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]

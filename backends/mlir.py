@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +63,10 @@ class Mlir(Backend):
         if node.target in (_aten.embedding_bag.default, _aten.embedding_bag.padding_idx):
             return "torch-mlir has no embedding_bag; lower-embedding-bag has no form for this one"
         return None
+
+    def code_in(self, files: Collection[str]) -> str:
+        """What IREE compiles is machine code."""
+        return f"{COMPILED} is compiled code, which IREE loads"
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]

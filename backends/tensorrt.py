@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,10 @@ class TensorRT(PlainOnnx):
         if node.target is QUANTIZE.op and node.args[4] is torch.uint8:
             return "TensorRT has no uint8 codes; a target with int8_activations='int8' has int8"
         return None
+
+    def code_in(self, files: Collection[str]) -> str:
+        """An engine is machine code of a GPU; the ONNX file alone is none."""
+        return f"{ENGINE} is compiled code, which TensorRT loads" if ENGINE in files else ""
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]

@@ -115,7 +115,7 @@ def trained(kind: str, seed: int) -> Trained:
     torch.manual_seed(seed)
     model, path = build(kind), CELLS / f"{kind}-{seed}.pt"
     if path.exists():
-        model.load_state_dict(torch.load(path))
+        model.load_state_dict(torch.load(path, weights_only=True))
     else:
         train(model, data.train, task=tasks if kind in TASKS else tasks[0], seed=seed)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def load(
     """Reads a ``.pt2`` file; one that rankc didn't save is checked against itself.
 
     A foreign program keeps its own inputs and outputs, nested and named as its call spec says, and
-    its dynamic batch.
+    its dynamic batch. The file is unpickled, so whoever wrote it must be trusted.
 
     Args:
         path: The file.
@@ -48,7 +48,7 @@ def load(
     """
     if _is_ours(path):
         try:
-            saved = Program.load(path)
+            saved = Program.load(path, trust_code=True)
         except Exception as error:
             raise CaptureError(
                 f"{path} is damaged, or not what Program.save wrote: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,20 +18,37 @@ from torch import Tensor
 from .data import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from .errors import ArtifactError, SignatureError
 from .explain import explain
+from .fitting import MisfitError, require
+from .integrity import (
+    MANIFEST,
+    REPORT_JSON,
+    REPORT_TEXT,
+    REPORTS,
+    SIGNATURE,
+    OpenFiles,
+    check_listed,
+    check_reports,
+    checksum,
+    file_facts,
+    parsed,
+    read_text,
+    sealed,
+)
 from .ir.program import bind_arguments, with_defaults
 from .ir.signature import Signature
 from .ir.structure import Structure
+from .manifest_rules import check_facts, check_manifest, field_of
 from .pareto import Pareto
 from .pieces import ArrayRunner, Pieces, in_pieces
 from .probe import Probe
 from .registry import backend
 from .report import Report, SiteRecord
 from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
+from .signing import require_signed
 from .target import Target
 from .timing import Timing, side_by_side
 from .verdict import Verdict
 
-MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
 #: Raised when the folder's layout changes.
 FORMAT = 1
 
@@ -51,7 +67,7 @@ class Manifest:
         fingerprints: Of the captured and of the optimized program.
         versions: Of rankc and of the libraries that wrote it.
         seed: Whatever sampled, sampled with this.
-        files: ``{name: {bytes, sha256}}``.
+        files: ``{name: {bytes, sha256}}``, and of large files the sha256 of each block.
         signature: Features and tasks.
         inputs: The nesting of the model's arguments.
         outputs: The nesting of what the model returns.
@@ -105,26 +121,39 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """The manifest that `to_json` wrote."""
-        return cls(
-            target=data["target"],
-            backend=data["backend"],
-            pipeline=data["pipeline"],
-            budget=data["budget"],
-            batch_sizes=tuple(data["batch_sizes"]),
-            recipe=tuple(data["recipe"]),
-            fingerprints=data["fingerprints"],
-            versions=data["versions"],
-            seed=data["seed"],
-            files={name: dict(facts) for name, facts in data["files"].items()},
-            signature=Signature.from_json(data["signature"]),
-            inputs=Structure.from_json(data["inputs"]),
-            outputs=Structure.from_json(data["outputs"]),
-            arguments=tuple(data["arguments"]),
-            verdict=Verdict.from_json(data["verdict"]),
-            request=Entry.from_json(data["request"]) if data.get("request") else None,
-            pieces=tuple((start, rows) for start, rows in data.get("pieces", ())),
+        """The manifest that `to_json` wrote.
+
+        Raises:
+            MisfitError: A field is missing, or isn't what it must be.
+        """
+
+        def entry(item: Any) -> Entry | None:
+            return Entry.from_json(item) if item else None
+
+        def pieces(items: Any) -> Pieces:
+            return tuple((start, rows) for start, rows in items)
+
+        manifest = cls(
+            target=field_of(data, "target"),
+            backend=field_of(data, "backend"),
+            pipeline=field_of(data, "pipeline"),
+            budget=field_of(data, "budget"),
+            batch_sizes=field_of(data, "batch_sizes", tuple),
+            recipe=field_of(data, "recipe", tuple),
+            fingerprints=field_of(data, "fingerprints"),
+            versions=field_of(data, "versions"),
+            seed=field_of(data, "seed"),
+            files=field_of(data, "files"),
+            signature=field_of(data, "signature", Signature.from_json),
+            inputs=field_of(data, "inputs", Structure.from_json),
+            outputs=field_of(data, "outputs", Structure.from_json),
+            arguments=field_of(data, "arguments", tuple),
+            verdict=field_of(data, "verdict", Verdict.from_json),
+            request=field_of(data, "request", entry, None),
+            pieces=field_of(data, "pieces", pieces, ()),
         )
+        check_manifest(manifest)
+        return manifest
 
 
 class Artifact:
@@ -136,17 +165,26 @@ class Artifact:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, report: Report | Mapping[str, Any]
+        self,
+        folder: Path,
+        manifest: Manifest,
+        report: Report | Mapping[str, Any],
+        files: OpenFiles | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.report = report
-        self._runner = backend(manifest.backend).open(folder)
+        self._files = files
+        self._runner = self._watched(backend(manifest.backend).open(folder))
         entry = manifest.request
         self._request = self.open_request() if entry else None
         self._items: ArrayRunner | None = None
         if entry is not None and entry.ahead:
-            self._items = backend(manifest.backend).open_beside(ITEMS, folder)
+            self._items = self._watched(backend(manifest.backend).open_beside(ITEMS, folder))
+
+    def _watched(self, run: ArrayRunner) -> ArrayRunner:
+        """A runner whose calls fail if a file of a loaded folder was changed."""
+        return run if self._files is None else self._files.watched(run)
 
     @property
     def verdict(self) -> Verdict:
@@ -254,7 +292,7 @@ class Artifact:
         Args:
             threads: How many to use; None leaves it to the backend.
         """
-        run = backend(self.manifest.backend).open(self.folder, threads)
+        run = self._watched(backend(self.manifest.backend).open(self.folder, threads))
         return in_pieces(run, self.manifest.pieces, threads)
 
     def open_request(self, threads: int | None = None) -> ArrayRunner:
@@ -264,10 +302,10 @@ class Artifact:
             ArtifactError: It takes flat batches alone.
         """
         entry, opened = self._entry(), backend(self.manifest.backend)
-        request: ArrayRunner = opened.open_beside(REQUEST, self.folder, threads)
+        request = self._watched(opened.open_beside(REQUEST, self.folder, threads))
         if not entry.ahead:
             return request
-        items: ArrayRunner = opened.open_beside(ITEMS, self.folder, threads)
+        items = self._watched(opened.open_beside(ITEMS, self.folder, threads))
 
         def scored(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
             if all(name in arrays for name in entry.ahead):
@@ -377,12 +415,13 @@ class Artifact:
         try:
             for name in self.manifest.files:
                 shutil.copyfile(self.folder / name, scratch / name)
-            _write_json(scratch / MANIFEST, self.manifest.to_json())
             report = self.report
             _write_json(
                 scratch / REPORT_JSON, report.to_json() if isinstance(report, Report) else report
             )
             (scratch / REPORT_TEXT).write_text(self._report_text())
+            reports = file_facts(scratch, REPORTS)
+            _write_json(scratch / MANIFEST, sealed(self.manifest.to_json(), reports))
             scratch.chmod(0o755)
             scratch.rename(destination)
         except OSError as error:
@@ -394,35 +433,42 @@ class Artifact:
     def _report_text(self) -> str:
         if isinstance(self.report, Report):
             return str(self.report)
-        return (self.folder / REPORT_TEXT).read_text()
+        return read_text(self.folder / REPORT_TEXT)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Artifact:
-        """Opens a saved artifact.
+    def load(
+        cls, folder: str | Path, *, trust_code: bool = False, key: str | Path | None = None
+    ) -> Artifact:
+        """Opens a saved artifact: only what its manifest lists, and only as it was written.
+
+        Args:
+            folder: The artifact.
+            trust_code: Whether files that are programs may be opened: a ``.pt2``, which is
+                unpickled, compiled packages and engines. They can do whatever this process can.
+            key: A public key (Ed25519, PEM) by which the folder must be signed.
 
         Raises:
-            ArtifactError: The folder is missing, truncated, or not an artifact.
+            ArtifactError: The folder is missing, damaged, changed or not an artifact; it isn't
+                signed by the key; or it holds code that isn't trusted.
         """
         place = Path(folder)
-        manifest = read_manifest(place)
-        outside = [name for name in manifest.files if Path(name).name != name]
-        if outside:
-            raise ArtifactError(f"{place} is foreign: its manifest names files outside: {outside}.")
-        for name in (*manifest.files, REPORT_JSON, REPORT_TEXT):
-            if not (place / name).is_file():
-                raise ArtifactError(f"{place} is incomplete: {name} is missing. Copy it again.")
-        for name, facts in manifest.files.items():
-            path = place / name
-            if path.stat().st_size != facts["bytes"]:
-                raise ArtifactError(
-                    f"{place} is damaged: {name} has {path.stat().st_size:,} bytes, the manifest "
-                    f"says {facts['bytes']:,}. Copy it again."
-                )
-        try:
-            report = json.loads((place / REPORT_JSON).read_text())
-        except ValueError as error:
-            raise ArtifactError(f"{place / REPORT_JSON} is damaged: {error}") from error
-        return cls(place, manifest, report)
+        manifest, reports = _read_manifest(place, key)
+        check_listed(place, manifest.files)
+        opened = backend(manifest.backend)
+        code = opened.code_in(tuple(manifest.files))
+        if code and not trust_code:
+            raise ArtifactError(
+                f"{place} holds code, which opening it would run: {code}. If you trust whoever "
+                "made it, open it with rankc.load(…, trust_code=True)."
+            )
+        # A link to the folder may be turned to another while this one is opened.
+        place = place.resolve()
+        files = OpenFiles(place, manifest.files)
+        check_reports(place, reports)
+        report = parsed(place / REPORT_JSON, read_text(place / REPORT_JSON))
+        if not isinstance(report, dict):
+            raise ArtifactError(f"{place / REPORT_JSON} is damaged or foreign: it is no report.")
+        return cls(place, manifest, report, files)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         arguments = self.manifest.arguments
@@ -471,19 +517,79 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: There is none, or it isn't one this version reads.
     """
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(
+    folder: Path, key: str | Path | None = None
+) -> tuple[Manifest, Mapping[str, Any]]:
+    """The manifest, signed by a key where there is one, and the facts of the reports beside it."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}.")
+    text = read_text(path)
+    if key is not None:
+        require_signed(folder, text, Path(key))
+    data = parsed(path, text)
     try:
-        data = json.loads(path.read_text())
-        if data["format"] != FORMAT:
+        version = field_of(data, "format")
+        if version != FORMAT:
             raise ArtifactError(
-                f"{folder} has format {data['format']}, this rankc reads {FORMAT}. "
+                f"{folder} has format {version}, this rankc reads {FORMAT}. "
                 "Install the rankc that wrote it, or optimize again."
             )
-        return Manifest.from_json(data)
-    except (AttributeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged or foreign: {error!r}") from error
+        manifest = Manifest.from_json(data)
+        reports: Mapping[str, Any] = data.get("reports", {})
+        check_facts(reports, "reports")
+        # Artifacts of earlier versions have none.
+        require(
+            data.get("checksum", "") in ("", checksum(data)),
+            "checksum",
+            "isn't that of the other fields: something was changed after it was written",
+        )
+    except MisfitError as error:
+        raise ArtifactError(f"{path} is damaged or foreign: {error}.") from error
+    return manifest, reports
+
+
+def verify(
+    folder: str | Path, key: str | Path | None = None, *, complete: bool = False
+) -> tuple[str, ...]:
+    """Hashes all of an artifact's files; nothing of them is opened to run.
+
+    Args:
+        folder: The artifact.
+        key: A public key by which it must be signed.
+        complete: Whether the manifest must list the reports too, as this version's do.
+
+    Returns:
+        A line for each file, and what the folder leaves open.
+
+    Raises:
+        ArtifactError: It is no artifact, isn't signed by the key, or a file isn't what was written.
+    """
+    place = Path(folder)
+    manifest, reports = _read_manifest(place, key)
+    check_listed(place, manifest.files)
+    OpenFiles(place, manifest.files, whole=True)
+    check_reports(place, reports)
+    listed = {**manifest.files, **reports}
+    lines = [f"ok  {name}, {facts['bytes']:,} bytes" for name, facts in listed.items()]
+    if not reports:
+        missing = "an older rankc wrote this artifact; its manifest doesn't list the reports"
+        if complete:
+            raise ArtifactError(f"{missing}. Load and save it again with this one.")
+        lines.append(missing)
+    signed = (place / SIGNATURE).exists()
+    if key is not None:
+        lines.append(f"signed by {key}")
+    else:
+        lines.append(
+            f"signed; --key says by whom ({SIGNATURE})"
+            if signed
+            else "not signed: this shows that nothing was damaged, not who wrote it"
+        )
+    return tuple(lines)
 
 
 def complete(folder: str | Path) -> tuple[str, ...]:
@@ -497,7 +603,7 @@ def complete(folder: str | Path) -> tuple[str, ...]:
         TargetError: It can't be built here; what is needed.
     """
     place = Path(folder)
-    manifest = read_manifest(place)
+    manifest, reports = _read_manifest(place)
     target = Target.of(manifest.target)
     files: tuple[str, ...] = backend(manifest.backend).complete(place, target, manifest.batch_sizes)
     if not files:
@@ -506,18 +612,11 @@ def complete(folder: str | Path) -> tuple[str, ...]:
             "there is nothing left to build."
         )
     known = {**manifest.files, **file_facts(place, files)}
-    _write_json(place / MANIFEST, replace(manifest, files=known).to_json())
+    whole = sealed(replace(manifest, files=known).to_json(), reports)
+    beside = place / f".{MANIFEST}.new"
+    _write_json(beside, whole)
+    beside.replace(place / MANIFEST)
     return files
-
-
-def file_facts(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of files."""
-    facts = {}
-    for name in names:
-        with (folder / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
-    return facts
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ArtifactError, BudgetExceeded, RankcError
+from .cli_verify import add_commands
+from .errors import BudgetExceeded, RankcError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     _debug_parser(commands)
     _doctor_parser(commands)
     _consolidate_parser(commands)
+    add_commands(commands)
     return parser
+
+
+def _trust_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="open files that can run code: a .pt2, a compiled package or engine",
+    )
 
 
 def _optimize_parser(commands: Any) -> None:
@@ -129,6 +139,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", help="column of the user or request a row belongs to")
     parser.add_argument("--cohort", action="append", default=[], help="column judged by slice")
     parser.add_argument("--pipeline", default="default", help="passes (default: default)")
+    _trust_argument(parser)
 
 
 def _inspect_parser(commands: Any) -> None:
@@ -137,6 +148,7 @@ def _inspect_parser(commands: Any) -> None:
         "what", help="an artifact folder, or a model: pkg.module:factory, .pt2 or .onnx"
     )
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    _trust_argument(parser)
     parser.set_defaults(run=_inspect)
 
 
@@ -146,6 +158,7 @@ def _bench_parser(commands: Any) -> None:
     parser.add_argument("--against", help="pkg.module:factory: also time it eagerly and in fp32")
     parser.add_argument("--batch", default="1,64,512", help="batch sizes (default 1,64,512)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    _trust_argument(parser)
     parser.set_defaults(run=_bench)
 
 
@@ -155,13 +168,14 @@ def _explain_parser(commands: Any) -> None:
     parser.add_argument("site", nargs="?", help="a module's name, such as over.0 (default: all)")
     parser.add_argument("--pareto", action="store_true", help="list the plans for other budgets")
     parser.add_argument("--plot", type=Path, help="draw those plans: a .png, .svg or .pdf file")
+    _trust_argument(parser)
     parser.set_defaults(run=_explain)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from .artifact import Artifact
 
-    artifact = Artifact.load(arguments.artifact)
+    artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     if not arguments.pareto and arguments.plot is None:
         print(artifact.explain(arguments.site))
         return _OK
@@ -198,6 +212,7 @@ def _debug_parser(commands: Any) -> None:
     parser.add_argument("--data", type=Path, help="parquet, columns named like the features")
     parser.add_argument("--rows", type=int, default=512, help="rows to run (default 512)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    _trust_argument(parser)
     parser.set_defaults(run=_debug)
 
 
@@ -218,6 +233,7 @@ def _doctor_parser(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="show where an unexpected error came from",
     )
+    _trust_argument(parser)
     parser.set_defaults(run=_doctor)
 
 
@@ -231,6 +247,7 @@ def _consolidate_parser(commands: Any) -> None:
         "--apart", action="append", default=[], help="a feature that stays an input of each model"
     )
     parser.add_argument("--out", required=True, type=Path, help="the .pt2 file to write")
+    _trust_argument(parser)
     parser.set_defaults(run=_consolidate)
 
 
@@ -240,7 +257,9 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     if arguments.out.suffix != ".pt2":
         raise RankcError(f"--out takes a .pt2 file, got {arguments.out}")
     names = arguments.names.split(",") if arguments.names else None
-    program = consolidate(arguments.models, names, apart=arguments.apart)
+    program = consolidate(
+        arguments.models, names, apart=arguments.apart, trust_code=arguments.trust_code
+    )
     program.save(arguments.out)
     for note in program.notes:
         print(note)
@@ -273,6 +292,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             strict=arguments.strict,
             checkpoint=arguments.checkpoint,
             seed=arguments.seed,
+            trust_code=arguments.trust_code,
             instruments=instruments,
             progress=progress,
         )
@@ -308,7 +328,8 @@ def _parquet(arguments: argparse.Namespace) -> Parquet | None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .artifact import REPORT_TEXT, read_manifest
+    from .artifact import read_manifest
+    from .integrity import REPORT_TEXT, read_text
 
     place = Path(arguments.what)
     if (":" in arguments.what and not place.exists()) or place.suffix in (".pt2", ".onnx"):
@@ -318,10 +339,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(manifest.to_json()))
         return _OK
-    if not (folder / REPORT_TEXT).is_file():
-        raise ArtifactError(f"{folder} is incomplete: {REPORT_TEXT} is missing. Copy it again.")
+    report = read_text(folder / REPORT_TEXT)
     console = _console()
-    console.print((folder / REPORT_TEXT).read_text(), markup=False, highlight=False)
+    console.print(report, markup=False, highlight=False)
     console.print(_facts(manifest.to_json()))
     return _OK
 
@@ -344,7 +364,7 @@ def _facts(manifest: dict[str, Any]) -> Table:
 
 
 def _inspect_model(arguments: argparse.Namespace) -> int:
-    program = _capture(arguments.what)
+    program = _capture(arguments.what, arguments.trust_code)
     signature = program.signature
     if arguments.json:
         print(json.dumps(signature.to_json()))
@@ -381,7 +401,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .sources import resolve
     from .timing import compare
 
-    artifact = Artifact.load(arguments.artifact)
+    artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     model = resolve(arguments.against) if arguments.against else None
     rows = compare(artifact, model, _sizes(arguments.batch))
     if arguments.json:
@@ -454,7 +474,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .scoring import Judge
     from .target import Target
 
-    program = _capture(arguments.model)
+    program = _capture(arguments.model, arguments.trust_code)
     parquet = _parquet(arguments)
     rows = (
         synthesize(program.signature, 256)
@@ -487,7 +507,13 @@ def _debug(arguments: argparse.Namespace) -> int:
 
     if arguments.rows < 2:
         raise RankcError(f"--rows takes a number of at least 2, got {arguments.rows}")
-    found = debug(arguments.against, arguments.artifact, arguments.data, rows=arguments.rows)
+    found = debug(
+        arguments.against,
+        arguments.artifact,
+        arguments.data,
+        rows=arguments.rows,
+        trust_code=arguments.trust_code,
+    )
     if arguments.json:
         print(json.dumps(found.to_json()))
         return _OK
@@ -512,7 +538,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     data = None
     if arguments.data is not None:
         data = Parquet(arguments.data, tuple(arguments.label))
-    found = examine(arguments.model, arguments.target, data)
+    found = examine(arguments.model, arguments.target, data, trust_code=arguments.trust_code)
     if arguments.json:
         print(json.dumps(found.to_json()))
     else:
@@ -554,10 +580,10 @@ def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
     console.print("everything would work" if found.ok else "not everything would work")
 
 
-def _capture(place: str) -> Program:
+def _capture(place: str, trust_code: bool) -> Program:
     from .sources import capture
 
-    return capture(place)
+    return capture(place, trust_code=trust_code)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ def consolidate(
     stages: tuple[str, str] | None = None,
     data: Iterable[Any] | None = None,
     k: Sequence[int] = (10,),
+    trust_code: bool = False,
 ) -> Program:
     """Makes one program of several models; give it to `optimize`.
 
@@ -61,6 +62,8 @@ def consolidate(
             stage's top candidates the early one keeps is measured on ``data``, and told.
         data: Batches of the joint program's features, with groups, for ``stages``.
         k: The cuts for ``stages``.
+        trust_code: Whether ``.pt2`` files may be opened: they are unpickled, and can do whatever
+            this process can.
 
     Returns:
         The program, in canonical form. Called as the models are where they are called alike, else
@@ -71,7 +74,7 @@ def consolidate(
         SignatureError: Same-named features that aren't the same, or two outputs of one name.
         CaptureError: A model that can't be captured.
     """
-    members = _members(models, names, inputs)
+    members = _members(models, names, inputs, trust_code)
     features = _merged_features(members, frozenset(apart))
     program = _joined(members, features, frozenset(apart))
     shared = program.clone()
@@ -101,7 +104,10 @@ class _Member:
 
 
 def _members(
-    models: Sequence[Model], names: Sequence[str] | None, inputs: Sequence[Any] | None
+    models: Sequence[Model],
+    names: Sequence[str] | None,
+    inputs: Sequence[Any] | None,
+    trust_code: bool,
 ) -> list[_Member]:
     count = len(models)
     called = [f"model{index}" for index in range(count)] if names is None else list(names)
@@ -121,7 +127,7 @@ def _members(
             else f"a model is called by letters, digits and underscores, not {odd[0]!r}."
         )
     programs = [
-        model if isinstance(model, Program) else capture(model, example)
+        model if isinstance(model, Program) else capture(model, example, trust_code=trust_code)
         for model, example in zip(models, examples, strict=True)
     ]
     return [_Member(name, program) for name, program in zip(called, programs, strict=True)]

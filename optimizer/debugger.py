@@ -15,7 +15,7 @@ from .data import Parquet, Rows, collect, synthesize
 from .errors import ArtifactError, DataError
 from .ir.program import Program
 from .lockstep import Diagnosis, compare, shifts
-from .registry import frontend
+from .registry import backend, frontend
 from .sources import captured
 
 _ROWS = 512
@@ -28,6 +28,7 @@ def debug(
     *,
     inputs: Any = None,
     rows: int = _ROWS,
+    trust_code: bool = False,
 ) -> Diagnosis:
     """Runs a model and what became of it in lock-step, and tells where their scores part.
 
@@ -37,14 +38,18 @@ def debug(
         data: Rows, as `optimize` takes them; labels aren't needed. Made up when None.
         inputs: One example, as the model takes it, where it needs one.
         rows: How many rows are run, at most.
+        trust_code: Whether a ``.pt2`` file, or an artifact that holds code, may be opened: it can
+            do whatever this process can.
 
     Raises:
         CaptureError: The model, or the artifact's graph, can't be captured.
         DataError: Rows that don't fit, or two models without an output in common.
         ArtifactError: The folder is no artifact, or its backend kept no graph that can be read.
     """
-    original, data = captured(model, data, inputs, None, None)
-    artifact = Artifact.load(against) if isinstance(against, (str, Path)) else against
+    original, data = captured(model, data, inputs, None, None, trust_code)
+    if isinstance(against, (str, Path)):
+        against = Artifact.load(against, trust_code=trust_code)
+    artifact = against
     program = artifact if isinstance(artifact, Program) else program_of(artifact)
     shared = set(original.signature.outputs) & set(program.signature.outputs)
     if not shared:
@@ -72,8 +77,10 @@ def program_of(artifact: Artifact) -> Program:
         ArtifactError: Its backend wrote no graph that can be read back.
     """
     exported, onnx = (artifact.folder / f"model.{suffix}" for suffix in ("pt2", "onnx"))
-    if exported.is_file():
-        return Program.load(exported)
+    # A .pt2 is only opened where opening the artifact did: other backends' folders may be foreign.
+    files = tuple(artifact.manifest.files)
+    if exported.is_file() and backend(artifact.manifest.backend).code_in(files):
+        return Program.load(exported, trust_code=True)
     if onnx.is_file():
         program: Program = frontend(".onnx").load(onnx, checked=False)
         return program

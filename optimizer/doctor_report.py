@@ -112,13 +112,17 @@ class Diagnosis:
         return {"ok": self.ok, **asdict(self)}
 
 
-def examine(model: str, target: str, data: Parquet | None = None) -> Diagnosis:
+def examine(
+    model: str, target: str, data: Parquet | None = None, *, trust_code: bool = False
+) -> Diagnosis:
     """Captures, runs the passes that need no data, builds and compares; never raises for a model.
 
     Args:
         model: ``pkg.module:factory``, or a ``.pt2`` or ``.onnx`` file.
         target: A target's name.
         data: Rows to read and to compare on; made-up rows when None.
+        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
+            process can.
 
     Raises:
         TargetError: An unknown target.
@@ -126,7 +130,7 @@ def examine(model: str, target: str, data: Parquet | None = None) -> Diagnosis:
     goal = Target.of(target)
     found = Diagnosis(model, goal.name)
     run = _Stages(found)
-    program: Program | None = run("capture", lambda: _captured(model))
+    program: Program | None = run("capture", lambda: _captured(model, trust_code))
     if program is None:
         return found
     found.signature = program.signature.to_json()
@@ -181,8 +185,8 @@ class _Stages:
         return result
 
 
-def _captured(model: str) -> tuple[Program, str]:
-    program = capture(model)
+def _captured(model: str, trust_code: bool) -> tuple[Program, str]:
+    program = capture(model, trust_code=trust_code)
     nodes = sum(node.op == "call_function" for node in program.graph.nodes)
     features, tasks = len(program.signature.features), len(program.signature.tasks)
     size = readable_bytes(program.nbytes)

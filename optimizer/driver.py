@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .._version import __version__
-from .artifact import Artifact, Manifest, file_facts
+from .artifact import Artifact, Manifest
 from .batchmates import batch_shift, too_far
 from .budget import Budget
 from .context import PassContext
@@ -40,6 +40,7 @@ from .errors import (
 from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
+from .integrity import file_facts
 from .ir.program import Program, with_defaults
 from .ir.signature import Signature
 from .knowledge import Knowledge, Subject
@@ -92,6 +93,7 @@ def optimize(
     checkpoint: str | Path | Artifact | None = None,
     strict: bool = False,
     seed: int = 0,
+    trust_code: bool = False,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> Artifact:
@@ -121,6 +123,8 @@ def optimize(
             goes on from there; or an artifact of the same model and rows, whose probe is used.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
+        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
+            process can.
         instruments: Observers of the passes.
         progress: Called with what is being worked on, and the share that is done.
 
@@ -139,7 +143,7 @@ def optimize(
     limits = budget or Budget()
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
-    program, data = captured(model, data, inputs, signature, outputs)
+    program, data = captured(model, data, inputs, signature, outputs, trust_code)
     if windows is not None:
         steps = windows.added_to(steps, program.signature)
         if data is None:
@@ -490,6 +494,7 @@ def replan(
     data: Iterable[Any] | Parquet | str | Path,
     budget: Budget,
     target: str | Target | None = None,
+    trust_code: bool = False,
 ) -> Artifact:
     """An artifact of the same model for another budget, from the probe of the first.
 
@@ -501,6 +506,8 @@ def replan(
         data: The rows.
         budget: The new limits.
         target: The artifact's; only needed where that is one of your own.
+        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
+            process can.
 
     Raises:
         CheckpointError: The artifact is of another model or other rows.
@@ -515,6 +522,7 @@ def replan(
         pipeline=made.pipeline,
         batch_sizes=made.batch_sizes,
         seed=made.seed,
+        trust_code=trust_code,
         checkpoint=artifact,
     )
 

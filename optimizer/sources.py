@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -27,6 +28,7 @@ def capture(
     *,
     signature: Signature | None = None,
     outputs: Sequence[str] | None = None,
+    trust_code: bool = False,
 ) -> Program:
     """Captures a model into a program with a dynamic batch.
 
@@ -38,6 +40,8 @@ def capture(
             when the model has ``example_inputs()``.
         signature: Overrides the inferred one; its names must be the inferred names.
         outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
+        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
+            process can.
 
     Raises:
         CaptureError: What can't be captured, where in the user's code, and what to change.
@@ -45,7 +49,7 @@ def capture(
     """
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
-        return load_program(Path(model), signature, kept)
+        return load_program(Path(model), signature, kept, trust_code=trust_code)
     if isinstance(model, Program):
         return frontend().with_contract(model.clone(), signature, kept)  # type: ignore[no-any-return]
     module = resolve(model) if isinstance(model, str) else model
@@ -137,6 +141,8 @@ def load_program(
     path: Path,
     signature: Signature | None = None,
     outputs: tuple[str, ...] | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Program:
     """The program in a ``.pt2`` or ``.onnx`` file.
 
@@ -144,9 +150,12 @@ def load_program(
         path: The file.
         signature: Overrides the inferred one; its names must be the inferred names.
         outputs: Names for the outputs, in order; or, if they are names of outputs, those to keep.
+        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
+            process can.
 
     Raises:
-        CaptureError: The file is missing, holds no program, or one that can't be captured.
+        CaptureError: The file is missing, holds no program, or one that can't be captured; or it
+            may hold code and isn't trusted.
     """
     if not path.is_file():
         raise CaptureError(
@@ -158,6 +167,16 @@ def load_program(
             f"{path} is no .pt2 file, nor .onnx; save the program with Program.save or "
             "torch.export.save, or the model with torch.onnx.export."
         )
+    if suffix == ".pt2" and not zipfile.is_zipfile(path):
+        raise CaptureError(
+            f"{path} is damaged, or no file of Program.save or torch.export.save: it is no archive."
+        )
+    if suffix == ".pt2" and not trust_code:
+        raise CaptureError(
+            f"{path} may hold code: PyTorch unpickles a .pt2, which runs whatever its author put "
+            "in. If you made it or trust who did, give trust_code=True (--trust-code on the "
+            "command line); an .onnx file holds no code."
+        )
     program: Program = frontend(suffix).load(path, signature=signature, outputs=outputs)
     return program
 
@@ -168,11 +187,12 @@ def captured(
     inputs: Any,
     signature: Signature | None,
     outputs: Sequence[str] | None,
+    trust_code: bool = False,
 ) -> tuple[Program, Any]:
     """The captured program, and the data with whatever batch was looked at still in it."""
     kept = tuple(outputs) if outputs is not None else None
     if _is_file(model):
-        return load_program(Path(model), signature, kept), data
+        return load_program(Path(model), signature, kept, trust_code=trust_code), data
     if isinstance(model, Program):
         return capture(model, signature=signature, outputs=outputs), data
     module = resolve(model) if isinstance(model, str) else model

@@ -510,7 +510,7 @@ def garbled(folder: Path) -> None:
         (lambda f: (f / "report.json").unlink(), "incomplete: report.json is missing"),
         (lambda f: (f / "report.txt").unlink(), "incomplete: report.txt is missing"),
         (truncated("report.json"), "report.json is damaged"),
-        (garbled, "can't be opened"),
+        (garbled, "model.onnx isn't what was written"),
     ],
 )
 def test_a_folder_that_is_no_whole_artifact(

@@ -342,7 +342,9 @@ def test_consolidate_writes_a_model_that_optimize_takes(
     assert "2 models in one (a, b)" in printed
     out = tmp_path / "out"
     command = ["optimize", str(joint), "--target", "cpu-fp32", "--outputs", "b/score"]
-    assert main([*command, "--out", str(out), "--quiet"]) == 0
+    assert main([*command, "--out", str(out), "--quiet"]) == 1
+    assert "joint.pt2 may hold code" in capsys.readouterr().err
+    assert main([*command, "--out", str(out), "--quiet", "--trust-code"]) == 0
     assert rankc.load(out).signature.outputs == ("b/score",)
     assert "2 models in one (a, b)" in (out / "report.txt").read_text()
     assert main(["consolidate", place, "--out", str(tmp_path / "joint.onnx")]) == 1

@@ -640,7 +640,11 @@ def test_a_saved_program_can_be_optimized(tmp_path: Path) -> None:
     model = small()
     rankc.capture(model, small_inputs(8, seed=0)).save(tmp_path / "model.pt2")
     artifact = rankc.optimize(
-        tmp_path / "model.pt2", EAGER_FP32, data=small_batches(model, 500), budget=LOOSE
+        tmp_path / "model.pt2",
+        EAGER_FP32,
+        data=small_batches(model, 500),
+        budget=LOOSE,
+        trust_code=True,
     )
     assert artifact.verdict.status is rankc.Status.PASS
     inputs = small_inputs(50, seed=5)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import SignatureError
+from ..errors import CaptureError, SignatureError
 from . import torchapi
 from .forms import Form
 from .signature import BATCH, Signature
@@ -172,12 +172,23 @@ class Program:
         torch.export.save(self.exported(), path, extra_files={"rankc.json": json.dumps(contract)})
 
     @classmethod
-    def load(cls, path: str | Path) -> Program:
+    def load(cls, path: str | Path, *, trust_code: bool = False) -> Program:
         """Reads a program that `save` wrote.
 
+        Args:
+            path: The file.
+            trust_code: That whoever wrote the file is trusted: PyTorch unpickles it, so that it can
+                do whatever this process can.
+
         Raises:
+            CaptureError: It isn't trusted.
             SignatureError: The file holds no rankc program.
         """
+        if not trust_code:
+            raise CaptureError(
+                f"{path} may hold code: PyTorch unpickles a .pt2, which runs whatever its author "
+                "put in. If you made it or trust who did, give trust_code=True."
+            )
         extra: dict[str, Any] = {"rankc.json": ""}
         exported = torch.export.load(path, extra_files=extra)
         if not extra["rankc.json"]:

@@ -8,17 +8,23 @@ and dataclasses, by position or by keyword. A `Structure` remembers that nesting
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import keyword
 import re
+import reprlib
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 from ..errors import SignatureError
 from . import keyed
 
 _SCALARS = (type(None), bool, int, float, str)
+#: How deep a nesting that is read from a file may be.
+_DEEPEST = 64
+#: ``module:Class``; a class inside a function has ``<locals>`` in its name.
+_CLASS_NAME = re.compile(r"[\w.]+:[\w.<>]+")
 
 #: Classes met in this process: one defined inside a function can't be found by its name.
 _CLASSES: dict[str, type] = {}
@@ -356,13 +362,13 @@ def _restore(template: Template, leaves: Mapping[str, Any]) -> Any:
 
 
 def _rebuild(kind: str, keys: Sequence[Key], items: Sequence[Any]) -> Any:
-    """An instance of the user's class, or a plain dict where the class isn't installed."""
+    """An instance of the user's class, or a plain dict where the class wasn't imported."""
     values = {str(key): item for key, item in zip(keys, items, strict=True)}
     if kind in keyed.KINDS:
         made = keyed.put_together(kind, keys, items)
         return values if made is None else made
     found = _CLASSES.get(kind) or _find_class(kind)
-    if found is None:
+    if found is None or not _takes(found, values):
         return values
     if not dataclasses.is_dataclass(found):
         return found(**values)
@@ -374,15 +380,23 @@ def _rebuild(kind: str, keys: Sequence[Key], items: Sequence[Any]) -> Any:
     return made
 
 
-def _find_class(kind: str) -> Any:
+def _find_class(kind: str) -> type | None:
+    """A class of a module that was imported already: a name from a file imports nothing."""
     module, _, name = kind.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return None
-    return found
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        # Not getattr: a module's or a metaclass's own may run code.
+        known = vars(found) if isinstance(found, (type, ModuleType)) else {}
+        found = known.get(part)
+    return found if isinstance(found, type) else None
+
+
+def _takes(found: type, values: Mapping[str, Any]) -> bool:
+    """Whether it is a dataclass or a named tuple of just these fields, so that it can be called."""
+    if dataclasses.is_dataclass(found):
+        return {field.name for field in dataclasses.fields(found)} == values.keys()
+    fields = getattr(found, "_fields", None)
+    return issubclass(found, tuple) and isinstance(fields, tuple) and set(fields) == values.keys()
 
 
 def _to_json(template: Template) -> Any:
@@ -397,11 +411,35 @@ def _to_json(template: Template) -> Any:
     }
 
 
-def _from_json(data: Any) -> Template:
+def _from_json(data: Any, depth: int = 0) -> Template:
+    """The template that `_to_json` wrote.
+
+    Raises:
+        TypeError: A name that is no text.
+        ValueError: It is none.
+    """
+    if not isinstance(data, Mapping) or depth > _DEEPEST:
+        raise ValueError(f"{reprlib.repr(data)} is no nesting of tensors")
     if "leaf" in data:
-        return Leaf(data["leaf"])
+        return Leaf(_text(data["leaf"]))
     if "constant" in data:
+        if not isinstance(data["constant"], _SCALARS):
+            raise ValueError(f"{reprlib.repr(data['constant'])} is no constant")
         return Constant(data["constant"])
-    return Branch(
-        data["kind"], tuple(data["keys"]), tuple(_from_json(item) for item in data["items"])
-    )
+    kind, keys = _text(data["kind"]), tuple(data["keys"])
+    items = tuple(_from_json(item, depth + 1) for item in data["items"])
+    plain = kind in ("dict", "list", "tuple")
+    if not plain and not _CLASS_NAME.fullmatch(kind):
+        raise ValueError(f"{reprlib.repr(kind)} is no container")
+    named = kind not in ("list", "tuple")
+    if len(keys) != (len(items) if named else 0) or len({*keys}) != len(keys):
+        raise ValueError(f"a {kind} of {len(items)} has the keys {reprlib.repr(keys)}")
+    if not all(isinstance(key, (str, int)) for key in keys):
+        raise ValueError(f"a {kind} has the keys {reprlib.repr(keys)}")
+    return Branch(kind, keys, items)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{reprlib.repr(value)} is no name")
+    return value

@@ -380,7 +380,9 @@ def test_an_artifact_is_finished_on_its_own_machine(
     (folder / "model.engine").unlink()
     assert main(["build", str(folder)]) == 0
     assert "built fusion.json, model.engine, engine.json" in capsys.readouterr().out
-    loaded = rankc.load(str(folder))
+    with pytest.raises(ArtifactError, match=r"model\.engine is compiled code"):
+        rankc.load(str(folder))
+    loaded = rankc.load(str(folder), trust_code=True)
     inputs = model.example_inputs(5)
     assert torch.allclose(loaded(*inputs), model(*inputs), atol=1e-6)
     assert EngineFacts.load(folder).batches == (1, 256, 256)

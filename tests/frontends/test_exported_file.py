@@ -56,7 +56,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_anyones_program_is_called_as_it_was(foreign: Path) -> None:
-    program = rankc.capture(foreign)
+    program = rankc.capture(foreign, trust_code=True)
     verify(program)
     assert program.arguments == ("x", "ids", "double")
     assert program.signature.names == ("x", "ids_user")
@@ -74,7 +74,7 @@ def test_anyones_program_is_called_as_it_was(foreign: Path) -> None:
 
 
 def test_its_parameters_keep_their_names_and_passes_run(foreign: Path) -> None:
-    program = rankc.capture(foreign)
+    program = rankc.capture(foreign, trust_code=True)
     assert {name for name, _ in program.tensors()} == {
         "first.weight",
         "first.bias",
@@ -91,29 +91,29 @@ def test_a_model_of_the_zoo_is_optimized(tmp_path: Path) -> None:
     shapes = tuple({0: BATCH} for _ in model.example_inputs())
     exported = torch.export.export(model, model.example_inputs(), dynamic_shapes=shapes)
     torch.export.save(exported, tmp_path / "dlrm.pt2")
-    artifact = rankc.optimize(str(tmp_path / "dlrm.pt2"), "cpu-fp32")
+    artifact = rankc.optimize(str(tmp_path / "dlrm.pt2"), "cpu-fp32", trust_code=True)
     example = model.example_inputs(9)
     with torch.no_grad():
         torch.testing.assert_close(artifact(*example), model(*example), atol=1e-5, rtol=0)
 
 
 def test_what_rankc_saved_comes_back(foreign: Path, tmp_path: Path) -> None:
-    program = rankc.capture(foreign)
+    program = rankc.capture(foreign, trust_code=True)
     program.save(tmp_path / "own.pt2")
-    again = rankc.capture(tmp_path / "own.pt2")
+    again = rankc.capture(tmp_path / "own.pt2", trust_code=True)
     assert again.signature == program.signature
-    renamed = rankc.capture(tmp_path / "own.pt2", outputs=("ctr", "inner"))
+    renamed = rankc.capture(tmp_path / "own.pt2", outputs=("ctr", "inner"), trust_code=True)
     assert renamed.signature.outputs == ("ctr", "inner")
 
 
 def test_a_fixed_batch_is_told(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=r"fixed batch: input 'x' is \[5, 3\].*dynamic_shapes"):
-        rankc.capture(saved(tmp_path, Nested().eval(), dynamic=False))
+        rankc.capture(saved(tmp_path, Nested().eval(), dynamic=False), trust_code=True)
 
 
 def test_training_mode_is_told(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=r"training mode.*model\.eval\(\)"):
-        rankc.capture(saved(tmp_path, Nested().train()))
+        rankc.capture(saved(tmp_path, Nested().train()), trust_code=True)
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def saved(canonical: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_saving_and_loading(saved: Path, canonical: Program, rows: Any) -> None:
-    loaded = Program.load(saved)
+    loaded = Program.load(saved, trust_code=True)
     verify(loaded)
     assert loaded.signature == canonical.signature
     assert (loaded.inputs, loaded.outputs) == (canonical.inputs, canonical.outputs)
@@ -164,9 +164,9 @@ def test_saving_and_loading(saved: Path, canonical: Program, rows: Any) -> None:
 
 
 def test_a_loaded_program_can_be_saved_again(saved: Path, tmp_path: Path, rows: Any) -> None:
-    loaded = Program.load(saved)
+    loaded = Program.load(saved, trust_code=True)
     loaded.save(tmp_path / "again.pt2")
-    again = Program.load(tmp_path / "again.pt2")
+    again = Program.load(tmp_path / "again.pt2", trust_code=True)
     assert again.fingerprint() == loaded.fingerprint()
     assert torch.equal(again(**rows(3))["buy"], loaded(**rows(3))["buy"])
 
@@ -175,7 +175,7 @@ def test_a_foreign_file_is_told(tmp_path: Path) -> None:
     exported = torch.export.export(nn.Linear(2, 1), (torch.zeros(3, 2),))
     torch.export.save(exported, tmp_path / "foreign.pt2")
     with pytest.raises(SignatureError, match="not one that rankc saved"):
-        Program.load(tmp_path / "foreign.pt2")
+        Program.load(tmp_path / "foreign.pt2", trust_code=True)
 
 
 def test_the_python_text_runs(program: Program, rows: Any) -> None:

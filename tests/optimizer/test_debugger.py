@@ -43,6 +43,9 @@ def test_a_program_and_made_up_rows() -> None:
 def test_from_the_shell(tmp_path: Path, capsys: Any) -> None:
     optimized(EAGER).save(tmp_path / "out")
     line = ["debug", str(tmp_path / "out"), "--against", "rankers:dlrm"]
+    assert main([*line, "--rows", "64"]) == 1
+    assert "holds code, which opening it would run" in capsys.readouterr().err
+    line.append("--trust-code")
     assert main([*line, "--rows", "64"]) == 0
     said = capsys.readouterr().out
     assert "64 rows in lock-step" in said
@@ -71,7 +74,7 @@ def test_other_weights_are_told() -> None:
 def test_an_artifact_without_a_graph(tmp_path: Path) -> None:
     artifact = optimized(EAGER)
     folder = artifact.save(tmp_path / "out")
-    loaded = rankc.load(str(folder))
+    loaded = rankc.load(str(folder), trust_code=True)
     (folder / "model.pt2").unlink()
     with pytest.raises(ArtifactError, match="writes no graph that can be read back"):
         rankc.debug(dlrm(), loaded, dlrm_batches())

@@ -1,0 +1,152 @@
+"""What a manifest may say: types by the dataclasses, and what its parts must agree on."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RankcError
+from .fitting import MisfitError, is_finite, require, require_fit
+from .ir.signature import Feature, Signature
+
+if TYPE_CHECKING:
+    from .artifact import Manifest
+
+_MISSING = object()
+#: Numbers a row of one feature may have.
+_ROW_NUMBERS = 1 << 26
+_DTYPES = (
+    *("float32", "float64", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def field_of(
+    data: Any, name: str, made: Callable[[Any], Any] | None = None, otherwise: Any = _MISSING
+) -> Any:
+    """A field of a file, and what is made of it.
+
+    Raises:
+        MisfitError: It is missing, or nothing can be made of it; the message begins with its name.
+    """
+    if not isinstance(data, Mapping):
+        raise MisfitError(f"it holds a {type(data).__name__}, not names and values")
+    if name not in data:
+        if otherwise is _MISSING:
+            raise MisfitError(f"{name} is missing")
+        return otherwise
+    if made is None:
+        return data[name]
+    try:
+        return made(data[name])
+    except KeyError as error:
+        raise MisfitError(f"{name} lacks {error}") from error
+    except RecursionError as error:
+        raise MisfitError(f"{name} is nested too deeply") from error
+    except (
+        *(AttributeError, IndexError, OverflowError, TypeError, ValueError),
+        RankcError,
+    ) as error:
+        raise MisfitError(f"{name}: {error}") from error
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raises unless a manifest's fields have their types and agree with one another.
+
+    Raises:
+        MisfitError: The place of what is wrong, and what was expected.
+    """
+    require_fit(manifest, "")
+    require(bool(manifest.batch_sizes), "batch_sizes", "is empty")
+    require(min(manifest.batch_sizes) > 0, "batch_sizes", "has a size below 1")
+    check_facts(manifest.files, "files")
+    signature = manifest.signature
+    for index, feature in enumerate(signature.features):
+        _check_feature(feature, f"signature.features[{index}]")
+    _check_signature(signature)
+    _check_once(manifest.arguments, "arguments")
+    _check_known(manifest.inputs.names, signature.names, "inputs")
+    _check_known(manifest.outputs.names, signature.outputs, "outputs")
+    for start, rows in manifest.pieces:
+        require(start >= 0 and rows >= 0, "pieces", "has a negative number of rows")
+    if manifest.request is not None:
+        _check_known(manifest.request.shared, signature.names, "request.shared")
+    confidence = manifest.verdict.confidence
+    require(0.0 < confidence < 1.0, "verdict.confidence", "is no share")
+    require(manifest.verdict.rows >= 0, "verdict.rows", "is negative")
+
+
+def check_facts(files: Any, place: str) -> None:
+    """Raises unless files have a size and hashes.
+
+    Raises:
+        MisfitError: Which file hasn't.
+    """
+    require(isinstance(files, Mapping), place, "is no list of files with their facts")
+    outside = [name for name in files if Path(name).name != name or "\0" in name]
+    require(not outside, place, f"names files outside: {outside}")
+    for name, facts in files.items():
+        where = f"{place}.{name}"
+        require(isinstance(facts, Mapping), where, "has no facts")
+        size, digest, blocks = facts.get("bytes"), facts.get("sha256"), facts.get("blocks")
+        require(_is_count(size), f"{where}.bytes", "is no number of bytes")
+        require(_is_hash(digest), f"{where}.sha256", "is no sha256")
+        if blocks is None:
+            continue
+        where = f"{where}.blocks"
+        require(isinstance(blocks, Mapping), where, "is no list of hashes")
+        each, hashes = blocks.get("bytes"), blocks.get("sha256")
+        require(_is_count(each) and each > 0, f"{where}.bytes", "is no number of bytes")
+        found = isinstance(hashes, Sequence) and all(map(_is_hash, hashes))
+        require(found, f"{where}.sha256", "is no list of sha256")
+        require(size > 0 and len(hashes) == -(-size // each), where, "doesn't cover the file")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
+
+
+def _check_feature(feature: Feature, place: str) -> None:
+    require(feature.dtype in _DTYPES, f"{place}.dtype", f"is {feature.dtype!r}, no dtype of rows")
+    sizes = [size for size in feature.shape if isinstance(size, int)]
+    fits = all(size >= 0 for size in sizes) and prod(sizes) <= _ROW_NUMBERS
+    require(fits, f"{place}.shape", f"is {list(feature.shape)}, no shape of a row")
+    require(min(feature.cardinalities, default=0) >= 0, f"{place}.cardinalities", "are negative")
+    require(
+        0 <= feature.axis <= len(feature.shape), f"{place}.axis", "is no dimension of the shape"
+    )
+    numbers = [*([] if feature.default is None else [feature.default]), *(feature.bounds or ())]
+    require(all(map(is_finite, numbers)), f"{place}", "has a default or bounds that are no numbers")
+
+
+def _check_signature(signature: Signature) -> None:
+    _check_once(signature.names, "signature.features")
+    _check_once(signature.outputs, "signature.outputs")
+    _check_once([task.name for task in signature.tasks], "signature.tasks")
+    _check_known([task.output for task in signature.tasks], signature.outputs, "signature.tasks")
+    delimiters = [feature.delimiter for feature in signature if feature.delimiter]
+    _check_known(delimiters, signature.names, "signature.features")
+    require(bool(signature.features), "signature.features", "is empty")
+    require(bool(signature.outputs), "signature.outputs", "is empty")
+    for task in signature.tasks:
+        fits = task.column is None or task.column >= 0
+        require(fits, f"signature.tasks.{task.name}.column", "is negative")
+
+
+def _check_once(names: Sequence[str], place: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    require(not twice, place, f"names {twice[:3]} twice")
+
+
+def _check_known(names: Sequence[str], known: Collection[str], place: str) -> None:
+    unknown = [name for name in names if name not in known]
+    require(not unknown, place, f"names {unknown[:3]}, which the signature doesn't have")
