@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +39,11 @@ _STRENGTHS = (0.5, 0.75, 1.0)
 
 
 def candidates(
-    samples: Tensor, weight: Tensor, formats: Iterable[str], int8_activations: str
+    samples: Tensor,
+    weight: Tensor,
+    formats: Iterable[str],
+    int8_activations: str,
+    assumed: Callable[[str], tuple[float, float]] | None = None,
 ) -> list[tuple[Precision, dict[str, float]]]:
     """The ways a linear can take the formats, each with the errors it leaves.
 
@@ -56,12 +60,14 @@ def candidates(
         formats: ``"int8"``, ``"int8-rows"``, ``"fp8"``, ``"int8-weights"``, ``"int4-weights"``
             (where K is a multiple of 64), ``"bf16"`` or ``"fp16"``.
         int8_activations: ``"uint8"`` or ``"int8"``: the codes of a static range.
+        assumed: Gives the static range in a format where the samples aren't real; then only the
+            plain form is tried.
 
     Returns:
         A precision each with the errors of the linear's output on real rows (`errors_of`). Of each
         format the plain one, then only what leaves clearly less than the cheaper ones before it.
     """
-    linear = _Linear(samples, _some(samples), weight, int8_activations)
+    linear = _Linear(samples, _some(samples), weight, int8_activations, assumed)
     exact = linear.rows @ weight.T
     return [
         (precision, errors_of(exact, output_of(linear.rows, weight, precision)))
@@ -134,11 +140,12 @@ class _Linear:
     rows: Tensor
     weight: Tensor
     int8_activations: str
+    assumed: Callable[[str], tuple[float, float]] | None = None
 
     def candidates(self, name: str) -> list[tuple[Precision, float]]:
         """Plain first, then what leaves clearly less."""
         found = [self.plain(name)]
-        if name in HALF or name in WEIGHTS_ALONE:
+        if name in HALF or name in WEIGHTS_ALONE or self.assumed is not None:
             return found
         peaks = self.samples.abs().amax(0)
         if float(peaks.max()) > _UNEVEN * float(peaks.median()):
@@ -155,6 +162,9 @@ class _Linear:
         self, name: str, scale: tuple[float, ...] = (), kept: tuple[int, ...] = ()
     ) -> tuple[Precision, float]:
         """The precision with the least error, and that error."""
+        if name in ("int8", "fp8") and self.assumed is not None:
+            precision = _static(*self.assumed(name), name, self.int8_activations)
+            return precision, self._error(precision, _coded(self.weight, precision))
         if name in ("int8", "fp8"):
             return self._ranged(name, scale, kept)
         if name in WEIGHTS_ALONE:
@@ -177,7 +187,8 @@ class _Linear:
 
         def measured(low: float, high: float) -> tuple[Precision, float]:
             nonlocal coded
-            plain = _static(samples, low, high, name, self.int8_activations)
+            ends = float(samples.min()) * low, float(samples.max()) * high
+            plain = _static(*ends, name, self.int8_activations)
             precision = replace(plain, column_scale=scale, kept=kept)
             coded = coded or _coded(self.weight, precision)
             return precision, self._error(precision, coded)
@@ -278,12 +289,9 @@ def _output(rows: Tensor, weight: Tensor, precision: Precision, coded: Codes) ->
     return low + rows[:, kept] @ weight[:, kept].T if kept else low
 
 
-def _static(
-    samples: Tensor, low_share: float, high_share: float, number_format: str, int8_activations: str
-) -> Precision:
-    low, high = min(float(samples.min()), 0.0), max(float(samples.max()), 0.0)
-    peak = max(-low, high) * high_share
-    low, high = low * low_share, high * high_share
+def _static(low: float, high: float, number_format: str, int8_activations: str) -> Precision:
+    low, high = min(low, 0.0), max(high, 0.0)
+    peak = max(-low, high)
     if number_format == "fp8":
         step, dtype = peak / FLOAT8_MAX, "float8_e4m3fn"
     elif int8_activations == "uint8":

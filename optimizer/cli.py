@@ -118,6 +118,12 @@ def _optimize_parser(commands: Any) -> None:
         action="store_true",
         help="requests may take what was computed of each candidate ahead",
     )
+    parser.add_argument(
+        "--formats",
+        default="auto",
+        choices=["auto", "none"],
+        help="none leaves every table and linear in its own format (default auto)",
+    )
     parser.add_argument("--strict", action="store_true", help="raise when a pass misbehaves")
     parser.add_argument("--seed", type=int, default=0, help="for whatever samples (default 0)")
     parser.add_argument("--batch", default="64,512", help="batch sizes served (default 64,512)")
@@ -288,6 +294,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             outputs=arguments.outputs.split(",") if arguments.outputs else None,
             request=_request(arguments),
             pipeline=arguments.pipeline,
+            formats=arguments.formats,
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
             checkpoint=arguments.checkpoint,

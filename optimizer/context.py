@@ -16,6 +16,7 @@ from .report import Kind, Remark, Report
 from .target import Target
 
 if TYPE_CHECKING:
+    from .assumed import Assumptions
     from .distill import Recovery
     from .instruments import Instrument
     from .kernels import KernelTimes
@@ -58,8 +59,9 @@ class PassContext:
         report: Where records and remarks go.
         rows: A few hundred real (or synthetic) rows, features by name, for checking numerics.
         calibration: Batches for ranges and statistics; disjoint from what judges.
-        judge: Scores a program on the rows that choose a plan, against the original; None without
-            data, and then no lossy pass runs.
+        judge: Scores a program on the rows that choose a plan, against the original; where it is
+            None no lossy pass runs.
+        assumed: What formats are placed on where those rows are made up; None with data.
         original: The captured program, which rounding errors are measured against.
         instruments: What observes the passes.
         strict: A pass that fails or breaks its promise raises instead of being rolled back.
@@ -76,6 +78,7 @@ class PassContext:
     rows: Rows | None = None
     calibration: Sequence[Rows] = ()
     judge: PlanJudge | None = None
+    assumed: Assumptions | None = None
     original: Program | None = None
     instruments: Sequence[Instrument] = ()
     strict: bool = False

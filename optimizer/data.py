@@ -384,7 +384,7 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
 
 
 def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
-    limits = _limits(feature)
+    limits = id_limits(feature)
     bad = ((ids >= limits) | (ids < 0)) & (limits > 0)
     if not bool(bad.any()):
         return
@@ -393,7 +393,7 @@ def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
     if len(feature.cardinalities) > 1:
         first = int(bad.movedim(feature.axis, 0).flatten(1).any(1).nonzero()[0])
         bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(
-            _limits(feature).shape
+            id_limits(feature).shape
         )
         rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
     column = f", column {first}" if len(feature.cardinalities) > 1 else ""
@@ -405,7 +405,7 @@ def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
     )
 
 
-def _limits(feature: Feature) -> Tensor:
+def id_limits(feature: Feature) -> Tensor:
     """The rows of each id's table, shaped to broadcast over the ids."""
     limits = torch.tensor(feature.cardinalities)
     if len(limits) == 1:
@@ -523,11 +523,11 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
         return torch.ones(sizes, dtype=dtype)
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
-        ids = (uniform * _limits(feature)).floor().to(dtype)
+        ids = (uniform * id_limits(feature)).floor().to(dtype)
         if not dtype.is_floating_point or all(feature.cardinalities):
             return ids
         dense = torch.randn(sizes, generator=generator).to(dtype)
-        return torch.where(_limits(feature) > 0, ids, dense)
+        return torch.where(id_limits(feature) > 0, ids, dense)
     if feature.bounds is not None:
         low, high = feature.bounds
         return (low + torch.rand(sizes, generator=generator) * (high - low)).to(dtype)

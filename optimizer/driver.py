@@ -6,7 +6,7 @@ import gc
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._version import __version__
 from .artifact import Artifact, Manifest
+from .assumed import Assumptions, Formats, chosen_formats, example_of
 from .batchmates import batch_shift, too_far
 from .budget import Budget
 from .context import PassContext
@@ -73,6 +74,8 @@ _KEPT_BYTES = 256 * 2**20
 #: Shares of the budget that a backend's plan may be expected to use, attempt by attempt; the last
 #: applies no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.25, 0.0)
+#: The same without data, of the damage on made-up rows, before no format is placed.
+_GUESSED_SHARES = (1.0, 0.25)
 
 
 def optimize(
@@ -89,6 +92,7 @@ def optimize(
     request: Request | None = None,
     pipeline: str | Pipeline = "default",
     recover: Distill | None = None,
+    formats: str = "auto",
     batch_sizes: tuple[int, ...] = (64, 512),
     checkpoint: str | Path | Artifact | None = None,
     strict: bool = False,
@@ -105,10 +109,10 @@ def optimize(
         target: A target's name, or a `Target`.
         data: Labelled rows: an iterable of `Batch` or of ``(inputs, labels)``, a DataLoader, a
             `Parquet`, or the path of a parquet file whose label columns are named like the tasks.
-            Without data nothing lossy is applied and the verdict is *unverified*.
+            Without data formats are placed on assumed ranges and the verdict is *unverified*.
         calibration: Rows to calibrate on; taken from the head of ``data`` when None.
         inputs: One example, as the model takes it. Not needed with data, or when the model has
-            ``example_inputs()``.
+            ``example_inputs()``. Without data it also tells of what size dense features are.
         budget: How much quality may be given up; ΔNE of 0.02 % when None.
         signature: Overrides the inferred features and tasks.
         outputs: Names for the outputs in order, or the names of the outputs to keep.
@@ -117,6 +121,8 @@ def optimize(
         request: What the candidates of a request have in common; the artifact then scores requests
             as well, of one user and many candidates, and computes the user's part once.
         pipeline: The passes, as text or as a `Pipeline`.
+        formats: ``"auto"`` places the target's formats; ``"none"`` leaves every table and linear
+            in its own.
         recover: Lets units go and the program be finetuned, on rows of its own; never unasked.
         batch_sizes: The batch sizes that will be served.
         checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
@@ -131,13 +137,14 @@ def optimize(
     Raises:
         CaptureError: The model can't be captured; where in its code, and what to change.
         DataError: Rows, labels or weights that can't be used; which, and where first.
-        TargetError: An unknown target.
+        TargetError: An unknown target, or unknown formats.
         CheckpointError: The checkpoint is of another model or other rows.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
     say = Milestones(progress)
     goal = Target.of(target)
+    low = chosen_formats(formats)
     if data is not None:
         _check_iterable(data)
     limits = budget or Budget()
@@ -156,6 +163,10 @@ def optimize(
     watching = tuple(instruments)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
     job.request, job.shared = request, shared
+    if low is Formats.AUTO and rows is None:
+        job.example = example_of(program, inputs)
+    elif low is Formats.NONE and rows is not None:
+        job.pipeline = job.pipeline.keeping(lambda pass_: not (pass_.places or pass_.realises))
     if recover is not None:
         job.recovery = prepare(recover, program, rows, seed, say.detail)
         job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
@@ -184,15 +195,62 @@ class _Job:
     knowledge: Knowledge | None = None
     request: Request | None = None
     shared: tuple[str, ...] = ()
+    example: Mapping[str, Tensor] | None = None
 
     def unverified(self) -> Artifact:
-        """Without data: exact and rounding passes only, checked on made-up rows."""
+        """Without data: formats on assumed ranges, where there are any; checked on made-up rows."""
         rows = synthesize(self.program.signature, _CHECK_ROWS, self.seed)
-        steps = self.pipeline.without(Exactness.LOSSY, Exactness.TRAINED)
+        given_up: list[str] = []
+        assumed = self._assumptions(given_up)
+        for share in _GUESSED_SHARES if assumed is not None else ():
+            assert assumed is not None
+            finish = self._first(rows, assumed.scaled(share))
+            if not finish.lossy:
+                finish.discard()
+                break
+            try:
+                told = finish.disagreement(rows, self.budget)
+                found = assumed.measured(finish.run, self.program.signature)
+            except DataError as error:
+                told, found = (str(error),), None
+            if not told and found is not None and found.status is Status.PASS:
+                finish.report.notes += [f"a faster plan was given up: {why}" for why in given_up]
+                return finish(assumed.verdict(found, finish.report))
+            given_up.append("; ".join([*told, *(found.reasons if found is not None else ())]))
+            finish.discard()
+        finish = self._first(rows, None)
+        told = finish.disagreement(rows, self.budget)
+        if told:
+            raise VerifyError("; ".join(told))
+        reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
+        finish.report.notes += [f"no format was placed without data: {why}" for why in given_up]
+        return finish(Verdict.unverified(reason, self.budget.confidence))
+
+    def _assumptions(self, refused: list[str]) -> Assumptions | None:
+        """What formats can be placed on without data; None where none can be, or none may."""
+        if self.example is None or not (self.target.formats or self.target.table_formats):
+            return None
+        try:
+            return Assumptions.of(self.program, self.example, self.budget, self.seed)
+        except DataError as error:
+            refused.append(f"made-up rows can't be judged on: {error}")
+            return None
+
+    def _first(self, rows: Rows, assumed: Assumptions | None) -> Finish:
+        """The fastest that can be built without data, with or without formats."""
+        steps = self.pipeline.keeping(
+            lambda pass_: (
+                pass_.exactness not in (Exactness.LOSSY, Exactness.TRAINED)
+                or (assumed is not None and bool(pass_.realises))
+            )
+        )
         lossy = [p.spec() for p in self.pipeline.passes if p not in steps.passes]
 
         def context_for(target: Target) -> PassContext:
             context = self._context(target, rows)
+            if assumed is not None:
+                contending = self._had() if self.target.measured else target.formats
+                context = assumed.placing(context, contending)
             if lossy:
                 context.report.notes.append(
                     f"no data was given, so these lossy passes did not run: {', '.join(lossy)}"
@@ -204,12 +262,7 @@ class _Job:
         finish, *others = self._ranked(found, rows, refusals)
         for other in others:
             other.discard()
-        told = finish.disagreement(rows, self.budget)
-        if told:
-            raise VerifyError("; ".join(told))
-        reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
-        verdict = Verdict.unverified(reason, self.budget.confidence)
-        return finish(verdict)
+        return finish
 
     def proved(self, rows: Split) -> Artifact:
         """With data: plan on the choice rows, lower, prove on the proof rows, back off if need be.
@@ -330,11 +383,16 @@ class _Job:
 
     def _lacking(self) -> list[str]:
         """The target's formats that none of its backends has."""
+        had = self._had()
+        return [name for name in self.target.formats if name not in had]
+
+    def _had(self) -> frozenset[str]:
+        """The target's formats that any of its backends has."""
         had: set[str] = set()
         for name in self.target.backends:
             with suppress(TargetError):  # told as what is not in the race
                 had.update(backend(name).formats(self.target))
-        return [name for name in self.target.formats if name not in had]
+        return frozenset(had)
 
     def _context(self, target: Target, rows: Rows) -> PassContext:
         return PassContext(

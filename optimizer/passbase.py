@@ -54,6 +54,7 @@ class Pass(ABC):
         keeps_contract: Whether callers see the same features and outputs as before.
         realises: The kind of the sites whose placed formats it realises, ``"linear"`` or
             ``"table"``: if it is undone, they are as they were.
+        places: Whether it decides formats that other passes realise.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class Pass(ABC):
     idempotent: ClassVar[bool] = True
     keeps_contract: ClassVar[bool] = True
     realises: ClassVar[str] = ""
+    places: ClassVar[bool] = False
 
     def check(self, program: Program, ctx: PassContext) -> None:  # noqa: B027 - optional hook
         """Raises `Skip` with the reason when the pass can't apply to this program or target."""

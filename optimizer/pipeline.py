@@ -7,6 +7,7 @@ passes alike.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -71,8 +72,12 @@ class Pipeline(Pass):
 
     def without(self, *exactness: Exactness) -> Pipeline:
         """The pipeline less the passes of some exactness classes, inside of fixpoints too."""
-        kept = (p.without(*exactness) if isinstance(p, Pipeline) else p for p in self.passes)
-        return replace(self, passes=tuple(p for p in kept if p.exactness not in exactness))
+        return self.keeping(lambda pass_: pass_.exactness not in exactness)
+
+    def keeping(self, wanted: Callable[[Pass], bool]) -> Pipeline:
+        """The pipeline of the passes that are wanted, inside of fixpoints too."""
+        kept = (p.keeping(wanted) if isinstance(p, Pipeline) else p for p in self.passes)
+        return replace(self, passes=tuple(p for p in kept if isinstance(p, Pipeline) or wanted(p)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .assumed import AssumedRange
 from .ir.facts import Precision
 from .placement import Choice, place
 from .report import SiteRecord
@@ -33,6 +34,7 @@ class Candidate:
         nbytes: Of its weight or table.
         damage: ``{task or cohort: rise of NE}`` on soft labels, alone.
         refused: Why it can't be taken, or empty.
+        assumed: The static range of its input, where no rows were seen for it.
     """
 
     precision: Precision | None
@@ -41,6 +43,7 @@ class Candidate:
     errors: Mapping[str, float] = field(default_factory=dict)
     damage: Mapping[str, float] = field(default_factory=dict)
     refused: str = ""
+    assumed: AssumedRange | None = None
 
     @property
     def recipe(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from .assumed import AssumedRange
     from .probe import Probe
     from .race import Race
     from .verdict import Verdict
@@ -178,6 +179,7 @@ class Report:
         timings: Benchmark rows, if any were taken.
         probe: What every format costs and gains at every site, if it was measured.
         race: The times of what several backends made of the program, if there were several.
+        assumed: Static ranges that were placed without data.
     """
 
     title: str = ""
@@ -189,6 +191,7 @@ class Report:
     timings: list[dict[str, Any]] = field(default_factory=list)
     probe: Probe | None = None
     race: Race | None = None
+    assumed: list[AssumedRange] = field(default_factory=list)
 
     @property
     def passes(self) -> list[PassRecord]:
@@ -245,6 +248,7 @@ class Report:
             "passes": [record.to_json() for record in self.records],
             "waterfall": [asdict(bought) for bought in self.waterfall],
             "sites": [asdict(site) for site in self.sites],
+            "assumed": [assumed.to_json() for assumed in self.assumed],
             "placement": None
             if self.probe is None
             else {"measured": self.probe.measured, "memory_weight": self.probe.memory_weight},

@@ -136,6 +136,11 @@ class Judge:
         """Features of up to 4,096 of the rows, evenly spaced."""
         return self._few.features
 
+    @property
+    def entropies(self) -> dict[str, float]:
+        """The original's mean loss of each task, in nats; of a regression as a log loss has it."""
+        return {t: 0.5 if t in self._regressions else self._bases[t] for t in self.reference}
+
     @cached_property
     def _few(self) -> Rows:
         return self.rows.spread(_DAMAGE_ROWS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.cost import elements_of
+from ..optimizer.analysis.ranges import Range, first_linears, value_ranges
 from ..optimizer.analysis.sites import (
     inputs_of,
     linear_sites,
@@ -18,6 +19,7 @@ from ..optimizer.analysis.sites import (
     rows_read,
     table_sites,
 )
+from ..optimizer.assumed import OPEN, AssumedRange, Assumptions
 from ..optimizer.candidates import candidates
 from ..optimizer.context import PassContext
 from ..optimizer.errors import DataError
@@ -54,6 +56,7 @@ class PlacePrecision(Pass):
 
     name: ClassVar[str] = "place-precision"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    places: ClassVar[bool] = True
     max_relative_error: float = 0.2
 
     def check(self, program: Program, ctx: PassContext) -> None:
@@ -73,6 +76,9 @@ class PlacePrecision(Pass):
             for name in site.nodes:
                 set_precision(nodes[name], chosen.precision)
             record = site.record(chosen, probe.measured)
+            if chosen.assumed is not None:
+                ctx.report.assumed.append(chosen.assumed)
+                record = replace(record, reason=f"{record.reason}; {chosen.assumed}")
             ctx.report.sites.append(record)
             if chosen.precision is not None:
                 placed.setdefault(site.kind, []).append(site.name)
@@ -123,16 +129,21 @@ class PlacePrecision(Pass):
     ) -> list[SiteProbe]:
         """The linears with their candidates, timed; damage comes later."""
         samples = inputs_of(program, linears, ctx.calibration, _SAMPLE_ROWS)
+        ranges = _Ranges.of(program, samples, ctx)
         options: dict[fx.Node, list[tuple[Precision | None, dict[str, float]]]] = {}
         trials: dict[tuple[fx.Node, Precision | None, int], Trial] = {}
         for site in linears:
             options[site] = [(None, {})]
             rows = samples.get(site)
             weight = program.tensor(str(site.args[1].target))  # type: ignore[union-attr]
-            if rows is None or not bool((rows != 0).any()):
+            if rows is None or not bool((rows != 0).any()) or site in ranges.open:
                 continue
             options[site] += candidates(
-                rows, weight, ctx.target.formats, ctx.target.int8_activations
+                rows,
+                weight,
+                ctx.target.formats,
+                ctx.target.int8_activations,
+                ranges.ends_at(site),
             )
             for precision, _ in options[site]:
                 for batch in ctx.batch_sizes:
@@ -147,8 +158,10 @@ class PlacePrecision(Pass):
                     batch: ctx.kernels.seconds(Kernel.of(site, precision, _rows_at(site, batch)))
                     for batch in ctx.batch_sizes
                 }
-                made.append(Candidate(precision, seconds, _weight_bytes(site, precision), errors))
-            reason = "calibration never feeds it" if len(made) == 1 else ""
+                nbytes = _weight_bytes(site, precision)
+                assumed = ranges.at(site, precision)
+                made.append(Candidate(precision, seconds, nbytes, errors, assumed=assumed))
+            reason = ranges.open.get(site, f"{_rows(ctx)} never feeds it")
             found.append(
                 SiteProbe(
                     site_of(site),
@@ -156,8 +169,9 @@ class PlacePrecision(Pass):
                     _weight_shape(site),
                     (site.name,),
                     tuple(made),
-                    reason,
-                    samples.get(site),
+                    reason if len(made) == 1 else "",
+                    # Made-up rows say nothing of a bias's mean error.
+                    samples.get(site) if ctx.assumed is None else None,
                 )
             )
         return found
@@ -176,7 +190,7 @@ class PlacePrecision(Pass):
             if weight.dtype is not torch.float32 or weight.dim() != 2 or not rw.site(lookups[0]):
                 continue
             made = []
-            reason = _hardly_read([read[n] for n in lookups if n in read], len(weight))
+            reason = _hardly_read([read[n] for n in lookups if n in read], len(weight), _rows(ctx))
             if reason:
                 ctx.missed(reason, _table(name))
             for number_format in (None, *(ctx.target.table_formats if not reason else ())):
@@ -278,13 +292,72 @@ def realised(program: Program, plan: Sequence[tuple[SiteProbe, Candidate]]) -> P
     return copy
 
 
-def _hardly_read(ids: Sequence[Tensor], rows: int) -> str:
-    """Why what calibration reads of a table says nothing about it, or empty."""
+@dataclass(frozen=True)
+class _Ranges:
+    """The static ranges of linears' inputs where they must be assumed.
+
+    Attributes:
+        samples: ``[rows, K]`` made-up inputs of the linears.
+        known: Beyond which no input of theirs can be.
+        open: Linears that read a feature of unknown scale, and how to have it known.
+        assumed: What is assumed; None where there are real rows.
+    """
+
+    samples: Mapping[fx.Node, Tensor]
+    known: Mapping[fx.Node, Range]
+    open: Mapping[fx.Node, str]
+    assumed: Assumptions | None
+
+    @classmethod
+    def of(cls, program: Program, samples: Mapping[fx.Node, Tensor], ctx: PassContext) -> _Ranges:
+        """The ranges for a program; nothing where there are real rows."""
+        assumed = ctx.assumed
+        if assumed is None:
+            return cls(samples, {}, {}, None)
+        found = {
+            node: f"reads {', '.join(map(repr, names))}, a {OPEN}; give inputs=, an example whose "
+            "values are typical"
+            for node, names in first_linears(program, assumed.unknown).items()
+        }
+        known = value_ranges(program, assumed.one_row, assumed.bounds)
+        return cls(samples, known, found, assumed)
+
+    def at(self, site: fx.Node, precision: Precision | None) -> AssumedRange | None:
+        """The range that a precision has at a site; None where it needs, or assumes, none."""
+        if self.assumed is None or precision is None or precision.input_scale == 0.0:
+            return None
+        return self._range(site, precision.format)
+
+    def ends_at(self, site: fx.Node) -> Callable[[str], tuple[float, float]] | None:
+        """Gives the range in a format; None where it isn't assumed."""
+        if self.assumed is None:
+            return None
+
+        def ends(number_format: str) -> tuple[float, float]:
+            found = self._range(site, number_format)
+            return found.low, found.high
+
+        return ends
+
+    def _range(self, site: fx.Node, number_format: str) -> AssumedRange:
+        assert self.assumed is not None
+        known = self.known.get(site.args[0])  # type: ignore[arg-type]
+        ends = known.ends if known is not None else (-math.inf, math.inf)
+        return self.assumed.range_of(site_of(site), number_format, self.samples[site], ends)
+
+
+def _rows(ctx: PassContext) -> str:
+    """What a site is looked at on, in a word."""
+    return "calibration" if ctx.assumed is None else "what was made up"
+
+
+def _hardly_read(ids: Sequence[Tensor], rows: int, looked_at: str) -> str:
+    """Why what is read of a table says nothing about it, or empty."""
     seen = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *ids]))
     if len(seen) == 0:
-        return "calibration never looks it up"
+        return f"{looked_at} never looks it up"
     if len(seen) == 1 < rows:
-        return f"calibration only ever looks up its row {int(seen[0])}"
+        return f"{looked_at} only ever looks up its row {int(seen[0])}"
     return ""
 
 

@@ -52,14 +52,9 @@ def dlrm_batches() -> tuple[rankc.Batch, ...]:
 
 
 @functools.cache
-def optimized(target: str | rankc.Target, verified: bool = True) -> rankc.Artifact:
+def optimized(target: str | rankc.Target) -> rankc.Artifact:
     """The DLRM for a target, within a loose budget; built once, not to be changed."""
-    return rankc.optimize(
-        dlrm(),
-        target,
-        data=dlrm_batches() if verified else None,
-        budget=LOOSE,
-    )
+    return rankc.optimize(dlrm(), target, data=dlrm_batches(), budget=LOOSE)
 
 
 #: An H100 whose linears take FP8 or stay fp32.

@@ -71,7 +71,7 @@ print(json.dumps({
 #: Nothing lossy, so that the table stays 2 GB: what TensorRT and MLIR are handed at most.
 _ELSEWHERE = """
 inputs = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
-artifact = rankc.optimize(model, sys.argv[1], inputs=inputs)
+artifact = rankc.optimize(model, sys.argv[1], inputs=inputs, formats="none")
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "model": nbytes,

@@ -179,8 +179,8 @@ def test_same_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("target", ["cpu-int8", "h100-fp8"])
-def test_without_data_nothing_lossy_runs_and_it_says_unverified(target: str) -> None:
-    artifact = optimized(target, verified=False)
+def test_without_data_nor_formats_nothing_lossy_runs_and_it_says_unverified(target: str) -> None:
+    artifact = rankc.optimize(dlrm(), target, budget=LOOSE, formats="none")
     report = report_of(artifact)
     assert artifact.verdict.status is rankc.Status.UNVERIFIED
     assert artifact.verdict.delta_ne == {}

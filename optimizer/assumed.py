@@ -1,0 +1,360 @@
+"""What is assumed of the rows when there are none: made-up rows, and the ranges of values.
+
+Ranges of lookups are known from the tables, and interval arithmetic carries them on; where that
+bounds nothing, or too little, they come from made-up rows with room to spare. A dense feature's
+scale can't be known: it comes from an example, or the first linear that reads it keeps its format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .budget import Budget
+from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of, id_limits, synthesize
+from .errors import TargetError
+from .ir.program import Program
+from .ir.signature import Feature, FeatureKind, Signature
+from .placement import rows_to_use
+from .scoring import Judge, Runner, score
+from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from .context import PassContext
+    from .report import Report
+
+#: Made-up rows that give ranges, and that damages are measured on.
+_RANGE_ROWS, _JUDGED_ROWS = 1024, 2048
+#: How many times the range of made-up rows a static range is. E4M3 keeps its precision over 28,672
+#: to 1, so that a range eight times too wide costs it nothing; of INT8 every doubling costs a bit.
+_ROOM = {"fp8": 8.0, "int8": 2.0}
+#: Formats of tables whose error hardly depends on which rows are looked up.
+_TABLES = ("int8", "fp16")
+#: The share of the budget that a plan may use of it when the labels are to be of use at all.
+_HALF = 0.5
+KNOWN = "known from tables, bounds and operators"
+#: What the reason says of a linear that keeps its format for a feature it reads.
+OPEN = "dense feature of unknown scale"
+
+
+class Formats(StrEnum):
+    """Whether tables and linears may take the target's formats."""
+
+    AUTO = "auto"
+    NONE = "none"
+
+
+def chosen_formats(name: str) -> Formats:
+    """What ``formats=`` asks for.
+
+    Raises:
+        TargetError: It is neither.
+    """
+    try:
+        return Formats(name)
+    except ValueError:
+        raise TargetError(
+            f"formats is {name!r}, expected 'auto' (the target's, where the budget allows them) or "
+            "'none' (tables and linears keep theirs). rankc.Target(formats=…) names single ones."
+        ) from None
+
+
+def example_of(program: Program, inputs: Any) -> dict[str, Tensor]:
+    """The features of an example by name; empty where none was given."""
+    return features_of(program, inputs) if inputs is not None else {}
+
+
+@dataclass(frozen=True)
+class AssumedRange:
+    """A static range that no row of data was seen for.
+
+    Attributes:
+        site: The user's name of the linear whose input it is of.
+        low: Its least value.
+        high: Its largest.
+        source: Where it is from.
+    """
+
+    site: str
+    low: float
+    high: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.site} reads {self.low:.4g} to {self.high:.4g} ({self.source})"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What formats are placed on without data.
+
+    Attributes:
+        calibration: Made-up rows that give ranges.
+        judge: Measures damages on other made-up rows, on the original's own scores.
+        fresh: Measures what was built, on made-up rows that nothing was chosen on.
+        bounds: ``{feature: (low, high)}`` of floating-point features that are known to be bounded.
+        unknown: Dense features whose scale isn't known.
+    """
+
+    calibration: Rows
+    judge: Judge
+    fresh: Judge
+    bounds: Mapping[str, tuple[Tensor, Tensor]]
+    unknown: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, program: Program, example: Mapping[str, Tensor], budget: Budget, seed: int
+    ) -> Assumptions:
+        """The assumptions for a model.
+
+        Args:
+            program: As captured.
+            example: Features of the example that was given, by name; may be empty.
+            budget: What a plan may damage on made-up rows.
+            seed: For the rows.
+
+        Raises:
+            DataError: The model's scores of made-up rows are NaN or Inf.
+        """
+        signature, budget = program.signature, _of_scores_alone(budget)
+        ranges, choice, fresh = (
+            made_up(signature, count, seed + step, example)
+            for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)
+        )
+        judges = [Judge.of(program, rows, budget) for rows in (choice, fresh)]
+        for judge in judges:
+            judge.on(judge.reference)  # rows that can't be judged on are found before the work
+        return cls(
+            ranges,
+            *judges,
+            {f.name: found for f in signature if (found := _bounds(f)) is not None},
+            tuple(f.name for f in signature if _is_open(f) and not _tells(example.get(f.name))),
+        )
+
+    def scaled(self, share: float) -> Assumptions:
+        """The same, and a plan may use this share of the budget."""
+        budget = self.judge.budget.scaled(share)
+        return replace(self, judge=replace(self.judge, budget=budget))
+
+    def placing(self, context: PassContext, contending: Collection[str]) -> PassContext:
+        """The context of passes that place formats on this.
+
+        Args:
+            context: Of passes without data; its target names one backend and the formats it has.
+            contending: The formats of all backends that the fastest is chosen of.
+        """
+        target = replace(
+            context.target,
+            formats=formats_without_data(context.target.formats, contending),
+            table_formats=tuple(f for f in context.target.table_formats if f in _TABLES),
+        )
+        return replace(
+            context,
+            target=target,
+            judge=self.judge,
+            calibration=tuple(self.calibration.batches()),
+            assumed=self,
+        )
+
+    def measured(self, run: Runner, signature: Signature) -> Verdict:
+        """What was built, on made-up rows that nothing was chosen on.
+
+        Raises:
+            DataError: Its scores of them are NaN or Inf.
+        """
+        return self.fresh.on(score(run, self.fresh.rows, signature))
+
+    def verdict(self, found: Verdict, report: Report) -> Verdict:
+        """The verdict of what was built: unverified, with what was assumed.
+
+        Args:
+            found: What was measured on made-up rows.
+            report: Of the passes.
+        """
+        low: dict[str, list[str]] = {}
+        for site in report.sites:
+            if site.chosen != "fp32":
+                low.setdefault(site.kind, []).append(site.chosen)
+        placed = " and ".join(
+            f"{len(chosen)} {kind}{'s' * (len(chosen) > 1)} in {', '.join(dict.fromkeys(chosen))}"
+            for kind, chosen in low.items()
+        )
+        damages = ", ".join(
+            f"task {task.task!r} by ΔNE {100 * task.delta_ne.estimate:+.4f} %"
+            for task in found.tasks
+        )
+        reasons = [
+            f"no data was given: {placed}, and what that costs on your rows is not known",
+            f"on {found.rows:,} made-up rows, and the original's own scores as soft labels, it "
+            f"moves {damages}",
+            *(f"assumed range: {one}" for one in report.assumed),
+            self._unknown(report),
+            self._settling(),
+        ]
+        empty = Verdict.unverified("", self.judge.budget.confidence)
+        return replace(empty, reasons=tuple(reason for reason in reasons if reason))
+
+    def _unknown(self, report: Report) -> str:
+        """What is said of features of unknown scale, where there are any."""
+        if not self.unknown:
+            return ""
+        kept = [site.site for site in report.sites if OPEN in site.reason]
+        verb = "keeps" if len(kept) == 1 else "keep"
+        first = f"; {', '.join(kept)} {verb} fp32 for it" if kept else ""
+        return (
+            f"assumed: {', '.join(map(repr, self.unknown))} of unknown scale, made up with mean 0 "
+            f"and standard deviation 1{first}; give inputs=, an example whose values are typical"
+        )
+
+    def _settling(self) -> str:
+        """What data would settle it."""
+        needed = self.rows_to_settle()
+        proving = f"{CALIBRATION_ROWS:,} rows of traffic would settle the ranges"
+        if needed is not None:
+            proving = (
+                f"about {needed:,} labelled rows of traffic as data= would settle it: "
+                f"{CALIBRATION_ROWS:,} give the ranges, the others choose and prove a plan within "
+                f"{self.judge.budget.spec()}"
+            )
+        return f'{proving}; formats="none" leaves every format as it is'
+
+    @property
+    def one_row(self) -> Mapping[str, Tensor]:
+        """A single made-up row."""
+        return self.calibration.part(0, 1).features
+
+    def range_of(
+        self, site: str, number_format: str, samples: Tensor, known: tuple[float, float]
+    ) -> AssumedRange:
+        """The static range of a linear's input.
+
+        Args:
+            site: The linear.
+            number_format: ``"int8"`` or ``"fp8"``.
+            samples: ``[rows, K]``, its input on made-up rows.
+            known: Beyond which it can't be; infinite where nothing is known.
+        """
+        room = _ROOM[number_format]
+        seen = float(samples.min()), float(samples.max())
+        wide = min(seen[0] * room, seen[0] / room), max(seen[1] * room, seen[1] / room)
+        low, high = max(wide[0], known[0]), min(wide[1], known[1])
+        exact = (low, high) == known
+        source = KNOWN if exact else f"{room:g} times what made-up rows give"
+        return AssumedRange(site, low, high, source)
+
+    def rows_to_settle(self) -> int | None:
+        """How many labelled rows as data= would prove a plan that uses half of the budget."""
+        judge = self.judge
+        needed = []
+        for task, entropy in judge.entropies.items():
+            limit = judge.budget.for_task(task).ne
+            if limit:
+                confidence = judge.budget.confidence
+                needed.append(rows_to_use(_HALF, limit, entropy, confidence))
+        if not needed:
+            return None
+        return CALIBRATION_ROWS + math.ceil(max(needed) / (1.0 - CHOICE_SHARE))
+
+
+def formats_without_data(formats: Sequence[str], contending: Collection[str]) -> tuple[str, ...]:
+    """The formats of a linear that can be placed on assumed ranges.
+
+    A range per row finds itself, so that it comes before the static one of the same codes, and the
+    codes of FP8, whose steps shrink with the value, before those of INT8.
+
+    Args:
+        formats: What the backend has.
+        contending: What all backends have that the fastest is chosen of.
+    """
+    behind = {name.removesuffix("-rows") for name in contending if name.endswith("-rows")}
+    behind |= {"int8"} if "fp8" in formats else set()
+    return tuple(name for name in formats if name not in behind)
+
+
+def made_up(signature: Signature, count: int, seed: int, example: Mapping[str, Tensor]) -> Rows:
+    """Made-up rows whose dense features are like those of an example, where there is one."""
+    rows = synthesize(signature, count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    features = dict(rows.features)
+    for feature in signature:
+        given, made = example.get(feature.name), features[feature.name]
+        if feature.delimiter or given is None or given.shape[1:] != made.shape[1:]:
+            continue
+        if _is_open(feature) and _tells(given):
+            dense = _like(given, made, generator)
+            ids = id_limits(feature) > 0 if feature.cardinalities else torch.tensor(False)
+            features[feature.name] = torch.where(ids, made, dense)
+    return replace(rows, features=features)
+
+
+def _of_scores_alone(budget: Budget) -> Budget:
+    """The limits that made-up rows can be held to: they have no labels, groups or cohorts."""
+    tasks = {task: _of_scores_alone(own) for task, own in budget.overrides.items()}
+    left = budget.ne, budget.calibration, budget.max_shift, budget.max_rms_shift
+    return replace(
+        budget,
+        ne=Budget().ne if left == (None,) * len(left) else budget.ne,
+        auc=None,
+        gauc=None,
+        recall_at=None,
+        tasks=tasks,
+        cohorts=False,
+        find_cohorts=False,
+    )
+
+
+def _is_open(feature: Feature) -> bool:
+    """Whether a feature may have values of any size, which the model takes as they are."""
+    if feature.is_integer or feature.bounds is not None or feature.kind is FeatureKind.UNUSED:
+        return False
+    return not feature.cardinalities or not all(feature.cardinalities)
+
+
+def _bounds(feature: Feature) -> tuple[Tensor, Tensor] | None:
+    """What is known of a floating-point feature's values."""
+    if feature.is_integer:
+        return None
+    if feature.bounds is not None:
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in feature.bounds)
+        return low, high
+    return None
+
+
+def _tells(example: Tensor | None) -> bool:
+    """Whether an example tells of what size a feature is: by two numbers that differ at least."""
+    if example is None:
+        return False
+    finite = example[torch.isfinite(example)]
+    return finite.numel() > 1 and bool((finite != finite[0]).any())
+
+
+def _like(example: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
+    """Values like those of an example: its own, column by column, each moved somewhat.
+
+    Args:
+        example: ``[n, …]``.
+        made: ``[rows, …]`` normal values, in whose place they are.
+        generator: Draws.
+    """
+    finite = torch.where(torch.isfinite(example), example, torch.zeros_like(example)).double()
+    picked = finite[torch.randint(len(example), (len(made),), generator=generator)]
+    spread = finite.std(0, correction=0)
+    # Of a column that never changes, its size is what is known.
+    overall = finite.square().mean().sqrt()
+    alone = torch.where(finite[0] == 0, overall, finite[0].abs())
+    spread = torch.where(spread > 0, 0.25 * spread, 0.5 * alone)
+    moved = picked + made.double() * spread
+    if bool((finite >= 0).all()):
+        moved = moved.abs()
+    return moved.to(made.dtype)
