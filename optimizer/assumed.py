@@ -288,9 +288,11 @@ def made_up(signature: Signature, count: int, seed: int, example: Mapping[str, T
     generator = torch.Generator().manual_seed(seed)
     features = dict(rows.features)
     for feature in signature:
-        given, made = example.get(feature.name), features[feature.name]
-        if feature.delimiter or given is None or given.shape[1:] != made.shape[1:]:
+        given, made = example.get(feature.name), features.get(feature.name)
+        if feature.delimiter or given is None or made is None:
             continue
+        if given.shape[1:] != made.shape[1:]:
+            continue  # a list whose length differs from row to row
         if _is_open(feature) and _tells(given):
             dense = _like(given, made, generator)
             ids = id_limits(feature) > 0 if feature.cardinalities else torch.tensor(False)
