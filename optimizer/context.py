@@ -62,7 +62,8 @@ class PassContext:
         judge: Scores a program on the rows that choose a plan, against the original; where it is
             None no lossy pass runs.
         assumed: What formats are placed on where those rows are made up; None with data.
-        original: The captured program, which rounding errors are measured against.
+        original: What rounding errors are measured against: the captured program, or the program
+            as the last lossy or trained pass left it.
         instruments: What observes the passes.
         strict: A pass that fails or breaks its promise raises instead of being rolled back.
         batch_sizes: The batch sizes that will be served.

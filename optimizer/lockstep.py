@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from .ir.facts import facts_of
 from .ir.ops import QUANTIZE
-from .ir.program import Program, with_defaults
+from .ir.program import Program
 
 _aten = torch.ops.aten
 _LOW: Final = {
@@ -199,9 +199,8 @@ def _visited(
     features: Mapping[str, Tensor],
     visit: Callable[[fx.Node, tuple[Any, ...], Any], Any],
 ) -> dict[str, Tensor]:
-    given = with_defaults(program.signature, features)
     with torch.no_grad():
-        results = _Visit(program, visit).run(*(given[name] for name in program.signature.names))
+        results = _Visit(program, visit).run(*program.ordered(features))
     return dict(zip(program.signature.outputs, results, strict=True))
 
 

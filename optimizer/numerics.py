@@ -74,7 +74,7 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
 def truth(program: Program, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The outputs in fp64, without copying large tables."""
     with torch.no_grad():
-        values = _Wide(program.module).run(*(_wide(rows[n]) for n in program.signature.names))
+        values = _Wide(program.module).run(*map(_wide, program.ordered(rows)))
     return dict(zip(program.signature.outputs, values, strict=True))
 
 

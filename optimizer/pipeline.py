@@ -196,6 +196,9 @@ def _attempt(
         _undo(program, snapshot, ctx, said, f"rolled back: {broken}")
         return Outcome.ROLLED_BACK, broken, moved, None
     program.recipe = (*program.recipe, pass_.spec())
+    if pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
+        # What it lost is judged; what comes after must round to what it left, not to what was.
+        ctx.original = program.clone()
     if ctx.judge is not None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
         # All passes share one budget: the next ones have what this one left of it.
         ctx.judge = ctx.judge.rebased(program, trained=pass_.exactness is Exactness.TRAINED)

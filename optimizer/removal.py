@@ -123,7 +123,7 @@ def input_moments(program: Program, batches: Sequence[Rows]) -> dict[str, Moment
     recorder = _Sums(program)
     with torch.no_grad():
         for batch in batches:
-            recorder.run(*(batch[name] for name in program.signature.names))
+            recorder.run(*program.ordered(batch))
     found = {}
     for name, (count, total) in recorder.totals.items():
         mean = total / count

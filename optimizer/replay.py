@@ -37,7 +37,7 @@ class Replay:
         """The program's output tensors by name, without gradients."""
         runner = _Runner(program, self)
         with torch.no_grad():
-            results = runner.run(*(self._features[name] for name in program.signature.names))
+            results = runner.run(*program.ordered(self._features))
         return dict(zip(program.signature.outputs, results, strict=True))
 
     def recall(self, key: bytes) -> Any:

@@ -199,6 +199,21 @@ class Report:
         return self.records
 
     @property
+    def failures(self) -> list[str]:
+        """Passes that failed or broke their promise and were undone, and why.
+
+        Without what they would have done, what was built may be slower than it could be. A lossy
+        pass that was over budget isn't one of them.
+        """
+        judged = ("lossy", "trained")
+        return [
+            f"{record.spec}: {record.note}"
+            for record in self.records
+            if record.outcome is Outcome.FAILED
+            or (record.outcome is Outcome.ROLLED_BACK and record.exactness not in judged)
+        ]
+
+    @property
     def table_bytes(self) -> tuple[int, int]:
         """Bytes of the tables in fp32, and in the formats they got."""
         tables = [(prod(s.shape), s) for s in self.sites if s.kind == "table"]

@@ -82,9 +82,8 @@ class Trainable:
 
     def __call__(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs by name, with gradients to the leaves."""
-        names = self.program.signature.names
         with torch.enable_grad():
-            results = _Training(self).run(*(features[name] for name in names))
+            results = _Training(self).run(*self.program.ordered(features))
         return dict(zip(self.program.signature.outputs, results, strict=True))
 
     def state(self) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def lookups(
     counter = _Counter(program, tables)
     with torch.no_grad():
         for batch in batches:
-            counter.run(*(batch[name] for name in program.signature.names))
+            counter.run(*program.ordered(batch))
     return counter.counts
 
 

@@ -238,7 +238,7 @@ class _Edges(fx.Interpreter):
     def outputs(self, batch: Rows) -> dict[str, Tensor]:
         """The outputs by name, with gradients."""
         with torch.enable_grad():
-            results = self.run(*(batch[name] for name in self._program.signature.names))
+            results = self.run(*self._program.ordered(batch))
         return dict(zip(self._program.signature.outputs, results, strict=True))
 
     def run_node(self, n: fx.Node) -> object:

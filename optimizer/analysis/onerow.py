@@ -72,7 +72,7 @@ class OneRow(fx.Interpreter):
         self._moves: dict[fx.Node, Moves | None] = {}
         rows = synthesize(program.signature, 1).features
         with torch.no_grad():
-            self.run(*(rows[name] for name in program.signature.names))
+            self.run(*program.ordered(rows))
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs a node and keeps its value."""

@@ -73,7 +73,7 @@ def inputs_of(
     recorder = _Recorder(program, {node for node in keep if isinstance(node, fx.Node)}, rows)
     with torch.no_grad():
         for batch in batches:
-            recorder.run(*(batch[name] for name in program.signature.names))
+            recorder.run(*program.ordered(batch))
     found = {node: torch.cat(parts) for node, parts in recorder.kept.items() if parts}
     sources = {site: source for site in sites if isinstance(source := site.args[0], fx.Node)}
     return {site: found[source] for site, source in sources.items() if source in found}
@@ -88,7 +88,7 @@ def rows_read(
     )
     with torch.no_grad():
         for batch in batches:
-            recorder.run(*(batch[name] for name in program.signature.names))
+            recorder.run(*program.ordered(batch))
     return {n: recorder.seen[n.args[1]] for n in lookups if n.args[1] in recorder.seen}  # type: ignore[index]
 
 

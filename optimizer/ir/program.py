@@ -64,11 +64,19 @@ class Program:
         """
         return bind_arguments(self.arguments, args, kwargs)
 
+    def ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Feature tensors in the order the graph takes them, defaults for those left out.
+
+        Whatever runs the graph itself goes through here: a pass may have added a feature that the
+        rows at hand were read without.
+        """
+        given = with_defaults(self.signature, features)
+        return [given[name] for name in self.signature.names]
+
     def run(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The output tensors by name, from feature tensors by name, without gradients."""
-        given = with_defaults(self.signature, features)
         with torch.no_grad():
-            results = self.module(*(given[name] for name in self.signature.names))
+            results = self.module(*self.ordered(features))
         return dict(zip(self.signature.outputs, results, strict=True))
 
     def clone(self) -> Program:

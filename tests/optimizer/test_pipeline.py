@@ -346,6 +346,31 @@ def test_a_rounding_pass_within_its_promise_is_kept(program: Program, context: M
     assert program.recipe[-1] == "coarse{through='float64'}"
 
 
+@pytest.mark.parametrize("exactness", [Exactness.LOSSY, Exactness.TRAINED])
+def test_after_a_lossy_pass_rounding_is_measured_from_what_it_left(
+    program: Program, context: Make, monkeypatch: pytest.MonkeyPatch, exactness: Exactness
+) -> None:
+    monkeypatch.setattr(Lossy, "exactness", exactness)
+    ctx = context(judge=within_budget, strict=True, may_train=True)
+    Pipeline((Lossy(), Coarse(through="float64"), Coarse(through="float64"))).run(program, ctx)
+    assert [r.outcome for r in ctx.report.passes] == [Outcome.CHANGED] * 3
+    assert ctx.report.failures == []
+    with pytest.raises(PassError, match="its error against fp64 is"):
+        Pipeline((Coarse(through="float8_e5m2"),)).run(program, ctx)
+
+
+def test_after_a_lossy_pass_that_was_undone_the_reference_stays(
+    program: Program, context: Make, chain: Program
+) -> None:
+    ctx = context(judge=over_budget)
+    Pipeline((Lossy(), Coarse())).run(program, ctx)
+    assert ctx.original is chain
+    assert [r.outcome for r in ctx.report.passes] == [Outcome.ROLLED_BACK] * 2
+    # Being over budget is what the gate is for; a broken promise is a fault of the pass.
+    (failure,) = ctx.report.failures
+    assert failure.startswith("coarse")
+
+
 def test_skipping_is_a_missed_remark(program: Program, context: Make) -> None:
     before = program.fingerprint()
     for pass_, why in ((Unwilling(), "there is nothing for it here"), (LateSkip(), "changed its")):

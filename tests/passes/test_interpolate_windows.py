@@ -17,10 +17,21 @@ from rankc.models.train import train
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Program, Side
+from rankc.optimizer.registry import pass_names
 from rankc.optimizer.report import Outcome
+from rankc.optimizer.scoring import Judge
 from rankc.optimizer.verdict import Status
 from rankc.optimizer.windows import exponential
-from support import Ran, RuleJudge, made_up, operators, run_passes, verdict
+from support import (
+    Ran,
+    RuleJudge,
+    made_up,
+    made_up_recovery,
+    operators,
+    permissive_judge,
+    run_passes,
+    verdict,
+)
 from torch import Tensor, nn
 
 DAYS = (1.0, 3.0, 7.0, 28.0)
@@ -350,6 +361,59 @@ def test_a_model_trained_on_a_log_of_conversions(law: str, form: str) -> None:
     with pytest.raises(SignatureError, match=message):
         artifact(*inputs, window=week.index_fill(0, torch.tensor([2]), 40.0))
     assert synthesize(artifact.signature, 9).features["window"].min() >= 1.0
+
+
+class Wide(nn.Module):
+    """Three windows over a table and a linear that are worth a low format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(2000, 16)
+        self.wide, self.low = nn.Linear(24, 128), nn.Linear(128, 128)
+        self.heads = nn.ModuleList(nn.Linear(128, 1) for _ in range(3))
+
+    def forward(self, dense: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        hidden = self.wide(torch.cat([self.table(ids), dense], 1)).relu()
+        hidden = self.low(hidden).relu()
+        low, middle, high = (head(hidden).squeeze(1) for head in self.heads)
+        return {"buy_1d": low - 2.0, "buy_7d": 0.01 * middle - 1.0, "buy_28d": 0.1 * high}
+
+
+@pytest.fixture(scope="module")
+def wide() -> Program:
+    return capture(Wide().eval(), (torch.randn(9, 8), torch.arange(9)))
+
+
+def test_low_formats_are_placed_with_a_feature_that_the_rows_lack(wide: Program) -> None:
+    windows = rankc.Windows().of(wide.signature).spec()
+    rows = synthesize(wide.signature, 2000, seed=2)
+    judge = Judge.of(wide, rows, rankc.Budget(ne=0.3, max_rms_shift=2.0))
+    ran = run_passes(
+        wide,
+        f"default,+{windows}@after:canonicalize",
+        target="h100-fp8",
+        judge=judge,
+        calibration=[made_up(wide, 500, seed=3)],
+    )
+    assert "window" in ran.program.signature.names
+    assert ran.report.failures == []
+    assert {"fp8", "int8"} & {record.chosen[:4].rstrip("-") for record in ran.report.sites}
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(pass_names()) if n != "interpolate-windows"])
+def test_no_pass_trips_over_a_feature_that_the_rows_lack(wide: Program, name: str) -> None:
+    """With a judge, calibration rows and rows to finetune on that were read without it."""
+    windows = rankc.Windows().of(wide.signature).spec()
+    plan = {"batch_size": 256, "rounds": 1}
+    run_passes(
+        wide,
+        f"canonicalize,{windows},{name}",
+        judge=permissive_judge(wide),
+        calibration=[made_up(wide, 300, seed=3)],
+        target="h100-fp8",
+        recovery=made_up_recovery(wide, 300, **plan),
+    )
 
 
 def test_windows_without_data_are_refused() -> None:
