@@ -143,6 +143,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         "--label", action="append", default=[], help="label column, or task=column; repeatable"
     )
     parser.add_argument("--group", help="column of the user or request a row belongs to")
+    parser.add_argument("--time", help="column of when a row came; rows are sorted by it")
     parser.add_argument("--cohort", action="append", default=[], help="column judged by slice")
     parser.add_argument("--pipeline", default="default", help="passes (default: default)")
     _trust_argument(parser)
@@ -331,7 +332,13 @@ def _parquet(arguments: argparse.Namespace) -> Parquet | None:
 
     if arguments.data is None:
         return None
-    return Parquet(arguments.data, tuple(arguments.label), arguments.group, tuple(arguments.cohort))
+    return Parquet(
+        arguments.data,
+        tuple(arguments.label),
+        arguments.group,
+        tuple(arguments.cohort),
+        arguments.time,
+    )
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .clusters import time_column
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
@@ -37,12 +38,15 @@ class Batch:
         group: ``[B]`` integers, the user or request a row belongs to: rows of one group aren't
             independent, and top-k is taken within it.
         cohorts: ``{name: [B]}`` integers or strings, slices that are judged apart.
+        time: ``[B]`` numbers, dates or text that sorts by time: when each row came. Rows are put in
+            its order, and judged on the latest; without it the order they are given in counts.
     """
 
     inputs: Any
     labels: Any = None
     group: Any = None
     cohorts: Mapping[str, Any] | None = None
+    time: Any = None
 
 
 class Contract(Protocol):
@@ -76,6 +80,8 @@ class Rows:
         synthetic: Whether they were made up from the signature.
         first: Which row of the user's data comes first, so that messages can name rows.
         ragged: What delimits the features whose rows hold different numbers of ids.
+        time: ``[N]``, when each row came, never falling; None where the order is all that tells.
+        notes: What there is to say of how they were read.
     """
 
     features: Mapping[str, Tensor]
@@ -85,6 +91,8 @@ class Rows:
     synthetic: bool = False
     first: int = 0
     ragged: tuple[Ragged, ...] = ()
+    time: np.ndarray[Any, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return row_count(self.features, self.ragged)
@@ -105,6 +113,7 @@ class Rows:
             if self.cohorts is None
             else {name: value[piece] for name, value in self.cohorts.items()},
             first=self.first + start,
+            time=None if self.time is None else self.time[piece],
         )
 
     def filled(self, count: int) -> Rows:
@@ -118,7 +127,10 @@ class Rows:
         """At most so many rows, evenly spaced, so that all of the time they cover is in them."""
         if len(self) <= count:
             return self
-        picked = spread_over(len(self), count)
+        return self.picked(spread_over(len(self), count))
+
+    def picked(self, picked: np.ndarray[Any, np.dtype[np.int64]]) -> Rows:
+        """Some rows, by their places, in that order."""
         return replace(
             self,
             features=take(self.features, self.ragged, torch.from_numpy(picked)),
@@ -127,7 +139,20 @@ class Rows:
             cohorts=None
             if self.cohorts is None
             else {name: value[picked] for name, value in self.cohorts.items()},
+            time=None if self.time is None else self.time[picked],
         )
+
+    def in_order(self) -> Rows:
+        """The rows in the order of their time; those of one time stay as they were given."""
+        if self.time is None or bool((self.time[1:] >= self.time[:-1]).all()):
+            return self
+        order = np.argsort(self.time, kind="stable")
+        behind = int((self.time[1:] < self.time[:-1]).argmax()) + 1
+        told = (
+            f"the rows were sorted by time, which goes backwards first in row {behind}; the "
+            "latest prove"
+        )
+        return replace(self.picked(order), notes=(*self.notes, told))
 
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
         """The features in batches."""
@@ -226,6 +251,7 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
     features: list[dict[str, Tensor]] = []
     labels: dict[str, list[Any]] = {}
     groups: list[Any] = []
+    times: list[Any] = []
     cohorts: dict[str, list[Any]] = {}
     rows = 0
     for item in data:
@@ -238,6 +264,8 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
             labels.setdefault(task, []).append(values)
         if batch.group is not None:
             groups.append(_column("group", batch.group, count))
+        if batch.time is not None:
+            times.append(_column("time", batch.time, count))
         for name, values in (batch.cohorts or {}).items():
             cohorts.setdefault(name, []).append(_column(f"cohort {name}", values, count))
         rows += count
@@ -259,13 +287,17 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
     group = np.concatenate(groups) if groups else None
     if group is not None and len(group) != rows:
         raise DataError(f"group is missing from some batches: {len(group):,} of {rows:,} rows.")
+    time = time_column(np.concatenate(times), sum(map(len, times))) if times else None
+    if time is not None and len(time) != rows:
+        raise DataError(f"time is missing from some batches: {len(time):,} of {rows:,} rows.")
     return Rows(
         join(features, ragged),
         together["labels"] or None,
         group,
         together["cohorts"] or None,
         ragged=ragged,
-    )
+        time=time,
+    ).in_order()
 
 
 def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
@@ -482,7 +514,8 @@ def _column(what: str, values: Any, rows: int) -> np.ndarray[Any, Any]:
 def split(rows: Rows, calibration: Rows | None = None) -> Split:
     """Calibration, choice and proof rows: disjoint, in the order given, the last ones prove.
 
-    Order is kept so that rows sorted by time are judged on the most recent ones.
+    Order is kept so that rows sorted by time are judged on the most recent ones: those that prove
+    reach past those that choose.
 
     Raises:
         DataError: Too few rows to split.
@@ -550,12 +583,14 @@ class Parquet:
             like the tasks.
         group: The column of users or requests.
         cohorts: Columns of slices that are judged apart.
+        time: The column of when a row came.
     """
 
     path: str | Path
     labels: tuple[str, ...] = ()
     group: str | None = None
     cohorts: tuple[str, ...] = ()
+    time: str | None = None
 
     def batches(self, program: Program) -> Iterator[Batch]:
         """The rows, as batches the program's model would take.
@@ -575,7 +610,7 @@ class Parquet:
             raise DataError(f"{self.path} is no parquet file: {error}") from error
         columns = set(file.schema_arrow.names)
         labels = self._label_columns(program, columns)
-        wanted = [*labels.values(), *([self.group] if self.group else ()), *self.cohorts]
+        wanted = [*labels.values(), *filter(None, (self.group, self.time)), *self.cohorts]
         missing = [column for column in wanted if column not in columns]
         if missing:
             raise DataError(f"{self.path} has no column {missing}; it has {sorted(columns)}.")
@@ -594,6 +629,7 @@ class Parquet:
                 {task: values[column].to_numpy() for task, column in labels.items()} or None,
                 values[self.group].to_numpy() if self.group else None,
                 {name: values[name].to_numpy() for name in self.cohorts} or None,
+                values[self.time].to_numpy() if self.time else None,
             )
 
     def _label_columns(self, program: Program, columns: set[str]) -> dict[str, str]:

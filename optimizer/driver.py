@@ -171,6 +171,7 @@ def optimize(
         job.recovery = prepare(recover, program, rows, seed, say.detail)
         job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
     if rows is not None:
+        job.read = rows.proof.notes
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
         job.knowledge = _knowledge(checkpoint, subject)
     artifact = job.unverified() if rows is None else job.proved(rows)
@@ -196,6 +197,7 @@ class _Job:
     request: Request | None = None
     shared: tuple[str, ...] = ()
     example: Mapping[str, Tensor] | None = None
+    read: tuple[str, ...] = ()
 
     def unverified(self) -> Artifact:
         """Without data: formats on assumed ranges, where there are any; checked on made-up rows."""
@@ -372,7 +374,7 @@ class _Job:
             f"({tables} looked up in tables), {len(self.program.signature.tasks)} tasks, "
             f"for {self.target.name}"
         )
-        report.notes += self.program.notes
+        report.notes += [*self.program.notes, *self.read]
         lacking = self._lacking()
         if lacking:
             report.notes.append(

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from . import intervals, quality
+from . import intervals, quality, repeats
+from .blocks import blocks_of
 from .budget import Budget, check_confidence
+from .clusters import Clusters
 from .errors import BudgetError, DataError
 from .intervals import Interval
 from .quality import FloatArray, IntArray, ShiftSummary
@@ -44,8 +46,14 @@ MIN_COHORT_ROWS: Final = 500
 MIN_COHORT_CLUSTERS: Final = 20
 """So are cohorts of fewer users or requests, whatever their rows."""
 
+SOFT_COHORT_ROWS: Final = 100
+"""Smaller cohorts aren't judged by their damage on soft labels either."""
+
 MIN_CLASS_ROWS: Final = 10
 """Rows of the rarer class below which a standard error of the log loss can't be trusted."""
+
+MIN_CARRIERS: Final = 10
+"""Independent contributions to ΔNE below which its interval can't be trusted."""
 
 DELTA_NE: Final = "ΔNE"
 """What the check of ``Budget.ne`` is called."""
@@ -112,6 +120,7 @@ def judge(
     budget: Budget,
     *,
     group: ArrayLike | None = None,
+    time: ArrayLike | None = None,
     cohorts: Mapping[str, ArrayLike] | None = None,
     found: Sequence[FoundCohort] = (),
     regression: Collection[str] = (),
@@ -131,7 +140,9 @@ def judge(
         labels: ``{task: [N]}`` in [0, 1] (any real number for a regression), or None.
         budget: The limits.
         group: ``[N]``, the user or request of each row, to cluster by. None takes rows as
-            independent, and the verdict notes it.
+            independent but for their time, and the verdict notes it. Rows that repeat others are
+            of one group with them.
+        time: ``[N]``, when each row came, to cluster by; None takes the order of the rows for it.
         cohorts: ``{axis: [N]}``, what cohort each row is of.
         found: Cohorts found on other rows, judged together with those.
         regression: Names of the regression tasks.
@@ -152,25 +163,24 @@ def judge(
         raise BudgetError(
             f"budget: it limits task {', '.join(unknown)}, the model has {', '.join(reference)}"
         )
-    codes = None if group is None else quality.cluster_codes(group, count)[0]
+    clusters = Clusters.of(count, group, time, repeats.found(rows))
     axes = _gated_axes(budget, cohorts or {}, count)
 
     # Intersection-union test: the copy passes only if *every* task and limit passes, so passing a
     # bad copy needs the bad one among them to slip through its own test; its error rate is the
     # bound for all together, and no correction for their number is due. (Failing is another
     # matter: cohorts fail by a lower bound, and there the number of them is corrected for.)
-    tasks = tuple(_judge_task(task, budget.for_task(task.name), codes) for task in rows)
-    damage, unlisted = _judge_cohorts(rows, budget, axes, found, codes, min_cohort_rows)
+    tasks = tuple(_judge_task(task, budget.for_task(task.name), clusters) for task in rows)
+    damage, unlisted = _judge_cohorts(rows, budget, axes, found, clusters, min_cohort_rows)
 
-    reasons = [
-        check_sentence(task.task, check, MIN_CLASS_ROWS) for task in tasks for check in task.checks
-    ]
+    reasons = [check_sentence(task.task, check) for task in tasks for check in task.checks]
     reasons += [
         cohort_sentence(cohort, COHORT_FACTOR, _cohort_limit(budget, cohort.task))
         for cohort in damage
     ]
     statuses = [task.status for task in tasks]
     statuses += [Status.FAIL for cohort in damage if cohort.status is CohortStatus.FAIL]
+    statuses += [Status.INCONCLUSIVE for cohort in damage if cohort.is_open]
     soft = tuple(task.name for task in rows if task.soft)
     return Verdict(
         status=_worst(statuses),
@@ -180,35 +190,37 @@ def judge(
         tasks=tasks,
         cohorts=damage,
         reasons=tuple(filter(None, reasons)),
-        notes=notes(tasks, soft, codes is None, damage, unlisted),
+        notes=notes(tasks, soft, clusters, damage, unlisted),
     )
 
 
-def _judge_task(task: TaskRows, budget: Budget, codes: IntArray | None) -> TaskResult:
-    delta = task.delta_ne(codes, budget.confidence)
+def _judge_task(task: TaskRows, budget: Budget, clusters: Clusters) -> TaskResult:
+    delta = task.delta_ne(clusters, budget.confidence)
     shift = quality.shift_summary(task.reference, task.optimized)
-    checks = tuple(_checks(task, budget, codes, delta, shift))
+    checks = tuple(_checks(task, budget, clusters, delta, shift))
     return TaskResult(
         task=task.name,
         status=_worst(check.status for check in checks),
         labels="soft labels" if task.soft else "labels",
         delta_ne=delta,
-        before=_metrics(task, task.reference, task.reference_loss, codes),
-        after=_metrics(task, task.optimized, task.loss, codes),
+        before=_metrics(task, task.reference, task.reference_loss, clusters.own),
+        after=_metrics(task, task.optimized, task.loss, clusters.own),
         shift=shift,
         checks=checks,
-        ranking=tuple(_ranking(task, budget, codes)),
+        ranking=tuple(_ranking(task, budget, clusters)),
+        blocks=blocks_of(task, clusters),
     )
 
 
-def _ranking(task: TaskRows, budget: Budget, codes: IntArray | None) -> Iterable[Ranking]:
+def _ranking(task: TaskRows, budget: Budget, clusters: Clusters) -> Iterable[Ranking]:
     """Hard and soft recall of the original's top of each group, where it is limited."""
+    codes = clusters.own
     if codes is None:
         return
     value = task.reference if task.regression else special.expit(task.reference)
     summed = bool((value >= 0.0).all())
     for k, _ in budget.cuts:
-        hard = intervals.recall_interval(value, task.optimized, codes, k, budget.confidence)
+        hard = intervals.recall_interval(value, task.optimized, clusters, k, budget.confidence)
         recall = quality.recall_at_k(value, task.optimized, codes, k, soft=summed)
         yield Ranking(k, hard, recall if summed else None)
 
@@ -216,30 +228,25 @@ def _ranking(task: TaskRows, budget: Budget, codes: IntArray | None) -> Iterable
 def _checks(
     task: TaskRows,
     budget: Budget,
-    codes: IntArray | None,
+    clusters: Clusters,
     delta: Interval,
     shift: ShiftSummary,
 ) -> Iterable[Check]:
     z, new, y, sure = task.reference, task.optimized, task.labels, budget.confidence
-    if (budget.gauc is not None or budget.cuts) and codes is None:
+    if (budget.gauc is not None or budget.cuts) and clusters.own is None:
         raise DataError(
             f"the budget limits {'gauc' if budget.gauc is not None else 'recall_at'}, which is "
             "measured within requests: give every row its `group`"
         )
     if budget.ne is not None:
-        check = _check(DELTA_NE, budget.ne, delta)
-        few = task.rarer_class < MIN_CLASS_ROWS and task.certain_bound > budget.ne
-        if few and check.status is Status.PASS:
-            more = math.ceil(delta.rows * MIN_CLASS_ROWS / max(task.rarer_class, 1.0)) - delta.rows
-            check = replace(check, status=Status.INCONCLUSIVE, more_rows=max(more, 1))
-        yield check
+        yield _enough(_check(DELTA_NE, budget.ne, delta), task, sure)
     if budget.ne is not None and budget.two_sided:
         # A lucky shift. Only a sure one counts: `_check` would call every noisy copy open.
         gain = delta.negated
         lucky = gain.low > budget.ne
         yield Check("NE gain", budget.ne, gain, Status.FAIL if lucky else Status.PASS, 0)
     if budget.max_rms_shift is not None:
-        moved = intervals.relative_shift_interval(z, new, codes, sure)
+        moved = intervals.relative_shift_interval(z, new, clusters, sure)
         yield _check("rms logit shift", budget.max_rms_shift, moved)
     if budget.max_shift is not None:
         yield _check("largest logit shift", budget.max_shift, delta.moved(*[shift.largest] * 3))
@@ -247,20 +254,41 @@ def _checks(
         # What follows orders positives against negatives, or compares probabilities.
         return
     if budget.auc is not None:
-        drop = intervals.auc_delta(z, new, y, codes, sure).negated
+        drop = intervals.auc_delta(z, new, y, clusters, sure).negated
         yield _check("AUC drop", budget.auc, drop)
     if budget.calibration is not None:
-        moved = intervals.calibration_delta(z, new, codes, sure).folded
+        moved = intervals.calibration_delta(z, new, clusters, sure).folded
         yield _check("calibration change", budget.calibration, moved)
-    if codes is None:
+    if clusters.own is None:
         return
     if budget.gauc is not None:
-        drop = intervals.gauc_delta(z, new, y, codes, sure).negated
+        drop = intervals.gauc_delta(z, new, y, clusters, sure).negated
         yield _check("GAUC drop", budget.gauc, drop)
     for k, least in budget.cuts:
-        kept = intervals.recall_interval(z, new, codes, k, sure)
+        kept = intervals.recall_interval(z, new, clusters, k, sure)
         lost = kept.moved(1.0 - kept.estimate, 1.0 - kept.high, 1.0 - kept.low)
         yield _check(f"recall@{k} loss", 1.0 - least, lost)
+
+
+def _enough(check: Check, task: TaskRows, confidence: float) -> Check:
+    """A check of ΔNE, left open if it passed on too few rows for its interval to be trusted."""
+    carriers = math.inf if check.interval.carriers is None else check.interval.carriers
+    if check.status is not Status.PASS:
+        return check
+    if task.rarer_class >= MIN_CLASS_ROWS and carriers >= MIN_CARRIERS:
+        return check
+    if task.certain_bound(confidence) <= check.limit:
+        return check
+    have, least, what = (
+        task.rarer_class,
+        MIN_CLASS_ROWS,
+        f"{MIN_CLASS_ROWS} rows of the rarer class",
+    )
+    if have >= MIN_CLASS_ROWS:
+        have, least = carriers, MIN_CARRIERS
+        what = f"{MIN_CARRIERS} rows, or groups of rows, that carry the change"
+    more = math.ceil(check.interval.rows * least / max(have, 1.0)) - check.interval.rows
+    return replace(check, status=Status.INCONCLUSIVE, more_rows=max(more, 1), few=what)
 
 
 def _check(measure: str, limit: float, interval: Interval) -> Check:
@@ -332,13 +360,15 @@ def _judge_cohorts(
     budget: Budget,
     axes: Mapping[str, NDArray[np.str_]],
     found: Sequence[FoundCohort],
-    codes: IntArray | None,
+    clusters: Clusters,
     min_rows: int,
 ) -> tuple[tuple[CohortResult, ...], int]:
     """Every cohort of every task, worst first, and how many tiny ones are not listed.
 
     A cohort fails when its loss is surely over κ times the limit, at an error rate that allows for
-    the number of cohorts (C2AL, 2510.02215, whose cohorts become a gate here).
+    the number of cohorts (C2AL, 2510.02215, whose cohorts become a gate here), on the labels or on
+    soft labels, which have no noise. It is bounded when either shows that it surely isn't; where
+    neither does, a cohort that was given leaves the verdict open.
     """
     tested: list[CohortResult] = []
     unknown: list[CohortResult] = []
@@ -349,8 +379,8 @@ def _judge_cohorts(
         for task in limited:
             tiny: list[CohortResult] = []
             for value, part in parts:
-                result = _cohort(task, axis, value, part, codes, budget.confidence, min_rows)
-                (tiny if result.status is CohortStatus.UNKNOWN else tested).append(result)
+                result = _cohort(task, axis, value, part, clusters, budget.confidence, min_rows)
+                (tiny if result.soft is None else tested).append(result)
             unknown += tiny[:_UNKNOWN_LISTED]
             unlisted += len(tiny[_UNKNOWN_LISTED:])
     by_name = {task.name: task for task in limited}
@@ -358,10 +388,10 @@ def _judge_cohorts(
         if one.task not in by_name:
             continue
         part, task = np.flatnonzero(one.members), by_name[one.task]
-        result = _cohort(task, one.axis, one.value, part, codes, budget.confidence, min_rows)
+        result = _cohort(task, one.axis, one.value, part, clusters, budget.confidence, min_rows)
         result = replace(result, found=True)
         (unknown if result.status is CohortStatus.UNKNOWN else tested).append(result)
-    corrected = sorted(_control_false_alarms(tested, budget), key=_severity)
+    corrected = sorted(_decided(tested, budget), key=_severity)
     return (*corrected, *unknown), unlisted
 
 
@@ -378,19 +408,21 @@ def _cohort(
     axis: str,
     value: str,
     part: IntArray,
-    codes: IntArray | None,
+    clusters: Clusters,
     confidence: float,
     min_rows: int,
 ) -> CohortResult:
+    """What its rows say: of ΔNE where they are enough, of the damage on soft labels before that."""
     result = CohortResult(task.name, axis, value, len(part), CohortStatus.UNKNOWN)
-    if len(part) < max(min_rows, 2):
+    if len(part) < max(min(min_rows, SOFT_COHORT_ROWS), 2):
         return result
-    rows = task.of(part)
-    inside = None if codes is None else codes[part]
-    clusters = len(part) if inside is None else len(np.unique(inside))
+    rows, inside = task.of(part), clusters.part(part)
+    if len(inside) < MIN_COHORT_CLUSTERS or not rows.base.any():
+        return result
+    result = replace(result, soft=rows.soft_damage(inside, confidence))
     # With hardly a positive row the differences are nearly all of one sign, and no standard error
     # made from them holds.
-    if clusters < MIN_COHORT_CLUSTERS or rows.rarer_class < MIN_CLASS_ROWS or not rows.base.any():
+    if len(part) < max(min_rows, 2) or rows.rarer_class < MIN_CLASS_ROWS:
         return result
     result = replace(
         result,
@@ -406,8 +438,51 @@ def _cohort(
     )
 
 
+def _decided(tested: list[CohortResult], budget: Budget) -> list[CohortResult]:
+    """Decides the cohorts by their labels, and by soft labels what these leave open.
+
+    A copy that was finetuned has other scores on purpose (``two_sided=False``): soft labels say
+    then what is harmless, but not what is harm.
+    """
+    known = _control_false_alarms([one for one in tested if one.delta_ne is not None], budget)
+    small = [one for one in tested if one.delta_ne is None]
+    judged = [*known, *small]
+    mended = [one.found or not budget.for_task(one.task).two_sided for one in judged]
+    limits = [_cohort_limit(budget, one.task) for one in judged]
+    soft = [one.soft for one in judged if one.soft is not None]
+    _, damaged, _ = _rejected(soft, limits, budget.confidence)
+    decided = []
+    for one, within, limit, harm, exempt in zip(judged, soft, limits, damaged, mended, strict=True):
+        bounded = within.high <= limit
+        if harm and not exempt and one.status is not CohortStatus.PASS:
+            one = replace(one, status=CohortStatus.FAIL)
+        elif one.status is CohortStatus.UNKNOWN and not bounded and not exempt:
+            one = replace(one, status=CohortStatus.INCONCLUSIVE)
+        decided.append(replace(one, bounded=bounded))
+    return decided
+
+
+def _rejected(
+    deltas: Sequence[Interval], limits: Sequence[float], confidence: float
+) -> tuple[list[float], list[bool], float]:
+    """Adjusted p-values of "within the limit", which are surely over it, and at what level.
+
+    Benjamini and Hochberg's control (J. R. Stat. Soc. B, 1995).
+    """
+    if not deltas:
+        return [], [], 0.0
+    alpha = (1.0 - confidence) / 2.0
+    p = np.array(list(map(intervals.upper_tail_p_value, deltas, limits)))
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    rejected = adjusted <= alpha
+    return adjusted.tolist(), rejected.tolist(), alpha * max(int(rejected.sum()), 1) / len(p)
+
+
 def _control_false_alarms(tested: list[CohortResult], budget: Budget) -> list[CohortResult]:
-    """Decides the cohorts with Benjamini and Hochberg's control (J. R. Stat. Soc. B, 1995).
+    """Decides the cohorts on their labels, with control over how many there are.
 
     Among cohorts that are all sound, one is called damaged in at most ``(1 - confidence) / 2`` of
     cases, the lower tail of the intervals shown; where some are damaged, that is the expected share
@@ -417,26 +492,12 @@ def _control_false_alarms(tested: list[CohortResult], budget: Budget) -> list[Co
     corrected bound is at the level of the last rejection, so "it is over κ times the limit" and
     "rejected" say the same.
     """
-    if not tested:
-        return []
-    alpha = (1.0 - budget.confidence) / 2.0
     limits = [_cohort_limit(budget, cohort.task) for cohort in tested]
     deltas = [cohort.delta_ne for cohort in tested if cohort.delta_ne is not None]
-    p = np.array(
-        [
-            intervals.upper_tail_p_value(delta, limit)
-            for delta, limit in zip(deltas, limits, strict=True)
-        ]
-    )
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    rejected = adjusted <= alpha
-    level = alpha * max(int(rejected.sum()), 1) / len(p)
+    adjusted, rejected, level = _rejected(deltas, limits, budget.confidence)
     decided = []
     for cohort, delta, limit, value, damaged in zip(
-        tested, deltas, limits, adjusted.tolist(), rejected.tolist(), strict=True
+        tested, deltas, limits, adjusted, rejected, strict=True
     ):
         within = CohortStatus.PASS if delta.high <= limit else CohortStatus.INCONCLUSIVE
         decided.append(

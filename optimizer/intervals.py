@@ -1,8 +1,11 @@
 """How sure the rows make us of a change of quality.
 
-Rows of one user resemble each other, so the standard errors are *clustered* by ``group``. Without
-a group every row is taken as independent, which makes the intervals too narrow wherever that is not
-true.
+Rows of one user resemble each other, and so do rows of one time, so the standard errors are
+*clustered* by ``group`` and by block of time (`clusters.py`). Without a group every row is taken as
+independent but for its time, which makes the intervals too narrow wherever that is not true.
+
+Student's t has as many degrees of freedom as the contributions have weight: where nine of 30,000
+rows carry all of a change, its error is known as well as nine rows tell it, and no better.
 
 Every interval is two-sided with equal tails: at ``confidence=0.95`` each end is exceeded in 2.5 %
 of repetitions. A gate that asks ``high <= limit`` therefore passes a copy that is truly at the
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from .clusters import Clusters, Spread
 from .errors import DataError
 from .quality import (
     IntArray,
@@ -34,6 +38,9 @@ from .quality import (
     sum_by,
 )
 
+Group = ArrayLike | Clusters | None
+"""``[N]`` the user or request of each row, or what rows are clustered by; None for neither."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -47,6 +54,9 @@ class Interval:
         rows: Rows the estimate was made from.
         clusters: Independent units among them (``rows`` when no group was given).
         confidence: Of the two-sided interval ``[low, high]``.
+        degrees: Degrees of freedom of the standard error; ``clusters - 1`` where None.
+        carriers: How many independent contributions carry the change; None where not measured.
+        by: What the standard error was clustered by, the widest way.
     """
 
     estimate: float
@@ -56,6 +66,14 @@ class Interval:
     rows: int
     clusters: int
     confidence: float = 0.95
+    degrees: float | None = None
+    carriers: float | None = None
+    by: str = "row"
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of Student's t."""
+        return self.clusters - 1.0 if self.degrees is None else self.degrees
 
     @property
     def negated(self) -> Interval:
@@ -86,8 +104,9 @@ class Interval:
 def ratio_interval(
     numerator: ArrayLike,
     denominator: ArrayLike,
-    group: ArrayLike | None = None,
+    group: Group = None,
     confidence: float = 0.95,
+    known: Spread | None = None,
 ) -> Interval:
     """The ratio of two means over the same rows, with its clustered confidence interval.
 
@@ -97,7 +116,8 @@ def ratio_interval(
     contribution over ``1 - share of the denominator in the cluster``. With clusters of equal share
     it *is* the sandwich with the small-sample factor ``G / (G - 1)``; with one user holding a
     large share of the rows the plain sandwich is too narrow and this is not (CR3: MacKinnon,
-    Nielsen and Webb, J. Econometrics 2023). Student's t with ``G - 1`` degrees of freedom.
+    Nielsen and Webb, J. Econometrics 2023). Student's t with as many degrees of freedom as there
+    are clusters that count, ``(Σw²)² / Σw⁴ - 1`` of their contributions ``w``.
 
     When the denominator's noise matters: it enters as ``R`` times the denominator's relative error.
     At ``R`` = 2e-4 that is nothing beside the noise of the paired difference; at ``R`` = 0.1 and
@@ -106,8 +126,9 @@ def ratio_interval(
     Args:
         numerator: ``[N]``.
         denominator: ``[N]``, not negative.
-        group: ``[N]`` cluster of each row; None takes rows as independent.
+        group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
+        known: Error and carriers that are known from elsewhere; counts where it is the wider.
 
     Raises:
         DataError: bad rows, fewer than two clusters, or a denominator that sums to 0 under a
@@ -117,24 +138,26 @@ def ratio_interval(
     top, bottom = paired(
         finite_rows(numerator, "numerator"), finite_rows(denominator, "denominator")
     )
-    codes, clusters = _clusters(group, len(top))
+    clusters = _clusters(group, len(top))
     total = float(bottom.sum())
     if total <= 0.0 and top.any():
         raise DataError("the reference loss is 0 on every row: a relative change has no meaning")
     if total <= 0.0:
-        return Interval(0.0, 0.0, 0.0, 0.0, len(top), clusters, confidence)
+        return Interval(0.0, 0.0, 0.0, 0.0, len(top), len(clusters), confidence)
     estimate = float(top.sum()) / total
-    share = sum_by(codes, bottom, clusters) / total
-    left = np.maximum(1.0 - share, np.finfo(np.float64).eps)
-    moved = sum_by(codes, top - estimate * bottom, clusters) / (total * left)
-    variance = (clusters - 1) / clusters * float(np.square(moved).sum())
-    return _student(estimate, math.sqrt(variance), len(top), clusters, confidence)
+    spread = clusters.spread((top - estimate * bottom) / total, bottom / total, confidence)
+    if known is not None:
+        carriers = min(spread.carriers, known.carriers)
+        degrees = max(min(spread.degrees, carriers), 1.0)
+        error = max(spread.error, known.error)
+        spread = Spread(error, degrees, carriers, spread.by)
+    return _student(estimate, spread, len(top), len(clusters), confidence)
 
 
 def paired_delta(
     reference_loss: ArrayLike,
     loss: ArrayLike,
-    group: ArrayLike | None = None,
+    group: Group = None,
     confidence: float = 0.95,
 ) -> Interval:
     """The relative change of the mean loss between two models on the same rows.
@@ -164,7 +187,7 @@ def auc_delta(
     reference: ArrayLike,
     scores: ArrayLike,
     labels: ArrayLike,
-    group: ArrayLike | None = None,
+    group: Group = None,
     confidence: float = 0.95,
 ) -> Interval:
     """``AUC(scores) - AUC(reference)`` on the same rows, with a clustered interval.
@@ -176,7 +199,7 @@ def auc_delta(
         reference: ``[N]`` scores of the original.
         scores: ``[N]`` scores of the optimized model.
         labels: ``[N]`` in [0, 1].
-        group: ``[N]`` cluster of each row; None takes rows as independent.
+        group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
 
     Raises:
@@ -187,19 +210,20 @@ def auc_delta(
         finite_rows(reference, "reference scores"), finite_rows(scores, "scores")
     )
     _, y = paired(after, label_rows(labels, "labels"))
-    codes, clusters = _clusters(group, len(y))
+    clusters = _clusters(group, len(y))
     old_auc, old = auc_influence(before, y)
     new_auc, new = auc_influence(after, y)
-    moved = sum_by(codes, new - old, clusters)
-    variance = clusters / (clusters - 1) * float(np.square(moved).sum())
-    return _student(new_auc - old_auc, math.sqrt(variance), len(y), clusters, confidence)
+    units = len(clusters)
+    spread = clusters.spread(new - old, np.zeros(len(y)), confidence)
+    spread = replace(spread, error=spread.error * units / (units - 1))
+    return _student(new_auc - old_auc, spread, len(y), units, confidence)
 
 
 def gauc_delta(
     reference: ArrayLike,
     scores: ArrayLike,
     labels: ArrayLike,
-    group: ArrayLike,
+    group: ArrayLike | Clusters,
     confidence: float = 0.95,
 ) -> Interval:
     """``GAUC(scores) - GAUC(reference)``, groups being the independent units.
@@ -213,19 +237,23 @@ def gauc_delta(
         finite_rows(reference, "reference scores"), finite_rows(scores, "scores")
     )
     _, y = paired(after, label_rows(labels, "labels"))
-    codes, count = cluster_codes(group, len(y))
+    codes, count, units = _requests(group, len(y))
     old, weight = group_aucs(before, y, codes, count)
     new, _ = group_aucs(after, y, codes, count)
     if len(weight) < 2:
         raise DataError("GAUC: found 1 group with both classes; its interval needs at least 2")
-    result = ratio_interval(weight * (new - old), weight, None, confidence)
+    positives = sum_by(codes, y, count)
+    rows = np.bincount(codes, minlength=count)
+    kept = np.flatnonzero((positives > 0.0) & (positives < rows) & (rows > 1))
+    inside = units.of_groups(kept) if len(kept) == len(weight) else None
+    result = ratio_interval(weight * (new - old), weight, inside, confidence)
     return replace(result, rows=int(weight.sum()))
 
 
 def recall_interval(
     reference_scores: ArrayLike,
     scores: ArrayLike,
-    group: ArrayLike,
+    group: ArrayLike | Clusters,
     k: int,
     confidence: float = 0.95,
 ) -> Interval:
@@ -237,18 +265,33 @@ def recall_interval(
     Raises:
         DataError: bad rows, ``k < 1``, or fewer than two groups with more than ``k`` rows.
     """
-    hard, _ = recall_per_group(reference_scores, scores, group, k)
+    codes, count, units = _requests(group, len(np.asarray(scores).reshape(-1)))
+    hard, _ = recall_per_group(reference_scores, scores, codes, k)
     if len(hard) < 2:
         raise DataError(f"recall@{k}: found 1 group of more than {k} rows; it needs at least 2")
-    sizes = np.unique(np.asarray(group).reshape(-1), return_counts=True)[1]
-    result = ratio_interval(hard, np.ones_like(hard), None, confidence)
+    sizes = np.bincount(codes, minlength=count)
+    inside = units.of_groups(np.flatnonzero(sizes > k))
+    result = ratio_interval(hard, np.ones_like(hard), inside, confidence)
     return replace(result, rows=int(sizes[sizes > k].sum()))
+
+
+def _requests(group: ArrayLike | Clusters, rows: int) -> tuple[IntArray, int, Clusters]:
+    """The groups as codes, how many there are, and all that they are clustered by."""
+    if not isinstance(group, Clusters):
+        group = _grouped(group, rows)
+    assert group.own is not None
+    return group.own, group.owners, group
+
+
+def _grouped(group: ArrayLike, rows: int) -> Clusters:
+    codes, count = cluster_codes(group, rows)
+    return Clusters(rows, codes, count, own=codes, owners=count)
 
 
 def calibration_delta(
     reference: ArrayLike,
     logits: ArrayLike,
-    group: ArrayLike | None = None,
+    group: Group = None,
     confidence: float = 0.95,
 ) -> Interval:
     """The relative change of the calibration ratio, ``ratio_new / ratio_base - 1``.
@@ -259,7 +302,7 @@ def calibration_delta(
     Args:
         reference: ``[N]`` logits of the original.
         logits: ``[N]`` logits of the optimized model.
-        group: ``[N]`` cluster of each row; None takes rows as independent.
+        group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
 
     Raises:
@@ -273,7 +316,7 @@ def calibration_delta(
 def relative_shift_interval(
     reference: ArrayLike,
     optimized: ArrayLike,
-    group: ArrayLike | None = None,
+    group: Group = None,
     confidence: float = 0.95,
 ) -> Interval:
     """The rms logit shift over the standard deviation of the reference logits, with its interval.
@@ -283,7 +326,7 @@ def relative_shift_interval(
     Args:
         reference: ``[N]`` logits of the original.
         optimized: ``[N]`` logits of the optimized model.
-        group: ``[N]`` cluster of each row; None takes rows as independent.
+        group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
 
     Raises:
@@ -326,7 +369,7 @@ def rows_to_decide(interval: Interval, limit: float) -> int | None:
 
 def lower_bound(interval: Interval, tail: float) -> float:
     """The one-sided lower bound that the true value undercuts with probability ``tail``."""
-    quantile = float(special.stdtrit(interval.clusters - 1, tail))
+    quantile = float(special.stdtrit(interval.freedom, tail))
     return interval.estimate + quantile * interval.standard_error
 
 
@@ -335,32 +378,41 @@ def upper_tail_p_value(interval: Interval, limit: float) -> float:
     if interval.standard_error == 0.0:
         return 0.0 if interval.estimate > limit else 1.0
     statistic = (interval.estimate - limit) / interval.standard_error
-    return float(special.stdtr(interval.clusters - 1, -statistic))
+    return float(special.stdtr(interval.freedom, -statistic))
 
 
 def _student(
-    estimate: float, error: float, rows: int, clusters: int, confidence: float
+    estimate: float, spread: Spread, rows: int, clusters: int, confidence: float
 ) -> Interval:
-    quantile = float(special.stdtrit(clusters - 1, (1.0 + confidence) / 2.0))
-    half = quantile * error
+    half = spread.half(confidence)
     return Interval(
-        estimate, estimate - half, estimate + half, error, rows, clusters, float(confidence)
+        estimate,
+        estimate - half,
+        estimate + half,
+        spread.error,
+        rows,
+        clusters,
+        float(confidence),
+        float(spread.degrees),
+        float(spread.carriers),
+        spread.by,
     )
 
 
-def _clusters(group: ArrayLike | None, rows: int) -> tuple[IntArray, int]:
-    """Codes and count of the independent units, at least two of them."""
+def _clusters(group: Group, rows: int) -> Clusters:
+    """The independent units, at least two of them."""
     if rows < 2:
         raise DataError(f"found {rows} row; a confidence interval needs at least 2")
     if group is None:
-        return np.arange(rows, dtype=np.int64), rows
-    codes, count = cluster_codes(group, rows)
-    if count < 2:
+        return Clusters(rows)
+    if not isinstance(group, Clusters):
+        group = _grouped(group, rows)
+    if len(group) < 2:
         raise DataError(
             f"all {rows} rows are of one group; an interval clustered by group needs rows of at "
             "least 2 users or requests"
         )
-    return codes, count
+    return group
 
 
 def _check_confidence(confidence: float) -> None:

@@ -19,6 +19,7 @@ from .gate import (
     COHORT_FACTOR,
     DELTA_NE,
     MIN_COHORT_ROWS,
+    SOFT_COHORT_ROWS,
     FoundCohort,
     judge,
     split_confidence,
@@ -183,8 +184,11 @@ class Judge:
     def allowances(self) -> dict[str, float]:
         """The damage of each task and gated cohort whose bound, with labels, is at the limit."""
         confidence = self.confidence or self.budget.confidence
+        z = float(norm.ppf(0.5 + split_confidence(confidence, 0) / 2.0))
         found = {}
         for task in self.reference:
+            slices = {f"{task}@{one.axis}={one.value}" for one in self.slices}
+            given = set(self._watched(task, self.rows)) - slices - {task}
             limit = self.budget.for_task(task).ne
             if limit is None:
                 continue
@@ -195,7 +199,10 @@ class Judge:
                 estimate, margin = delta.estimate, (delta.high - delta.estimate) * narrower
             for name, members in self._watched(task, self.rows).items():
                 if name != task:
-                    found[name] = COHORT_FACTOR * limit  # fails only where it is surely exceeded
+                    found[name] = COHORT_FACTOR * limit
+                    if name in given:  # must surely be within; damages of rows differ twofold
+                        known = max(float(members.mean()) * self._proof_rows, 1.0)
+                        found[name] /= 1.0 + 2.0 * z / math.sqrt(known)
                     continue
                 if task not in (self.rows.labels or {}):
                     # Soft labels have no noise to leave room for.
@@ -235,13 +242,15 @@ class Judge:
         if self.trained:  # its scores are others on purpose: only labels tell what is lost
             damages = {task.task: task.delta_ne.estimate for task in verdict.tasks}
         z = float(norm.ppf(0.5 + split_confidence(verdict.confidence, 0) / 2.0))
+        here = float(norm.ppf(0.5 + verdict.confidence / 2.0))
         for task in verdict.tasks:
             if any(c.status is not Status.PASS for c in task.checks if c.measure != DELTA_NE):
                 return False
             limit = self.budget.for_task(task.task).ne
             if limit is None:
                 continue
-            error = task.delta_ne.standard_error
+            # All that widens the interval here will widen it there: time, and few rows.
+            error = (task.delta_ne.high - task.delta_ne.estimate) / here
             beyond = task.delta_ne.estimate - damages[task.task]
             kept = max(0.0, 1.0 - (error / beyond) ** 2) if beyond else 0.0
             narrower = error * math.sqrt(len(self.rows) / self._proof_rows)
@@ -320,7 +329,7 @@ class Judge:
             for value in np.unique(self.rows.cohorts[axis]):  # type: ignore[index]
                 members = values == value
                 whole = int((self.rows.cohorts[axis] == value).sum())  # type: ignore[index]
-                if whole >= MIN_COHORT_ROWS and members.any():
+                if whole >= SOFT_COHORT_ROWS and members.any():
                     watched[f"{task}@{axis}={value}"] = members
         places = spread_over(len(self.rows), len(rows))
         for one in self.slices:
@@ -337,6 +346,7 @@ class Judge:
             self.rows.labels,
             self.budget,
             group=self.rows.group,
+            time=self.rows.time,
             cohorts=self.rows.cohorts,
             found=[
                 FoundCohort(one.task, one.axis, one.value, one.members(self._columns))

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
-from .intervals import Interval
+import numpy as np
+
+from .clusters import Clusters
+from .intervals import Interval, rows_to_decide
 from .quality import ShiftSummary
 
 
@@ -24,7 +27,7 @@ class Status(StrEnum):
 
 
 class CohortStatus(StrEnum):
-    """What is known of one cohort; only *fail* fails the verdict."""
+    """What is known of one cohort; *fail* fails the verdict, *inconclusive* may leave it open."""
 
     PASS = "pass"
     INCONCLUSIVE = "inconclusive"
@@ -81,6 +84,7 @@ class Check:
         interval: What the rows say.
         status: Pass, inconclusive or fail.
         more_rows: How many more rows would decide; None when that can't be promised.
+        few: What the measurement has too few of to be trusted, or empty.
     """
 
     measure: str
@@ -88,6 +92,42 @@ class Check:
     interval: Interval
     status: Status
     more_rows: int | None
+    few: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one time.
+
+    Attributes:
+        first: Its first row, counted from 0 among the rows judged.
+        rows: How many there are.
+        delta_ne: Their ΔNE.
+        standard_error: Of it, clustered by group.
+    """
+
+    first: int
+    rows: int
+    delta_ne: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """ΔNE by block of time.
+
+    Attributes:
+        blocks: In the order of time.
+        p_value: How likely blocks would differ so much if all had one ΔNE (Cochran's Q).
+    """
+
+    blocks: tuple[Block, ...]
+    p_value: float
+
+    @property
+    def differ(self) -> bool:
+        """Whether they surely differ."""
+        return self.p_value < 0.01
 
 
 @dataclass(frozen=True)
@@ -104,6 +144,7 @@ class TaskResult:
         shift: How far its logits moved.
         checks: One for each limit.
         ranking: One for each k that is limited.
+        blocks: Its ΔNE by block of time; None where there are too few rows for it.
     """
 
     task: str
@@ -115,6 +156,7 @@ class TaskResult:
     shift: ShiftSummary
     checks: tuple[Check, ...]
     ranking: tuple[Ranking, ...] = ()
+    blocks: BlockResult | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +175,8 @@ class CohortResult:
         calibration_before: Mean p over mean y in the cohort; None for a regression.
         calibration_after: The same of the optimized model.
         found: Whether it was found, on other rows, as a slice on which the models differ most.
+        soft: Its damage on soft labels, which have no noise; None where it is too small for that.
+        bounded: Whether that is surely within the limit.
     """
 
     task: str
@@ -146,6 +190,13 @@ class CohortResult:
     calibration_before: float | None = None
     calibration_after: float | None = None
     found: bool = False
+    soft: Interval | None = None
+    bounded: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was asked for, and neither labels nor soft labels say that it is sound."""
+        return self.status is CohortStatus.INCONCLUSIVE and not self.bounded and not self.found
 
     @property
     def name(self) -> str:
@@ -237,6 +288,11 @@ class Verdict:
             for result in self.tasks
             for one in result.ranking
         ]
+        lines += [
+            f"  {result.task} by time: {_by_time(result.blocks)}"
+            for result in self.tasks
+            if result.blocks is not None
+        ]
         for found in (False, True):
             cohorts = (c for c in self.cohorts if c.delta_ne is not None and c.found is found)
             worst = next(cohorts, None)
@@ -276,6 +332,7 @@ def _task_from_json(data: Mapping[str, Any]) -> TaskResult:
                 interval=Interval.from_json(check["interval"]),
                 status=Status(check["status"]),
                 more_rows=check["more_rows"],
+                few=check.get("few", ""),
             )
             for check in data["checks"]
         ),
@@ -283,16 +340,24 @@ def _task_from_json(data: Mapping[str, Any]) -> TaskResult:
             Ranking(one["k"], Interval.from_json(one["hard"]), one["soft"])
             for one in data.get("ranking", ())
         ),
+        blocks=_blocks_from_json(data.get("blocks")),
     )
 
 
+def _blocks_from_json(data: Mapping[str, Any] | None) -> BlockResult | None:
+    if data is None:
+        return None
+    return BlockResult(tuple(Block(**block) for block in data["blocks"]), data["p_value"])
+
+
 def _cohort_from_json(data: Mapping[str, Any]) -> CohortResult:
-    delta = data["delta_ne"]
+    delta, soft = data["delta_ne"], data.get("soft")
     return CohortResult(
         **{
             **data,
             "status": CohortStatus(data["status"]),
             "delta_ne": None if delta is None else Interval.from_json(delta),
+            "soft": None if soft is None else Interval.from_json(soft),
         }
     )
 
@@ -300,7 +365,7 @@ def _cohort_from_json(data: Mapping[str, Any]) -> CohortResult:
 # --- text -----------------------------------------------------------------------------------------
 
 
-def check_sentence(task: str, check: Check, min_class_rows: int) -> str:
+def check_sentence(task: str, check: Check) -> str:
     """What a check found; empty when it passed."""
     if check.status is Status.PASS:
         return ""
@@ -314,33 +379,46 @@ def check_sentence(task: str, check: Check, min_class_rows: int) -> str:
         )
     if check.status is Status.FAIL:
         return f"{found} is over the limit {limit}"
-    if check.interval.high <= check.limit:
+    if check.few:
         return (
-            f"{found} is within the limit {limit}, but rests on fewer than {min_class_rows} rows "
-            f"of the rarer class; about {check.more_rows:,} more rows would decide"
+            f"{found} is within the limit {limit}, but rests on fewer than {check.few}; about "
+            f"{check.more_rows:,} more rows would decide"
         )
     seen = f"{found} straddles the limit {limit} on {check.interval.rows:,} rows"
+    if "time" in check.interval.by:
+        seen += ", clustered by time"
     if check.more_rows is None:
         return f"{seen}, and the estimate itself is not under it: more rows would likely fail it"
     return f"{seen}; about {check.more_rows:,} more would decide, if the estimate stays"
 
 
 def cohort_sentence(cohort: CohortResult, factor: float, limit: float) -> str:
-    """What a cohort lost over its limit, ``factor`` times the whole's; empty unless it failed."""
-    if cohort.status is not CohortStatus.FAIL or cohort.delta_ne is None:
+    """What a cohort lost over its limit, ``factor`` times the whole's; empty where it is sound."""
+    within = f"{factor:g} times the limit ({_percent(limit).lstrip('+')})"
+    told = f"task {cohort.task!r}: {cohort.name} ({cohort.rows:,} rows)"
+    soft = "" if cohort.soft is None else f"{_range(cohort.soft, _percent)} on soft labels"
+    if cohort.is_open:
+        seen = "" if cohort.delta_ne is None else f"{_range(cohort.delta_ne, _percent)}, and "
+        told = f"{told} is inconclusive: ΔNE {seen}{soft}, may be over {within}"
+        more = None if cohort.soft is None else rows_to_decide(cohort.soft, limit)
+        if cohort.delta_ne is not None and not more:
+            more = rows_to_decide(cohort.delta_ne, limit)
+        return f"{told}; about {more:,} more rows of it would decide" if more else told
+    if cohort.status is not CohortStatus.FAIL:
         return ""
-    surely = _percent(cohort.corrected_low or 0.0)
+    if cohort.delta_ne is None or cohort.corrected_low is None or cohort.corrected_low <= limit:
+        return f"{told} surely loses ΔNE {soft}: over {within}"
     return (
-        f"task {cohort.task!r}: {cohort.name} ({cohort.rows:,} rows) loses "
-        f"ΔNE {_percent(cohort.delta_ne.estimate)}, at least {surely} after correction for the "
-        f"number of cohorts: over {factor:g} times the limit ({_percent(limit).lstrip('+')})"
+        f"{told} loses ΔNE {_percent(cohort.delta_ne.estimate)}, at least "
+        f"{_percent(cohort.corrected_low)} after correction for the number of cohorts: over "
+        f"{within}"
     )
 
 
 def notes(
     tasks: tuple[TaskResult, ...],
     soft: tuple[str, ...],
-    ungrouped: bool,
+    clusters: Clusters,
     cohorts: tuple[CohortResult, ...],
     unlisted: int,
 ) -> tuple[str, ...]:
@@ -350,8 +428,26 @@ def notes(
     if soft:
         names = ", ".join(repr(name) for name in soft)
         found.append(f"task {names}: no labels, judged on the original's own scores (soft labels)")
-    if ungrouped:
-        found.append("rows are taken as independent; give `group` if a user has several")
+    if clusters.own is None:
+        found.append(
+            "rows are taken as independent but for their time; give `group` if a user has several"
+        )
+    elif len(np.unique(clusters.own)) == clusters.rows > 1:
+        found.append("every row is a group of its own: `group` says nothing of which hang together")
+    if clusters.repeats:
+        found.append(
+            f"{clusters.repeats:,} of {clusters.rows:,} rows repeat others, features and labels "
+            "alike; a row counts once, however often it comes"
+        )
+    found += clusters.notes
+    for task in tasks:
+        if task.blocks is not None and task.blocks.differ:
+            deltas = [block.delta_ne for block in task.blocks.blocks]
+            found.append(
+                f"task {task.task!r}: ΔNE differs from block to block of time, by more than chance "
+                f"(p = {task.blocks.p_value:.1g}): from {_percent(min(deltas))} to "
+                f"{_percent(max(deltas))}; rows to come may be as the worst of them"
+            )
     if tiny:
         found.append(f"{tiny:,} cohorts are too small to judge: unknown, not passed")
     for task in tasks:
@@ -362,6 +458,17 @@ def notes(
                 f"largest number of a format); {before:,} of the original's"
             )
     return tuple(found)
+
+
+def _by_time(found: BlockResult) -> str:
+    """ΔNE of each block, and how sure it is at the median."""
+    errors = sorted(block.standard_error for block in found.blocks)
+    deltas = ", ".join(f"{100.0 * block.delta_ne:+.3f}" for block in found.blocks)
+    rows = sum(block.rows for block in found.blocks) // len(found.blocks)
+    return (
+        f"ΔNE {deltas} % in {len(found.blocks)} blocks of {rows:,} rows, each ± "
+        f"{100.0 * 1.96 * errors[len(errors) // 2]:.3f}"
+    )
 
 
 def _bullets(sentences: Iterable[str]) -> list[str]:

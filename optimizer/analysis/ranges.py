@@ -69,7 +69,7 @@ def value_ranges(
     """
     tracker = _Tracker(program, bounds)
     with torch.no_grad():
-        tracker.run(*(rows[name] for name in program.signature.names))
+        tracker.run(*program.ordered(rows))
     return {node: known for node, known in tracker.known.items() if isinstance(known, Range)}
 
 

@@ -29,7 +29,7 @@ def judged(noise: float | NDArray[np.float64], limits: Budget, **more: Any) -> V
 def test_verdicts_survive_json() -> None:
     limits = Budget(auc=1e-3, gauc=1e-3, calibration=0.01, recall_at=(3, 0.9))
     occupation = np.array([f"job{row % 20}" for row in range(ROWS)])
-    region = np.where(np.arange(ROWS) < 100, "tiny", "rest")
+    region = np.where(np.arange(ROWS) < 60, "tiny", "rest")
     verdict = judged(
         np.where(occupation == "job7", 1.0, 0.002),
         limits,
@@ -50,7 +50,8 @@ def test_unverified_is_in_capitals_and_survives_json() -> None:
 
 def test_a_verdict_reads_in_a_few_lines() -> None:
     text = str(judged(0.01, Budget(ne=5e-4), cohorts={"half": np.arange(ROWS) % 2}))
-    head, task, cohort = text.splitlines()
+    head, task, blocks, cohort = text.splitlines()
     assert head == "PASS on 20,000 rows (labels, 95 % confidence)"
     assert re.match(r"  ctr: ΔNE [+-]0\.\d{4} % \[.*\], logit shift 0\.00\d+ of their", task)
+    assert re.match(r"  ctr by time: ΔNE ([+-]0\.\d{3},? ){8}% in 8 blocks of 2,500 rows", blocks)
     assert cohort.startswith("  worst cohort half=")

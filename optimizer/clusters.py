@@ -1,0 +1,291 @@
+"""Which rows hang together: those of one user or request, those of one time, and repeats of a row.
+
+Rows of one user resemble one another, and so do rows that came at about the same time: the weather
+of a week delays all its flights. An interval that takes them as independent is too narrow. Errors
+are therefore clustered two ways, by group and by block of time, and the widest of the three counts:
+by group, by block, and by both at once (Cameron, Gelbach and Miller, J. Bus. Econ. Stat. 2011).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
+
+from .errors import DataError
+from .quality import FloatArray, IntArray, cluster_codes, sum_by
+
+BLOCKS: Final = 32
+"""Blocks that rows are cut into by time: few, so that what lasts a while stays in one of them."""
+
+MIN_BLOCKS: Final = 10
+"""Fewer blocks than this say little of how much blocks differ, and the interval is wide for it."""
+
+_BLOCK_ROWS: Final = 50
+"""Rows a block must have where only the order of the rows tells their time."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much an estimate may be off, by what its rows contribute.
+
+    Attributes:
+        error: The standard error.
+        degrees: Of freedom, of Student's t.
+        carriers: How many independent contributions the error rests on: ``(Σw²)² / Σw⁴ - 1``, or
+            all but one where they aren't more concentrated than draws of a normal.
+        by: What rows were clustered by: ``"row"``, ``"group"``, ``"time"`` or ``"group and time"``.
+    """
+
+    error: float
+    degrees: float
+    carriers: float
+    by: str
+
+    def half(self, confidence: float) -> float:
+        """Half the width of the two-sided interval."""
+        return float(stdtrit(self.degrees, (1.0 + confidence) / 2.0)) * self.error
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of each row.
+
+    Attributes:
+        rows: How many rows there are.
+        group: ``[N]`` codes from 0 of the users or requests; None where every row is its own.
+        groups: How many there are.
+        block: ``[N]`` codes from 0 of the blocks of time, in its order; None for no blocks.
+        blocks: How many there are.
+        given: Whether a time was given for the rows, rather than taken from their order.
+        own: ``[N]`` codes from 0 of the users or requests themselves, where ``group`` may have put
+            several together that share rows; None where none were given.
+        owners: How many there are.
+        repeats: Rows that repeat others.
+        notes: What there is to say of the time.
+    """
+
+    rows: int
+    group: IntArray | None = None
+    groups: int = 0
+    block: IntArray | None = None
+    blocks: int = 0
+    given: bool = False
+    own: IntArray | None = None
+    owners: int = 0
+    repeats: int = 0
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        rows: int,
+        group: ArrayLike | None = None,
+        time: ArrayLike | None = None,
+        repeats: IntArray | None = None,
+    ) -> Clusters:
+        """Clusters from columns.
+
+        Args:
+            rows: N.
+            group: ``[N]``, the user or request of each row.
+            time: ``[N]``, when each row came; None takes the order of the rows for it.
+            repeats: ``[N]`` codes; rows that repeat one another share one.
+
+        Raises:
+            DataError: a column of another length, or with entries missing.
+        """
+        own, owners = (None, 0) if group is None else cluster_codes(group, rows)
+        codes, count, more = own, owners, 0
+        if repeats is not None:
+            more = rows - int(repeats.max()) - 1
+            codes, count = _joined(codes, count, repeats)
+        block, blocks, notes = _by_order(rows) if time is None else _by_time(time, rows)
+        return cls(rows, codes, count, block, blocks, time is not None, own, owners, more, notes)
+
+    def __len__(self) -> int:
+        """How many independent units there are, but for time."""
+        return self.groups if self.group is not None else self.rows
+
+    @property
+    def timeless(self) -> Clusters:
+        """The same without blocks of time."""
+        return replace(self, block=None, blocks=0)
+
+    def part(self, rows: IntArray) -> Clusters:
+        """Those of some rows."""
+        group, groups = _renumbered(self.group, rows)
+        block, blocks = _renumbered(self.block, rows)
+        own, owners = _renumbered(self.own, rows)
+        return Clusters(
+            len(rows), group, groups, block, blocks, self.given, own, owners, self.repeats
+        )
+
+    def of_groups(self, kept: IntArray) -> Clusters:
+        """Those of the groups themselves, each with what its first row hangs together with.
+
+        Args:
+            kept: Codes of the groups, as in ``own``, that are left, one unit each.
+        """
+        assert self.own is not None
+        first = np.zeros(self.owners, dtype=np.int64)
+        first[self.own[::-1]] = np.arange(self.rows - 1, -1, -1)
+        return self.part(first[kept])
+
+    def spread(self, contribution: FloatArray, share: FloatArray, confidence: float) -> Spread:
+        """How far the sum of what rows contribute may be off.
+
+        The variance is the delete-one-cluster jackknife, in its closed form: a cluster's
+        contribution over ``1 - share`` of the denominator in it.
+
+        Args:
+            contribution: ``[N]``, summing to about 0.
+            share: ``[N]`` of the denominator in each row, summing to 1; zeros where it has none.
+            confidence: Of the interval that is to be widest.
+        """
+        fine = self.group if self.group is not None else np.arange(self.rows)
+        ways = [
+            (_moved(contribution, share, fine, len(self)), "row" if self.own is None else "group")
+        ]
+        if self.block is not None and self.blocks > 1:
+            ways.append((_moved(contribution, share, self.block, self.blocks), "time"))
+        found = [_spread(moved, by) for moved, by in ways]
+        if len(found) > 1 and self.group is not None and self.block is not None:
+            found.append(self._both(contribution, share, found[0], found[1]))
+        # Few contributions are few whichever way they are added up. A few blocks among 32 widen
+        # the interval by their degrees of freedom, and need no other rule.
+        widest = max(found, key=lambda one: one.half(confidence))
+        return replace(widest, carriers=found[0].carriers)
+
+    def _both(
+        self, contribution: FloatArray, share: FloatArray, group: Spread, time: Spread
+    ) -> Spread:
+        """Clustered by both: the two variances less that of what is in both."""
+        assert self.group is not None
+        assert self.block is not None
+        cells = np.unique(self.group * self.blocks + self.block, return_inverse=True)[1]
+        inner = _spread(_moved(contribution, share, cells, int(cells.max()) + 1), "cell")
+        variance = max(group.error**2 + time.error**2 - inner.error**2, 0.0)
+        degrees = min(group.degrees, time.degrees)
+        return Spread(variance**0.5, degrees, group.carriers, "group and time")
+
+
+def _moved(contribution: FloatArray, share: FloatArray, codes: IntArray, count: int) -> FloatArray:
+    left = np.maximum(1.0 - sum_by(codes, share, count), np.finfo(np.float64).eps)
+    return sum_by(codes, contribution, count) / left
+
+
+def _spread(moved: FloatArray, by: str) -> Spread:
+    count = len(moved)
+    squares = np.square(moved)
+    total = float(squares.sum())
+    error = ((count - 1) / count * total) ** 0.5
+    if total == 0.0 or count < 2:
+        return Spread(error, max(count - 1.0, 1.0), max(count - 1.0, 0.0), by)
+    shares = squares / total  # of the variance: no underflow, whatever the scale
+    kurtosis = count * float(np.square(shares).sum())
+    # Draws of a normal have a kurtosis of 3, and so few of them of anything up to this.
+    if kurtosis <= 3.0 + 2.0 * (24.0 / count) ** 0.5:
+        return Spread(error, count - 1.0, count - 1.0, by)
+    carriers = count / kurtosis - 1.0
+    return Spread(error, max(carriers, 1.0), carriers, by)
+
+
+def _renumbered(codes: IntArray | None, rows: IntArray) -> tuple[IntArray | None, int]:
+    if codes is None:
+        return None, 0
+    found, inside = np.unique(codes[rows], return_inverse=True)
+    return inside.astype(np.int64), len(found)
+
+
+def _joined(group: IntArray | None, groups: int, repeats: IntArray) -> tuple[IntArray, int]:
+    """Groups, with those that share a repeated row put together."""
+    if group is None:
+        return repeats, int(repeats.max()) + 1
+    from scipy import sparse  # slow to import, and hardly ever needed
+    from scipy.sparse import csgraph
+
+    count = int(repeats.max()) + 1
+    links = sparse.coo_array(
+        (np.ones(len(group), dtype=np.bool_), (group, groups + repeats)),
+        shape=(groups + count, groups + count),
+    )
+    part = csgraph.connected_components(links, directed=False)[1]
+    codes = np.unique(part[group], return_inverse=True)[1].astype(np.int64)
+    return codes, int(codes.max()) + 1
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def _by_order(rows: int) -> tuple[IntArray | None, int, tuple[str, ...]]:
+    blocks = min(BLOCKS, rows // _BLOCK_ROWS)
+    if blocks < MIN_BLOCKS:
+        return None, 0, ()
+    return np.arange(rows, dtype=np.int64) * blocks // rows, blocks, ()
+
+
+def _by_time(time: ArrayLike, rows: int) -> tuple[IntArray | None, int, tuple[str, ...]]:
+    """Blocks of about equal rows; rows of one time are in one block."""
+    values, codes = np.unique(time_column(time, rows), return_inverse=True)
+    if len(values) == 1:
+        told = f"time is {values[0]} in all {rows:,} rows: their order is taken for it"
+        block, blocks, _ = _by_order(rows)
+        return block, blocks, (told,)
+    counts = np.bincount(codes)
+    middle = np.cumsum(counts) - counts / 2.0
+    of_value = np.unique(np.floor(middle / rows * BLOCKS), return_inverse=True)[1]
+    blocks = int(of_value.max()) + 1
+    notes: tuple[str, ...] = ()
+    if blocks < MIN_BLOCKS:
+        notes = (
+            f"time cuts the rows into {blocks} blocks, too few to tell how much blocks differ, so "
+            f"intervals are wide: rows of {MIN_BLOCKS} different times or more, about alike in "
+            f"number, would do ({BLOCKS} are best)",
+        )
+    return of_value[codes].astype(np.int64), blocks, notes
+
+
+def time_column(time: ArrayLike, rows: int) -> NDArray[Any]:
+    """A time column ``[N]`` that can be sorted: numbers, dates, or text whose order is time's.
+
+    Raises:
+        DataError: another length than ``rows``, missing entries, or what can't be compared.
+    """
+    column = np.asarray(time)
+    if column.shape == (rows, 1):
+        column = column[:, 0]
+    if column.shape != (rows,):
+        raise DataError(f"time has shape {list(column.shape)}, expected one entry for {rows} rows")
+    if column.dtype.kind == "O":
+        missing = np.fromiter((one is None or one != one for one in column), bool, rows)
+    elif column.dtype.kind in "fmM":
+        missing = np.isnan(column)
+    else:
+        missing = np.zeros(rows, dtype=np.bool_)
+    if missing.any():
+        raise DataError(
+            f"time is missing in {int(missing.sum()):,} rows, first in row "
+            f"{int(missing.argmax())}; give every row the time it came, or leave time out"
+        )
+    if column.dtype.kind == "c":
+        raise DataError("time holds complex numbers, expected numbers, dates or text")
+    if column.dtype.kind != "O":
+        return column
+    kinds = {type(one) for one in column}
+    if kinds == {str}:
+        return column.astype(np.str_)
+    try:
+        return np.array(column.tolist(), dtype="datetime64[us]")
+    except (TypeError, ValueError):
+        pass
+    try:
+        return column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        named = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(
+            f"time holds {named}, which can't be put in order; give numbers, dates or text"
+        ) from error
