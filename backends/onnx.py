@@ -26,6 +26,7 @@ from ..optimizer.ir.ops import (
 )
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
+from .onnx_cleanup import clean_up
 from .rowwise import rowwise_linear
 
 #: Tensors of more bytes go into the data file, which runtimes map into memory.
@@ -110,11 +111,14 @@ def to_onnx(program: Program) -> ir.Model:
                 opset_version=_OPSET,
                 custom_translation_table=_TRANSLATIONS,
                 verbose=False,
+                # It isn't exact; `clean_up` is.
+                optimize=False,
             )
     except Exception as error:
         raise UnsupportedError(_explain(error, program)) from error
     assert made is not None
     model: ir.Model = made.model
+    clean_up(model)
     _name(model, program)
     _keep_origins(model, exported)
     _pack_fours(model)
