@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from torch import Tensor, fx
 from ..optimizer.errors import ArtifactError
 from ..optimizer.formats import WEIGHTS_ALONE
 from ..optimizer.ir import Program
+from ..optimizer.ir.scratch import Scratch
 from ..optimizer.target import Target
 from ..optimizer.timing import side_by_side
 from .base import Arrays, Backend, Built, Here, Runner
@@ -66,9 +66,9 @@ class OnnxRuntime(Backend):
         rows: Mapping[str, Sequence[int]],
     ) -> dict[str, dict[int, float]]:
         """Builds once, cuts the model apart, and times each part interleaved over its rows."""
-        with tempfile.TemporaryDirectory(prefix="rankc-") as place:
-            self.build(program, target, Path(place), {})
-            whole = onnx.load(Path(place) / MODEL)
+        with Scratch() as place:
+            self.build(program, target, place, {})
+            whole = onnx.load(place / MODEL)
         extractor = onnx.utils.Extractor(whole)
         found = {}
         for name, output in zip(program.signature.names, program.signature.outputs, strict=True):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -24,6 +22,7 @@ from .errors import RankcError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
 from .ir.pattern import dtype_of, shape_of
+from .ir.scratch import Scratch
 from .numerics import divergence
 from .passbase import Exactness
 from .pipeline import Pipeline
@@ -272,7 +271,8 @@ def _built(
     """Builds with the target's first backend that can, and scores the rows with what was built."""
     refusals = []
     for name in target.backends:
-        folder = Path(tempfile.mkdtemp(prefix="rankc-doctor-"))
+        scratch = Scratch()
+        folder = scratch.path
         try:
             builder = backend(name)
             builder.build(optimized, target, folder, {})
@@ -282,7 +282,7 @@ def _built(
             refusals.append(str(error))
             continue
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove()
         return None, (
             f"{name}: scores at batches {', '.join(map(str, BATCHES))} within {worst:.1e} of the "
             f"largest; {slow or 'no Loop, Sequence or If nodes'}"

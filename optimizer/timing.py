@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,15 +87,16 @@ def compare(
         peer's time, with the user given once for each, over it.
     """
     from .data import synthesize
+    from .ir.scratch import Scratch
     from .requests import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
-    with _one_thread(), tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+    with _one_thread(), Scratch() as folder:
         runners: dict[str, Callable[..., object]] = {"artifact": artifact.open(1)}
         requests = artifact.open_request(1) if artifact.manifest.request else None
         if model is not None:
-            plain = _plain_onnx(model, artifact, Path(folder))
+            plain = _plain_onnx(model, artifact, folder)
             runners["onnxruntime fp32"] = plain
         for size in batch_sizes:
             features = source.part(0, size).features

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import CaptureError, SignatureError
+from ..errors import ArtifactError, CaptureError, SignatureError
 from . import torchapi
 from .forms import Form
+from .scratch import written_whole
 from .signature import BATCH, Signature
 from .structure import Structure
 
@@ -167,7 +168,11 @@ class Program:
                 return found
 
     def save(self, path: str | Path) -> None:
-        """Writes the program to one ``.pt2`` file."""
+        """Writes the program to one ``.pt2`` file; one that is there stays until that is done.
+
+        Raises:
+            ArtifactError: It can't be written.
+        """
         contract = {
             "signature": self.signature.to_json(),
             "inputs": self.inputs.to_json(),
@@ -177,7 +182,13 @@ class Program:
             "recipe": list(self.recipe),
             "notes": list(self.notes),
         }
-        torch.export.save(self.exported(), path, extra_files={"rankc.json": json.dumps(contract)})
+        extra = {"rankc.json": json.dumps(contract)}
+        exported = self.exported()
+        try:
+            with written_whole(Path(path)) as place:
+                torch.export.save(exported, place, extra_files=extra)
+        except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
+            raise ArtifactError(f"{path} can't be written: {_first_line(error)}") from error
 
     @classmethod
     def load(cls, path: str | Path, *, trust_code: bool = False) -> Program:
@@ -213,6 +224,10 @@ class Program:
             recipe=tuple(contract["recipe"]),
             notes=tuple(contract.get("notes", ())),
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def bind_arguments(
