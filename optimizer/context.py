@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, fx
@@ -72,6 +73,7 @@ class PassContext:
         recovery: What they finetune on and how.
         knowledge: Damages that need not be measured again.
         say: Told what a long pass is at.
+        cache: The folder that measured times are remembered in; the user's own when None.
     """
 
     target: Target
@@ -89,15 +91,17 @@ class PassContext:
     recovery: Recovery | None = None
     knowledge: Knowledge | None = None
     say: Callable[[str], None] = field(default=lambda message: None)
+    cache: Path | None = None
     current: Pass | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @cached_property
     def kernels(self) -> KernelTimes:
         """How long kernels take on the target."""
-        from .kernels import CACHE, KernelTimes
+        from .kernel_cache import default_folder
+        from .kernels import KernelTimes
 
-        return KernelTimes(self.target, CACHE)
+        return KernelTimes(self.target, self.cache or default_folder())
 
     def remark(self, kind: Kind, message: str, *nodes: fx.Node | str, **data: Any) -> None:
         """Says what a pass did (APPLIED), left alone and why (MISSED), or found (ANALYSIS).

@@ -8,8 +8,6 @@ Dispatch, 2605.10886). What was measured is remembered on disk, so that a second
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,13 +28,12 @@ from .ir.program import Program, flatten_exported
 from .ir.rewrite import Rewriter, sweep
 from .ir.structure import Structure
 from .ir.torchapi import silenced
+from .kernel_cache import KernelCache
 from .realise import realise, realise_table, table_bytes
 from .registry import backend
 from .target import Target
 
 _aten = torch.ops.aten
-#: Where measurements are kept.
-CACHE = Path.home() / ".cache" / "rankc" / "kernels.json"
 #: Rows a linear sees are rounded up to so many significant bits: 26 × 64 and 27 × 64 time alike.
 _ROW_STEPS = 8
 
@@ -113,12 +110,12 @@ class KernelTimes:
 
     Args:
         target: Whose first backend is timed.
-        cache: The file measurements are kept in; None keeps them in memory.
+        folder: Where measurements are kept; None keeps them in memory.
     """
 
-    def __init__(self, target: Target, cache: Path | None = None) -> None:
+    def __init__(self, target: Target, folder: Path | None = None) -> None:
         self._target = target
-        self._cache = cache
+        self._cache = KernelCache(folder)
         self._known: dict[str, float] = {}
         self.measured = False
         if target.measured:
@@ -130,8 +127,8 @@ class KernelTimes:
         except TargetError:
             return
         self.measured = self._backend.times
-        if self.measured and self._cache is not None and self._cache.is_file():
-            self._known = json.loads(self._cache.read_text()).get(self._machine(), {})
+        if self.measured:
+            self._known = self._cache.read(self._machine())
 
     def learn(self, trials: Sequence[Trial]) -> None:
         """Times the kernels that aren't known yet, all in one build."""
@@ -188,14 +185,7 @@ class KernelTimes:
 
     def _keep(self) -> None:
         """To disk; of what another process has measured meanwhile, theirs is taken."""
-        if self._cache is None:
-            return
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        kept = json.loads(self._cache.read_text()) if self._cache.is_file() else {}
-        self._known = kept[self._machine()] = {**self._known, **kept.get(self._machine(), {})}
-        scratch = self._cache.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(kept, indent=1, sort_keys=True))
-        scratch.rename(self._cache)
+        self._known = {**self._known, **self._cache.merged(self._machine(), self._known)}
 
 
 #: What of a kernel makes it another node; its rows don't.
