@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .integrity import (
     sealed,
 )
 from .ir.program import bind_arguments, with_defaults
+from .ir.scratch import Scratch, remove_left, write_whole, written_folder
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .manifest_rules import check_facts, check_manifest, field_of
@@ -42,11 +43,13 @@ from .pareto import Pareto
 from .pieces import ArrayRunner, Pieces, in_pieces
 from .probe import Probe
 from .registry import backend
+from .reopened import reopened
 from .report import Report, SiteRecord
 from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
 from .signing import require_signed
 from .target import Target
 from .timing import Timing, side_by_side
+from .travel import packed
 from .verdict import Verdict
 
 #: Raised when the folder's layout changes.
@@ -162,6 +165,9 @@ class Artifact:
     Attributes:
         manifest: What it is and how to make it again.
         report: What was done; as plain data when loaded from a folder.
+        scratch: The folder for temporary files that it lives in, which goes with the last artifact
+            or runner that uses it; None where it lives in a folder of the user's.
+        saved: Where it was last saved.
     """
 
     def __init__(
@@ -170,17 +176,20 @@ class Artifact:
         manifest: Manifest,
         report: Report | Mapping[str, Any],
         files: OpenFiles | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.report = report
         self._files = files
-        self._runner = self._watched(backend(manifest.backend).open(folder))
+        self.scratch = scratch
+        self.saved: Path | None = None
+        self._runner = self._opened(None)
         entry = manifest.request
         self._request = self.open_request() if entry else None
         self._items: ArrayRunner | None = None
         if entry is not None and entry.ahead:
-            self._items = self._watched(backend(manifest.backend).open_beside(ITEMS, folder))
+            self._items = self._opened(ITEMS)
 
     def _watched(self, run: ArrayRunner) -> ArrayRunner:
         """A runner whose calls fail if a file of a loaded folder was changed."""
@@ -291,9 +300,11 @@ class Artifact:
 
         Args:
             threads: How many to use; None leaves it to the backend.
+
+        Raises:
+            ArtifactError: That many threads can't be, or the files can't be read.
         """
-        run = self._watched(backend(self.manifest.backend).open(self.folder, threads))
-        return in_pieces(run, self.manifest.pieces, threads)
+        return in_pieces(self._opened(None, threads), self.manifest.pieces, threads)
 
     def open_request(self, threads: int | None = None) -> ArrayRunner:
         """What scores requests, feature arrays by name, opened anew.
@@ -301,11 +312,11 @@ class Artifact:
         Raises:
             ArtifactError: It takes flat batches alone.
         """
-        entry, opened = self._entry(), backend(self.manifest.backend)
-        request = self._watched(opened.open_beside(REQUEST, self.folder, threads))
+        entry = self._entry()
+        request = self._opened(REQUEST, threads)
         if not entry.ahead:
             return request
-        items = self._watched(opened.open_beside(ITEMS, self.folder, threads))
+        items = self._opened(ITEMS, threads)
 
         def scored(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
             if all(name in arrays for name in entry.ahead):
@@ -313,6 +324,11 @@ class Artifact:
             return request({**arrays, **_ahead(entry, items, arrays)})
 
         return scored
+
+    def _opened(self, entry: str | None, threads: int | None = None) -> ArrayRunner:
+        """One of its programs: that for flat batches, or another by its name."""
+        name = self.manifest.backend
+        return self._watched(reopened(name, self.folder, entry, threads, self.scratch))
 
     def _entry(self) -> Entry:
         if self.manifest.request is None:
@@ -409,31 +425,57 @@ class Artifact:
         check_destination(destination)
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+            with written_folder(destination) as place:
+                self.write(place)
         except OSError as error:
             raise ArtifactError(f"{destination} can't be written: {error}") from error
-        try:
-            for name in self.manifest.files:
-                shutil.copyfile(self.folder / name, scratch / name)
-            report = self.report
-            _write_json(
-                scratch / REPORT_JSON, report.to_json() if isinstance(report, Report) else report
-            )
-            (scratch / REPORT_TEXT).write_text(self._report_text())
-            reports = file_facts(scratch, REPORTS)
-            _write_json(scratch / MANIFEST, sealed(self.manifest.to_json(), reports))
-            scratch.chmod(0o755)
-            scratch.rename(destination)
-        except OSError as error:
-            raise ArtifactError(f"{destination} can't be written: {error}") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        self.saved = destination.absolute()
         return destination
+
+    def write(self, place: Path) -> None:
+        """Writes what it is saved as into an empty folder.
+
+        Raises:
+            ArtifactError: Its own files were removed.
+            OSError: The folder can't be written.
+        """
+        for name in self.manifest.files:
+            shutil.copyfile(self._file(name), place / name)
+        report = self.report
+        plain = report.to_json() if isinstance(report, Report) else report
+        (place / REPORT_JSON).write_text(_json_text(plain))
+        (place / REPORT_TEXT).write_text(self._report_text())
+        whole = sealed(self.manifest.to_json(), file_facts(place, REPORTS))
+        (place / MANIFEST).write_text(_json_text(whole))
+
+    def _file(self, name: str) -> Path:
+        """One of its files.
+
+        Raises:
+            ArtifactError: It was removed.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is gone: this artifact's folder was removed.")
+        return path
 
     def _report_text(self) -> str:
         if isinstance(self.report, Report):
             return str(self.report)
-        return read_text(self.folder / REPORT_TEXT)
+        return read_text(self._file(REPORT_TEXT))
+
+    def __reduce__(self) -> tuple[Callable[..., Artifact], tuple[Any, ...]]:
+        """It travels as its folder: by its path where it is saved, else with all its files."""
+        return packed(self)
+
+    def __copy__(self) -> Artifact:
+        """Another of the same folder, with runners of its own; folders aren't written to."""
+        return Artifact(self.folder, self.manifest, self.report, self._files, self.scratch)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Artifact:
+        """As `copy.copy`, with a report of its own."""
+        report = copy.deepcopy(self.report, memo)
+        return Artifact(self.folder, self.manifest, report, self._files, self.scratch)
 
     @classmethod
     def load(
@@ -509,6 +551,7 @@ def check_destination(folder: Path) -> None:
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ArtifactError(f"{folder} can't be written: {above} is no folder to write in.")
+    remove_left(above)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -613,11 +656,9 @@ def complete(folder: str | Path) -> tuple[str, ...]:
         )
     known = {**manifest.files, **file_facts(place, files)}
     whole = sealed(replace(manifest, files=known).to_json(), reports)
-    beside = place / f".{MANIFEST}.new"
-    _write_json(beside, whole)
-    beside.replace(place / MANIFEST)
+    write_whole(place / MANIFEST, _json_text(whole))
     return files
 
 
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+def _json_text(data: Any) -> str:
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"

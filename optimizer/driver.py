@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,6 +41,7 @@ from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .integrity import file_facts
 from .ir.program import Program, with_defaults
+from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
@@ -95,6 +94,7 @@ def optimize(
     formats: str = "auto",
     batch_sizes: tuple[int, ...] = (64, 512),
     checkpoint: str | Path | Artifact | None = None,
+    cache: str | Path | None = None,
     strict: bool = False,
     seed: int = 0,
     trust_code: bool = False,
@@ -127,6 +127,8 @@ def optimize(
         batch_sizes: The batch sizes that will be served.
         checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
             goes on from there; or an artifact of the same model and rows, whose probe is used.
+        cache: The folder that measured times of kernels are remembered in; ``~/.cache/rankc`` when
+            None.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
         trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
@@ -163,6 +165,7 @@ def optimize(
     watching = tuple(instruments)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
     job.request, job.shared = request, shared
+    job.cache = None if cache is None else Path(cache)
     if low is Formats.AUTO and rows is None:
         job.example = example_of(program, inputs)
     elif low is Formats.NONE and rows is not None:
@@ -194,6 +197,7 @@ class _Job:
     say: Milestones
     recovery: Recovery | None = None
     knowledge: Knowledge | None = None
+    cache: Path | None = None
     request: Request | None = None
     shared: tuple[str, ...] = ()
     example: Mapping[str, Tensor] | None = None
@@ -410,6 +414,7 @@ class _Job:
             recovery=self.recovery,
             knowledge=self.knowledge,
             say=self.say.detail,
+            cache=self.cache,
         )
 
     def _built(
@@ -473,7 +478,8 @@ class _Job:
         """Builds with the backend that the context's target names."""
         (name,) = context.target.backends
         self.say(f"lowering for {self.target.name} with {name}", 0.7)
-        folder = Path(tempfile.mkdtemp(prefix="rankc-"))
+        scratch = Scratch()
+        folder = scratch.path
         metadata = {
             "rankc.target": self.target.name,
             "rankc.batch_sizes": ",".join(map(str, self.batch_sizes)),
@@ -492,9 +498,9 @@ class _Job:
             if self.strict:
                 built.require_plan(name)
             kept = flat if flat.nbytes <= _KEPT_BYTES else None
-            finish = Finish(folder, manifest, context.report, kept)
+            finish = Finish(scratch, manifest, context.report, kept)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove()
             raise
         context.report.notes += built.notes
         return finish

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .agreement import disagreement
@@ -14,6 +11,7 @@ from .artifact import Artifact, Manifest
 from .budget import Budget
 from .data import Rows
 from .ir.program import Program
+from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .passbase import Exactness
 from .pieces import best_pieces
@@ -32,15 +30,13 @@ class Finish:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, report: Report, program: Program | None
+        self, scratch: Scratch, manifest: Manifest, report: Report, program: Program | None
     ) -> None:
-        self._folder = folder
-        self._artifact = Artifact(folder, manifest, report)
+        self._scratch = scratch
+        self._artifact = Artifact(scratch.path, manifest, report, scratch=scratch)
         self.report = report
         self.backend = manifest.backend
         self.program = program
-        # The folder lives as long as the artifact does.
-        weakref.finalize(self._artifact, shutil.rmtree, folder, ignore_errors=True)
 
     @property
     def signature(self) -> Signature:
@@ -85,12 +81,13 @@ class Finish:
 
     def discard(self) -> None:
         """Removes what was built, from memory as well; nothing can be asked of it any more."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.remove()
         self.program = None
         del self._artifact
 
     def __call__(self, verdict: Verdict) -> Artifact:
-        """The artifact with its verdict."""
+        """The artifact with its verdict, beside which stands what failed on the way."""
+        verdict = replace(verdict, failed=self.report.failed)
         self.report.verdict = verdict
         self._artifact.manifest = replace(self._artifact.manifest, verdict=verdict)
         return self._artifact
