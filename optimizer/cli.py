@@ -146,6 +146,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", help="column of when a row came; rows are sorted by it")
     parser.add_argument("--cohort", action="append", default=[], help="column judged by slice")
     parser.add_argument("--pipeline", default="default", help="passes (default: default)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder of measured kernel times (default ~/.cache/rankc)"
+    )
     _trust_argument(parser)
 
 
@@ -299,6 +302,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
             batch_sizes=_sizes(arguments.batch),
             strict=arguments.strict,
             checkpoint=arguments.checkpoint,
+            cache=arguments.cache,
             seed=arguments.seed,
             trust_code=arguments.trust_code,
             instruments=instruments,
@@ -313,6 +317,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
     else:
         artifact.report.print(_console())
         print(f"saved to {arguments.out}")
+        for sentence in artifact.verdict.failed:
+            print(f"OPTIMIZER ERROR: {sentence}")
     return _OK if artifact.verdict.status in (Status.PASS, Status.UNVERIFIED) else _OVER
 
 
@@ -507,6 +513,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     goal = Target.of(arguments.target)
     target = served(goal, goal.backends[0])
     context = PassContext(target=target, calibration=(rows.features,), judge=judge)
+    context.cache = arguments.cache
     culprit = bisect(program, Pipeline.parse(arguments.pipeline), good, context)
     print(
         f"no pass moves a score by more than {arguments.tolerance:g}"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .verdict import Verdict
 
 
+#: Exactness classes that no budget pays for: who breaks one has an error.
+_PROMISES = ("exact", "rounding")
 #: Passes that change less than this share of the estimated time are left out of the waterfall.
 _WORTH_TELLING = 0.005
 
@@ -238,6 +240,16 @@ class Report:
             found.append(Bought(record.spec, seconds, nbytes, rise, dict(after)))
             before = after
         return found
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """A sentence for each pass that failed, or broke a promise that isn't the budget's."""
+        return tuple(
+            f"{record.spec} failed and did nothing: {record.note}"
+            for record in self.records
+            if record.outcome is Outcome.FAILED
+            or (record.outcome is Outcome.ROLLED_BACK and record.exactness in _PROMISES)
+        )
 
     def undo_sites(self, kind: str, why: str) -> None:
         """Says of sites of a kind that they stayed as they were, since what changed them didn't."""

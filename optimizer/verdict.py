@@ -220,6 +220,7 @@ class Verdict:
         cohorts: Worst first, the unknown at the end.
         reasons: A sentence for each limit failed or left open, and how many more rows would decide.
         notes: What limits the verdict but doesn't decide it.
+        failed: A sentence for each pass that failed or broke its promise, and so did nothing.
     """
 
     status: Status
@@ -230,6 +231,7 @@ class Verdict:
     cohorts: tuple[CohortResult, ...] = ()
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
     @property
     def delta_ne(self) -> dict[str, Interval]:
@@ -268,14 +270,17 @@ class Verdict:
             cohorts=tuple(_cohort_from_json(cohort) for cohort in data["cohorts"]),
             reasons=tuple(data["reasons"]),
             notes=tuple(data["notes"]),
+            failed=tuple(data.get("failed", ())),
         )
 
     def __str__(self) -> str:
         if self.status is Status.UNVERIFIED:
-            return "\n".join(["UNVERIFIED: no rows to measure on", *_bullets(self.reasons)])
+            first = "UNVERIFIED: no rows to measure on"
+            return "\n".join([first, *_failures(self.failed), *_bullets(self.reasons)])
         lines = [
             f"{self.status.value.upper()} on {self.rows:,} rows "
-            f"({self.labels}, {100.0 * self.confidence:.4g} % confidence)"
+            f"({self.labels}, {100.0 * self.confidence:.4g} % confidence)",
+            *_failures(self.failed),
         ]
         lines += [
             f"  {result.task}: ΔNE {_range(result.delta_ne, _percent)}, "
@@ -473,6 +478,10 @@ def _by_time(found: BlockResult) -> str:
 
 def _bullets(sentences: Iterable[str]) -> list[str]:
     return [f"  - {sentence}" for sentence in sentences]
+
+
+def _failures(sentences: Iterable[str]) -> list[str]:
+    return [f"  OPTIMIZER ERROR: {sentence}" for sentence in sentences]
 
 
 def _range(interval: Interval, show: Callable[[float], str]) -> str:

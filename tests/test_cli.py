@@ -421,6 +421,27 @@ def test_bisect_that_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "no pass moves a score by more than 0.0001\n"
 
 
+def test_a_pass_that_failed_is_told_last(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*args: object) -> None:
+        raise ValueError("kernels.json is damaged")
+
+    monkeypatch.setattr("rankc.passes.place_precision.PlacePrecision.run", broken)
+    told = "OPTIMIZER ERROR: place-precision failed and did nothing: kernels.json is damaged"
+    assert main(optimize(place, tmp_path / "out")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert main(optimize(place, tmp_path / "quiet", "--quiet")) == 0
+    assert capsys.readouterr().out.splitlines()[1].strip() == told
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert told in capsys.readouterr().out
+    assert main(optimize(place, tmp_path / "strict", "--strict")) == 1
+    assert "place-precision failed: kernels.json is damaged" in capsys.readouterr().err
+
+
 def test_progress_is_shown_in_a_terminal_only(
     place: Path,
     tmp_path: Path,

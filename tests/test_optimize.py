@@ -532,6 +532,12 @@ def test_a_broken_pass_is_rolled_back_and_named(
     assert remark.pass_name == kind.name
     assert why in remark.message
     assert kind.name in str(report_of(artifact))
+    # It can't be overlooked: it stands right under the verdict, in what is saved as well.
+    first, second, *_ = str(artifact.verdict).splitlines()
+    assert first.startswith("UNVERIFIED")
+    assert second.startswith(f"  OPTIMIZER ERROR: {kind.name} failed and did nothing: ")
+    assert f"OPTIMIZER ERROR: {kind.name} failed" in str(report_of(artifact))
+    assert rankc.Verdict.from_json(artifact.verdict.to_json()).failed == artifact.verdict.failed
     assert (artifact(*inputs) - scores(model, *inputs)).abs().max() < ROUNDING
 
     with pytest.raises(PassError, match=kind.name) as caught:
