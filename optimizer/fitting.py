@@ -74,7 +74,8 @@ def _check_union(value: Any, options: tuple[Any, ...], place: str) -> None:
         try:
             _check(value, option, place)
         except MisfitError as error:
-            errors.append(error)
+            # Its traceback would keep the callers' frames, and with them the artifact, alive.
+            errors.append(error.with_traceback(None))
         else:
             return
     raise errors[0]

@@ -109,7 +109,7 @@ def test_forked_children_score_and_end_and_leave_the_parent_alone(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     for path in paths:
-        saved = rankc.load(path.with_name(f"{path.name}-saved"))
+        saved = rankc.load(path.with_name(f"{path.name}-saved"), trust_code=True)
         assert equal(saved(*rows()), made(path.name)(*rows()))
 
 
@@ -144,6 +144,11 @@ def test_a_saved_artifact_is_pickled_as_its_folder(
     monkeypatch.chdir("/")
     assert equal(pickle.loads(pickled)(*rows()), artifact(*rows()))
     shutil.move(place, tmp_path / "moved")
+    other = rankc.optimize(small(), "cpu-fp32", inputs=small_inputs(4, seed=0), seed=1)
+    other.save(place)
+    with pytest.raises(ArtifactError, match=r"holds another artifact than when it was pickled"):
+        pickle.loads(pickled)
+    shutil.rmtree(place)
     with pytest.raises(ArtifactError, match=r"saved isn't on this machine. Copy it there"):
         pickle.loads(pickled)
     # What was saved and is gone still travels with the files that the artifact itself has.
