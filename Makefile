@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -28,6 +28,10 @@ types: $(VENV)/test
 
 unit: $(VENV)/test
 	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
+
+# Hostile folders, files and plans of native operators, under sanitizers; half an hour.
+attack: $(VENV)/test
+	$(BIN)/python tests/attack/at_length.py $(ATTACK)
 
 # Ours beside the peers in fp32 over the whole zoo; about half an hour on a quiet machine.
 bench-structure: $(VENV)/bench

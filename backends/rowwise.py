@@ -189,7 +189,10 @@ def _standard(body: tape.Tape, inputs: list[ir.Value | None]) -> ir.Value:
     weight = op("Transpose", codes, perm=[1, 0])
     product = op("Cast", op("MatMulInteger", steps, weight), to=int(ir.DataType.FLOAT))
     sums = op("ReduceSum", op("Cast", weight, to=int(ir.DataType.FLOAT)), integers(0), keepdims=0)
-    result = op("Mul", op("Add", op("Mul", product, step), op("Mul", low, sums)), scale)
+    # A cast gives some code for NaN. Zero times a row is NaN where the row has NaN or infinity.
+    none = op("ReduceSum", op("Mul", scaled, number(0.0)), integers(-1), keepdims=1)
+    shift = op("Mul", op("Add", low, none), sums)
+    result = op("Mul", op("Add", op("Mul", product, step), shift), scale)
     if kept is not None:
         picked = op("Gather", x, kept, axis=-1)
         high = op("MatMul", picked, op("Transpose", kept_weight, perm=[1, 0]))

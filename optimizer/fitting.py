@@ -6,7 +6,7 @@ import dataclasses
 import math
 import reprlib
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -30,7 +30,7 @@ def require_fit(value: Any, place: str) -> None:
     Raises:
         MisfitError: The place of the first field that isn't, what it holds, and what is expected.
     """
-    kind: Hashable = type(value)
+    kind: Any = type(value)
     for name, hint in _hints(kind).items():
         _check(getattr(value, name), hint, f"{place}.{name}" if place else name)
 

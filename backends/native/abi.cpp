@@ -87,13 +87,16 @@ Tensor Api::tensor_of(const Value* value) {
   if (value == nullptr) return tensor;
   Shape* shape = nullptr;  // GetTensorTypeAndShape
   check(call<Status* (*)(const Value*, Shape**)>(65)(value, &shape));
+  struct Release {
+    Shape* shape;
+    ~Release() { call<void (*)(Shape*)>(99)(shape); }  // ReleaseTensorTypeAndShapeInfo
+  } release{shape};
   check(call<Status* (*)(const Shape*, int*)>(60)(shape, &tensor.type));   // GetTensorElementType
   check(call<Status* (*)(const Shape*, size_t*)>(61)(shape, &tensor.rank));  // GetDimensionsCount
   if (tensor.rank > Tensor::kMaxRank) throw Error("rankc: a tensor has too many dimensions");
   check(call<Status* (*)(const Shape*, int64_t*, size_t)>(62)(  // GetDimensions
       shape, tensor.dims, tensor.rank));
-  call<void (*)(Shape*)>(99)(shape);  // ReleaseTensorTypeAndShapeInfo
-  void* data = nullptr;               // GetTensorMutableData
+  void* data = nullptr;  // GetTensorMutableData
   check(call<Status* (*)(const Value*, void**)>(51)(value, &data));
   tensor.data = data;
   return tensor;

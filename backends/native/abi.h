@@ -70,6 +70,14 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The product of two sizes; fails where it has more than 64 bits.
+inline int64_t product(int64_t a, int64_t b) {
+  int64_t result;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result))
+    throw Error("rankc: a size of an operator is out of range");
+  return result;
+}
+
 // A tensor as a kernel sees it.
 struct Tensor {
   static constexpr size_t kMaxRank = 8;
@@ -80,12 +88,13 @@ struct Tensor {
   int64_t dims[kMaxRank] = {};
 
   int64_t rows() const { return rank == 0 ? 1 : dims[0]; }
-  // Elements of one row.
+  // Elements of one row. Without rows, sizes are bounded by nothing.
   int64_t stride() const {
     int64_t count = 1;
-    for (size_t i = 1; i < rank; ++i) count *= dims[i];
+    for (size_t i = 1; i < rank; ++i) count = product(count, dims[i]);
     return count;
   }
+  int64_t count() const { return product(rows(), stride()); }
   template <class T>
   const T* as() const {
     return static_cast<const T*>(data);

@@ -11,6 +11,7 @@
 #include "features.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 
@@ -25,6 +26,12 @@ constexpr int64_t kIdsPerTask = 4096;
 constexpr int64_t kInFlight = 24;
 // Half of a first cache of 32 KiB.
 constexpr int64_t kKeptFloats = 4096;
+// What a plan may ask for at most, so that sizes made of it are no surprise: numbers of a vector,
+// of a row of the result, of the vectors that interact; columns of an input.
+constexpr int64_t kWidest = int64_t(1) << 20;
+constexpr int64_t kWidestRow = int64_t(1) << 22;
+constexpr int64_t kMostInteracting = 1 << 13;
+constexpr int64_t kMostColumns = int64_t(1) << 31;
 
 // Where the vectors come from: a dense input; a table, by bags of fixed sizes in a matrix of ids;
 // a table, by one bag a row, which offsets cut from a list of ids.
@@ -37,6 +44,8 @@ struct Segment {
   int64_t first_id, first_weight;  // columns; of a dense input, the first vector
   // Ids of each vector, and what is added to each id.
   std::vector<int64_t> bags, shifts;
+  // Rows that each id's own feature has, 0 where that isn't known; empty where none is.
+  std::vector<int64_t> limits;
   float factor = 1.0f;
   int64_t per_row = 0;
   bool plain = false;  // whether its vectors are rows of a table of floats as they are
@@ -51,11 +60,47 @@ struct Segment {
                            &s.weights, &s.divisor, &s.offsets, &s.first_id, &s.first_weight})
       *field = next();
     for (std::vector<int64_t>* list : {&s.bags, &s.shifts}) {
-      list->resize(size_t(next()));
+      int64_t size = next();
+      if (size < 0 || size > int64_t(plan.size() - *at))
+        throw Error("rankc: the plan of an operator is cut short");
+      list->resize(size_t(size));
       for (int64_t& value : *list) value = next();
     }
-    for (int64_t bag : s.bags) s.per_row += bag;
+    s.check();
     return s;
+  }
+
+  // What can be told of a segment before its tensors are there. Model files come from anywhere.
+  void check() {
+    auto require = [](bool fits, const char* what) {
+      if (!fits) throw Error(std::string("rankc: the plan of an operator has ") + what);
+    };
+    auto within = [](int64_t value, int64_t least, int64_t most) {
+      return least <= value && value <= most;
+    };
+    require(within(interacts, 0, 1), "a segment that interacts neither nor not");
+    require(within(kind, kDense, kOffsets), "a segment of no kind");
+    require(within(coding, 0, kCodings - 1), "a table of no coding");
+    require(within(width, 1, kWidest), "a vector of no width");
+    for (int64_t input : {source, ids, scales, weights, divisor, offsets})
+      require(within(input, -1, kMostColumns), "an input of no number");
+    for (int64_t column : {first_id, first_weight})
+      require(within(column, 0, kMostColumns), "a column of no number");
+    require(!bags.empty() && vectors() <= kMostColumns, "a segment of no vectors");
+    for (int64_t bag : bags) {
+      require(within(bag, 0, kMostColumns), "a bag of no size");
+      per_row += bag;
+      require(per_row <= kMostColumns, "bags of too many ids");
+    }
+    bool dense = kind == kDense, listed = kind == kOffsets;
+    bool coded = coding == kBytes || coding == kNibbles;
+    require(source >= 0 && dense == (ids < 0), "a segment without its table or its ids");
+    require(listed == (offsets >= 0), "offsets where there are none");
+    require(coded == (scales >= 0), "scales where there are none");
+    require(!dense || (coding == kFloats && weights < 0 && divisor < 0),
+            "weights of a dense feature");
+    require(!listed || (vectors() == 1 && within(first_id, 0, 1)), "more than one list of ids");
+    require(int64_t(shifts.size()) == (dense ? 0 : listed ? 1 : per_row), "shifts of other ids");
   }
 
   int64_t vectors() const { return int64_t(bags.size()); }
@@ -157,12 +202,14 @@ struct Lookups {
     int64_t bytes = row_bytes(s.segment->coding, s.segment->width);
     int64_t scale_bytes = s.segment->coding == kBytes ? 8 : 4;
     const char *table = s.data.as<char>(), *both = s.scales.as<char>();
+    const int64_t* limits = s.segment->limits.empty() ? nullptr : s.segment->limits.data();
     for (int64_t i = 0; i < count; ++i) {
-      int64_t place = int64_t(ids[i]) + shifts[i * step];
-      if (place < 0) place += size;  // as ONNX's Gather counts
-      if (place < 0 || place >= size)
-        throw Error("row " + std::to_string(row) + " looks up id " + std::to_string(ids[i]) +
-                    ", beyond a table of " + std::to_string(size) + " rows");
+      int64_t place, id = int64_t(ids[i]), limit = limits == nullptr ? 0 : limits[i * step];
+      bool wraps = __builtin_add_overflow(id, shifts[i * step], &place);
+      if (limit == 0 && place < 0) place += size;  // as ONNX's Gather counts
+      if (wraps || place < 0 || place >= size || (limit > 0 && (id < 0 || id >= limit)))
+        throw Error("row " + std::to_string(row) + " looks up id " + std::to_string(id) +
+                    ", beyond a table of " + std::to_string(limit > 0 ? limit : size) + " rows");
       rows.push_back(table + place * bytes);
       if (both != nullptr) scales.push_back(both + place * scale_bytes);
     }
@@ -181,16 +228,23 @@ class Features {
       segments_[i].factor = factors[i];
       segments_[i].plain = segments_[i].is_plain();
     }
+    take_limits(Api::integers(info, "limits"));
     elementwise_ = Api::attribute(info, "elementwise", int64_t(0)) != 0;
     plan_pairs(Api::integers(info, "pairs"));
     place_segments();
     shape_ = Api::integers(info, "shape");
     int64_t size = 1;
-    for (int64_t dim : shape_) size *= dim;
+    for (int64_t dim : shape_) {
+      if (dim < 0 || dim > kWidestRow) throw Error("rankc: the shape of an operator is none");
+      size = product(size, dim);
+    }
     if (size != width_) throw Error("rankc: the shape of an operator isn't what its plan makes");
     if (to_codes) {
       scale_ = Api::attribute(info, "scale", 1.0f);
-      zero_point_ = int(Api::attribute(info, "zero_point", int64_t(0)));
+      int64_t zero_point = Api::attribute(info, "zero_point", int64_t(0));
+      if (!(scale_ > 0.0f) || !std::isfinite(scale_) || zero_point < 0 || zero_point > 255)
+        throw Error("rankc: the scale or the zero point of an operator's codes is none");
+      zero_point_ = int(zero_point);
     }
   }
 
@@ -235,6 +289,20 @@ class Features {
     std::mutex guard;
   };
 
+  // Gives each segment its part of the attribute `limits`, one for each of its shifts.
+  void take_limits(const std::vector<int64_t>& limits) {
+    if (limits.empty()) return;
+    size_t at = 0;
+    for (Segment& s : segments_) {
+      if (s.shifts.size() > limits.size() - at) throw Error("rankc: an operator lacks limits");
+      s.limits.assign(limits.begin() + int64_t(at), limits.begin() + int64_t(at + s.shifts.size()));
+      at += s.shifts.size();
+    }
+    for (int64_t limit : limits)
+      if (limit < 0) throw Error("rankc: a limit of an operator's ids is negative");
+    if (at != limits.size()) throw Error("rankc: an operator has limits of other ids");
+  }
+
   // Finds where in a row each segment goes; the products are where the first that interacts is.
   void place_segments() {
     int64_t vectors = 0;
@@ -246,6 +314,7 @@ class Features {
       }
       places_.push_back(s.interacts ? vectors : width_);
       (s.interacts ? vectors : width_) += s.vectors() * (s.interacts ? stride_ : s.width);
+      if (width_ > kWidestRow) throw Error("rankc: a row of an operator is too wide");
     }
   }
 
@@ -256,13 +325,17 @@ class Features {
       if (vectors_ > 0 && s.width != pair_width_)
         throw Error("rankc: vectors of several widths interact");
       vectors_ += s.vectors();
+      if (vectors_ > kMostInteracting || product(vectors_, s.width) > kWidestRow)
+        throw Error("rankc: too many vectors of an operator interact");
       pair_width_ = s.width;
       stride_ = (s.width + kernels_.lanes - 1) / kernels_.lanes * kernels_.lanes;
     }
     for (int64_t one : pairs)
       if (one < 0 || one >= vectors_) throw Error("rankc: a pair of an operator is no pair");
+    if (pairs.size() % 2 != 0 || int64_t(pairs.size()) > 2 * kWidestRow)
+      throw Error("rankc: the pairs of an operator are no pairs");
     if (elementwise_) {
-      pairs_.assign(pairs.begin(), pairs.end() - int64_t(pairs.size() % 2));
+      pairs_.assign(pairs.begin(), pairs.end());
       return;
     }
     int64_t block_rows = kernels_.lanes / 4, across = vectors_ / 4 + 1;
@@ -282,8 +355,10 @@ class Features {
 
   static Source source(const Segment& segment, const std::vector<Tensor>& inputs) {
     auto input = [&](int64_t index) {
-      if (index >= int64_t(inputs.size())) throw Error("rankc: an operator lacks an input");
-      return index < 0 ? Tensor() : inputs[size_t(index)];
+      if (index < 0) return Tensor();
+      if (index >= int64_t(inputs.size()) || inputs[size_t(index)].type == 0)
+        throw Error("rankc: an operator lacks an input");
+      return inputs[size_t(index)];
     };
     Source s{&segment,
              input(segment.source),
@@ -296,12 +371,9 @@ class Features {
     bool coded = segment.coding == kBytes || segment.coding == kNibbles;
     const int types[] = {kFloat, kHalf, kUint8, kUint8};
     int64_t across = segment.coding == kNibbles ? (segment.width + 1) / 2 : segment.width;
-    bool fits = segment.coding >= 0 && segment.coding < kCodings &&
-                s.data.type == types[segment.coding] &&
-                (dense ? s.data.stride() >= segment.width * (segment.first_id + segment.vectors())
+    bool fits = s.data.type == types[segment.coding] &&
+                (dense ? s.data.stride() / segment.width >= segment.first_id + segment.vectors()
                        : s.data.stride() == across) &&
-                (dense || segment.shifts.size() == size_t(listed ? 1 : segment.per_row)) &&
-                coded == (segment.scales >= 0) &&
                 (!coded || (s.scales.type == (segment.coding == kBytes ? kFloat : kHalf) &&
                             s.scales.rows() == s.data.rows() && s.scales.stride() == 2)) &&
                 (segment.weights < 0 || s.weights.type == kFloat) &&
@@ -310,9 +382,13 @@ class Features {
                 (segment.kind != kBags || segment.weights < 0 ||
                  (s.weights.rows() == s.ids.rows() &&
                   segment.first_weight + segment.per_row <= s.weights.stride())) &&
-                (!listed || segment.weights < 0 || s.weights.rows() == s.ids.rows()) &&
-                (segment.divisor < 0 ||
-                 (s.divisor.type == kFloat && s.divisor.rows() == s.rows()));
+                (!listed ||
+                 ((s.offsets.type == kInt32 || s.offsets.type == kInt64) &&
+                  s.offsets.stride() == 1 && s.ids.stride() == 1 && s.rows() >= 0)) &&
+                (!listed || segment.weights < 0 ||
+                 (s.weights.stride() == 1 && s.weights.rows() == s.ids.rows())) &&
+                (segment.divisor < 0 || (s.divisor.type == kFloat && s.divisor.stride() >= 1 &&
+                                         s.divisor.rows() == s.rows()));
     if (!fits) throw Error("rankc: an input isn't what the plan of its operator says");
     return s;
   }

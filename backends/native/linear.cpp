@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "rowwise.h"
@@ -29,21 +30,31 @@ class Linear {
         throw Error(std::string("rankc: the ") + name + " of a linear isn't a constant");
       return tensor;
     };
-    Tensor codes = constant("codes", kInt8), scale = constant("scale", kFloat);
-    RowwiseWeight weight{codes.rows(), codes.stride(), codes.as<int8_t>(), scale.as<float>()};
-    if (Api::attribute(info, "bias", int64_t(0)))
-      weight.bias = constant("bias", kFloat).as<float>();
+    // A constant of so many numbers; model files come from anywhere.
+    auto numbers = [&](const char* name, int64_t count) {
+      Tensor tensor = constant(name, kFloat);
+      if (tensor.count() != count)
+        throw Error(std::string("rankc: the ") + name + " of a linear doesn't fit its weight");
+      return tensor.as<float>();
+    };
+    Tensor codes = constant("codes", kInt8);
+    if (codes.rank != 2 || codes.count() == 0)
+      throw Error("rankc: the codes of a linear are no matrix");
+    RowwiseWeight weight{codes.rows(), codes.stride(), codes.as<int8_t>(),
+                         numbers("scale", codes.rows())};
+    if (Api::attribute(info, "bias", int64_t(0))) weight.bias = numbers("bias", weight.outputs);
     if (Api::attribute(info, "columns", int64_t(0)))
-      weight.columns = constant("column scale", kFloat).as<float>();
+      weight.columns = numbers("column scale", weight.inputs);
     if (Api::attribute(info, "kept", int64_t(0))) {
       Tensor kept = constant("kept columns", kInt64);
       weight.kept = kept.as<int64_t>();
-      weight.kept_count = kept.rows();
-      weight.kept_weight = constant("kept weight", kFloat).as<float>();
+      weight.kept_count = kept.count();
+      weight.kept_weight = numbers("kept weight", product(weight.outputs, weight.kept_count));
     }
     for (int64_t i = 0; i < weight.kept_count; ++i)
       if (weight.kept[i] < 0 || weight.kept[i] >= weight.inputs)
         throw Error("rankc: a linear keeps a column that it doesn't have");
+    require_sums(weight);
     packed_ = make_packed(weight);
     relu_ = Api::attribute(info, "relu", int64_t(0)) != 0;
   }
@@ -55,7 +66,7 @@ class Linear {
     std::vector<int64_t> dims(x.dims, x.dims + x.rank);
     dims.back() = packed_->outputs;
     Run run{this, x.as<float>(), nullptr, 1};
-    for (size_t i = 0; i + 1 < x.rank; ++i) run.rows *= x.dims[i];
+    for (size_t i = 0; i + 1 < x.rank; ++i) run.rows = product(run.rows, x.dims[i]);
     run.out = static_cast<float*>(Api::output(context, dims));
     size_t tasks = size_t((run.rows + kRowsPerTask - 1) / kRowsPerTask);
     if (tasks == 1) task(&run, 0);
@@ -63,6 +74,19 @@ class Linear {
   }
 
  private:
+  // Sums of codes and steps (0 to 255) must fit into 32 bits.
+  static void require_sums(const RowwiseWeight& weight) {
+    for (int64_t n = 0; n < weight.outputs; ++n) {
+      int64_t above = 0, below = 0;
+      for (int64_t k = 0; k < weight.inputs; ++k) {
+        int8_t code = weight.codes[n * weight.inputs + k];
+        (code > 0 ? above : below) += code;
+      }
+      if (std::max(above, -below) > std::numeric_limits<int32_t>::max() / 255)
+        throw Error("rankc: the codes of a linear are too large for their number to be added");
+    }
+  }
+
   struct Run {
     const Linear* op;
     const float* x;

@@ -15,6 +15,9 @@
 namespace rankc {
 namespace {
 
+// Zero times every value adds up to zero, and to NaN where one is NaN or infinite: such a row has no
+// steps, and its outputs are NaN, as they would be in float. Added to `low` it makes them so.
+
 // Below this a row is one value: it has no steps, and dividing by zero would be no code.
 constexpr float kSmallestStep = std::numeric_limits<float>::min();
 
@@ -71,16 +74,20 @@ class Pairs : public Packed {
 
   void quantize(const float* x, int16_t* steps, float* step, float* low) const {
     auto value = [&](int64_t k) { return columns_.empty() ? x[k] : x[k] * columns_[size_t(k)]; };
-    float least = value(0), most = least;
-    for (int64_t k = 1; k < inputs; ++k) {
+    float least = value(0), most = least, none = 0.0f;
+    for (int64_t k = 0; k < inputs; ++k) {
       least = std::min(least, value(k));
       most = std::max(most, value(k));
+      none += 0.0f * value(k);
     }
-    *low = least;
+    *low = least + none;
     *step = (most - least) / 255.0f;
     float inverse = 1.0f / std::max(*step, kSmallestStep);
-    for (int64_t k = 0; k < inputs; ++k)
-      steps[k] = int16_t(__builtin_rintf((value(k) - least) * inverse));
+    for (int64_t k = 0; k < inputs; ++k) {
+      // The difference of finite values may be infinite; NaN becomes 0.
+      float place = __builtin_rintf((value(k) - least) * inverse);
+      steps[k] = place > 255.0f ? 255 : place > 0.0f ? int16_t(place) : 0;
+    }
   }
 
   // Integers that add up exactly, whatever the order.
@@ -204,21 +211,25 @@ class Quads : public Packed {
 
   VNNI void quantize(const float* x, uint8_t* steps, float* step, float* low) const {
     __m512 least = _mm512_set1_ps(INFINITY), most = _mm512_set1_ps(-INFINITY);
+    __m512 zero = _mm512_setzero_ps(), none = zero;
     int64_t whole = inputs / 16 * 16;
     __mmask16 rest = __mmask16((1u << (inputs - whole)) - 1);
     for (int64_t k = 0; k < whole; k += 16) {
       __m512 v = value(x, k, 0xFFFF);
       least = _mm512_min_ps(least, v);
       most = _mm512_max_ps(most, v);
+      none = _mm512_fmadd_ps(zero, v, none);
     }
     if (rest) {
       __m512 v = value(x, whole, rest);
       least = _mm512_mask_min_ps(least, rest, least, v);
       most = _mm512_mask_max_ps(most, rest, most, v);
+      none = _mm512_fmadd_ps(zero, v, none);
     }
-    *low = _mm512_reduce_min_ps(least);
-    *step = (_mm512_reduce_max_ps(most) - *low) / 255.0f;
-    __m512 start = _mm512_set1_ps(*low);
+    float lowest = _mm512_reduce_min_ps(least);
+    *low = lowest + _mm512_reduce_add_ps(none);
+    *step = (_mm512_reduce_max_ps(most) - lowest) / 255.0f;
+    __m512 start = _mm512_set1_ps(lowest);
     __m512 inverse = _mm512_set1_ps(1.0f / std::max(*step, kSmallestStep));
     for (int64_t k = 0; k < whole; k += 16)
       _mm_storeu_si128(reinterpret_cast<__m128i*>(steps + k),
@@ -273,7 +284,8 @@ class Quads : public Packed {
       }
     }
     UNROLL for (int r = 0; r < R; ++r) UNROLL for (int c = 0; c < C; ++c) {
-      __m512 v = p.relu ? _mm512_max_ps(y[r][c], _mm512_setzero_ps()) : y[r][c];
+      // Where one is NaN, the second is taken.
+      __m512 v = p.relu ? _mm512_max_ps(_mm512_setzero_ps(), y[r][c]) : y[r][c];
       int64_t left = outputs - first - 16 * c;
       __mmask16 lanes = left >= 16 ? 0xFFFF : __mmask16((1u << left) - 1);
       _mm512_mask_storeu_ps(p.out + r * outputs + first + 16 * c, lanes, v);

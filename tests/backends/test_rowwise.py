@@ -115,3 +115,31 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
     run = runner_of(Linear(16, 8, kept=False, relu=True), rows(4, 16), tmp_path, "native")
     (got,) = run({"x": np.zeros((0, 16), np.float32)}).values()
     assert got.shape == (0, 8)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("form", ["standard", "function", "native"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_row_of_nan_or_infinity_gives_nan(
+    form: str, relu: bool, level: int, tmp_path: Path
+) -> None:
+    """And no other row does: wherever in the row it is."""
+    if form == "native" and library().path is None:
+        pytest.skip(library().reason)
+    if form != "native" and level:
+        pytest.skip("only native kernels have instruction sets")
+    module = Linear(37, 19, kept=True, relu=relu)
+    try:
+        library().limit(level)
+        run = runner_of(module, rows(4, 37), tmp_path, form)
+    finally:
+        library().limit(2)
+    x = rows(150, 37)
+    (clean,) = run({"x": x.numpy()}).values()
+    places = torch.arange(0, 150, 2)
+    for bad in (np.nan, np.inf, -np.inf):
+        hostile = x.clone()
+        hostile[places, places % 37] = bad
+        (got,) = run({"x": hostile.numpy()}).values()
+        assert np.isnan(got[::2]).all()
+        assert np.array_equal(got[1::2], clean[1::2])
