@@ -42,9 +42,9 @@ def check_agreement(
     for name, got, want in zip(
         program.signature.outputs, program.run(leaves).values(), expected, strict=True
     ):
-        if not _same(got, want):
+        if not same_scores(got, want):
             again = model(leaves)
-            random = not all(_same(a, b) for a, b in zip(again, expected, strict=True))
+            random = not all(same_scores(a, b) for a, b in zip(again, expected, strict=True))
             if random and (told := randomness(program.graph, name)):
                 raise CaptureError(told)
             raise DiffersError(_difference(name, got, want, "the example", "the model"))
@@ -65,9 +65,9 @@ def check_agreement(
             ) from error
         for name in program.signature.outputs:
             got, want = scores[name], whole[name][rows]
-            if _same(got, want):
+            if same_scores(got, want):
                 continue
-            if not _same(program.run(varied)[name], whole[name]):
+            if not same_scores(program.run(varied)[name], whole[name]):
                 told = randomness(program.graph, name)
             else:
                 # Values of ids have other sizes, which tell nothing of the rows.
@@ -94,7 +94,7 @@ def _check_many(program: Program, leaves: Leaves, model: Callable[[Leaves], Scor
             "Something in forward depends on the example's batch size."
         ) from error
     for (name, got), want in zip(scores.items(), expected, strict=True):
-        if not _same(got, want):
+        if not same_scores(got, want):
             raise DiffersError(_difference(name, got, want, f"batch {_MANY}", "the model"))
 
 
@@ -170,7 +170,7 @@ def _agree(together: Any, alone: Any, rows: slice) -> bool:
         if start < 0 or size > together.shape[dim]:
             return False
         together = together.narrow(dim, start, size)
-    return _same(together, alone)
+    return same_scores(together, alone)
 
 
 def _difference(name: str, got: Tensor, want: Tensor, where: str, reference: str) -> str:
@@ -182,7 +182,7 @@ def _difference(name: str, got: Tensor, want: Tensor, where: str, reference: str
     )
 
 
-def _same(got: Tensor, want: Tensor) -> bool:
+def same_scores(got: Tensor, want: Tensor) -> bool:
     """The same shape, and within 1e-4 of the largest score; NaN is close to NaN alone."""
     if got.shape != want.shape:
         return False

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
-from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-from ..optimizer.errors import CaptureError
+from .packed import pack, recurrent, unpack
 
 
 @contextlib.contextmanager
@@ -29,8 +28,8 @@ def all_rows() -> Iterator[None]:
     """While the model runs inside, rows a mask drops are kept and chosen at the end."""
     with contextlib.ExitStack() as stack:
         for name, instead in (
-            ("pack_padded_sequence", _pack),
-            ("pad_packed_sequence", _unpack),
+            ("pack_padded_sequence", pack),
+            ("pad_packed_sequence", unpack),
         ):
             real = getattr(rnn, name)
             for module in list(sys.modules.values()):
@@ -38,7 +37,7 @@ def all_rows() -> Iterator[None]:
                 if getattr(module, "__dict__", {}).get(name) is real:
                     stack.enter_context(mock.patch.object(module, name, instead))
         for kind in (nn.GRU, nn.RNN, nn.LSTM):
-            stack.enter_context(mock.patch.object(kind, "forward", _recurrent(kind)))
+            stack.enter_context(mock.patch.object(kind, "forward", recurrent(kind)))
         stack.enter_context(_KeepRows())
         yield
 
@@ -92,83 +91,3 @@ def _put(into: Tensor, mask: Tensor, values: Tensor) -> Tensor | None:
         return None
     rows = mask.reshape(-1, *[1] * (into.dim() - 1))
     return into.copy_(torch.where(rows, values.to(into.dtype), into))
-
-
-class _Padded(tuple[Any, ...]):
-    """Stands for a packed sequence's batch sizes: every row has all steps, and its length."""
-
-    lengths: Tensor
-    device = torch.device("cpu")
-
-
-def _pack(
-    input: Tensor,
-    lengths: Any,
-    batch_first: bool = False,
-    enforce_sorted: bool = True,
-) -> PackedSequence:
-    steps = input.transpose(0, 1) if batch_first else input
-    sizes = _Padded([steps.shape[1]] * int(steps.shape[0]))
-    sizes.lengths = torch.as_tensor(lengths)
-    return PackedSequence(_joined(steps), sizes, None, None)  # type: ignore[arg-type]
-
-
-def _joined(steps: Tensor) -> Tensor:
-    """Values ``[T, B, …]`` as ``[T·B, …]``; a copy, since a view would ask for the strides."""
-    copy = steps.clone(memory_format=torch.contiguous_format)
-    return copy.view(steps.shape[0] * steps.shape[1], *steps.shape[2:])
-
-
-def _steps(packed: PackedSequence, sizes: _Padded) -> Tensor:
-    """The values as ``[T, B, …]``."""
-    rows = sizes.lengths.shape[0]
-    return packed.data.view(len(sizes), rows, *packed.data.shape[1:])
-
-
-def _unpack(
-    sequence: PackedSequence,
-    batch_first: bool = False,
-    padding_value: float = 0.0,
-    total_length: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    sizes: Any = sequence.batch_sizes
-    if total_length is None or total_length != len(sizes):
-        raise CaptureError(
-            "pad_packed_sequence gives as many steps as the longest row has, which differs from "
-            "batch to batch. Pass total_length=x.shape[1]."
-        )
-    steps = _steps(sequence, sizes)
-    inside = torch.arange(len(sizes))[:, None] < sizes.lengths[None, :]
-    inside = inside.reshape(*inside.shape, *[1] * (steps.dim() - 2))
-    padded = torch.where(inside, steps, torch.full_like(steps, padding_value))
-    return (padded.transpose(0, 1) if batch_first else padded), sizes.lengths
-
-
-def _recurrent(kind: Any) -> Callable[..., Any]:
-    """The layer's ``forward`` that also takes what `_pack` makes."""
-    real = kind.forward
-
-    def forward(self: Any, input: Any, hx: Any = None) -> Any:
-        sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
-        if not isinstance(sizes, _Padded):
-            return real(self, input, hx)
-        if self.bidirectional or self.num_layers > 1:
-            raise CaptureError(
-                f"a packed sequence in a {kind.__name__} that is bidirectional or has several "
-                "layers: its last states can't be read off the padded one. Run it on the padded "
-                "sequence, one layer and one direction at a time."
-            )
-        steps = _steps(input, sizes)
-        if self.batch_first:
-            padded, _ = real(self, steps.transpose(0, 1).contiguous(), hx)
-            padded = padded.transpose(0, 1)
-        else:
-            padded, _ = real(self, steps, hx)
-        end = (sizes.lengths - 1).clamp(min=0).to(torch.int64)
-        places = end[None, :, None].expand(1, end.shape[0], padded.shape[2])
-        last = padded.gather(0, places)
-        packed = PackedSequence(_joined(padded), sizes, None, None)
-        # The last cell states of an LSTM are nowhere in its outputs.
-        return packed, (last, None) if kind is nn.LSTM else last
-
-    return forward

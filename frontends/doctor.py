@@ -7,6 +7,7 @@ import linecache
 import re
 import traceback
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -26,6 +27,23 @@ _LIBRARIES = (
     *(str(_PYTHON / name) for name in ("contextlib", "importlib", "functools", "unittest", "ast.")),
     *(str(_PYTHON / name) for name in ("asyncio", "concurrent", "threading", "inspect", "copy.")),
 )
+
+
+class Clarity(IntEnum):
+    """How much a failure tells of what to change, the clearest first."""
+
+    OURS = 0
+    LINE = 1
+    CONSTRUCT = 2
+    UNKNOWN = 3
+
+
+class DiagnosedError(CaptureError):
+    """A capture that failed, and how clear it is why."""
+
+    def __init__(self, message: str, clarity: Clarity) -> None:
+        super().__init__(message)
+        self.clarity = clarity
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ def remedy_for(error: BaseException) -> str:
     return f"{known.construct}. What to change: {known.remedy}" if known else ""
 
 
-def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
+def diagnose(error: BaseException, model: nn.Module) -> DiagnosedError:
     """A capture failure as a message a user can act on."""
     where = user_line(error)
     if not where and re.search(FIXED_BATCH.sign, str(error)):
@@ -204,18 +222,20 @@ def diagnose(error: BaseException, model: nn.Module) -> CaptureError:
     name = type(model).__name__
     first = str(error).strip().split("\n", 1)[0]
     if isinstance(error, RankcError):
-        return CaptureError(f"{name} can't be captured{where}: {error}")
+        return DiagnosedError(f"{name} can't be captured{where}: {error}", Clarity.OURS)
     if ailment is None:
-        return CaptureError(f"{name} can't be captured{where}: {type(error).__name__}: {first}")
+        message = f"{name} can't be captured{where}: {type(error).__name__}: {first}"
+        return DiagnosedError(message, Clarity.UNKNOWN)
     where = where or _written(model, ailment.written)
     condition = also = ""
     if ailment.construct.startswith("control flow"):
         condition = _condition(where)
         if _only_complains(where):
             also = "; a check that only complains belongs in front of the model, or in training"
-    return CaptureError(
+    return DiagnosedError(
         f"{name} can't be captured{where}: {ailment.construct}{condition}. "
-        f"What to change: {ailment.remedy}{also}. ({first})"
+        f"What to change: {ailment.remedy}{also}. ({first})",
+        Clarity.LINE if where else Clarity.CONSTRUCT,
     )
 
 

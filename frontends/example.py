@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from inspect import Parameter
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ragged import Ragged, find_ragged, row_count, take
+from ..optimizer.ragged import Ragged, row_count, take
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23
@@ -68,14 +69,28 @@ def forward_arguments(model: nn.Module, example: Any = None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def arguments_by_place(model: nn.Module, arguments: Sequence[str]) -> tuple[str, ...]:
-    """Which of the arguments, the first ones, can't be given by name."""
+def arguments_by_place(
+    model: nn.Module, arguments: Sequence[str], example: Any
+) -> tuple[tuple[str, ...], ...]:
+    """Which of the arguments, the first ones, are given by place: how to call, best first.
+
+    Hooks and decorators see a call as it is made, so that the model is called as the example was
+    given: a tuple by place, a dict by name. The other way is tried where the model refuses the
+    first; what can't be given by name never is.
+    """
     parameters = inspect.signature(model.forward).parameters.values()
     several = next((p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL), "")
-    count = sum(p.kind is Parameter.POSITIONAL_ONLY for p in parameters)
+    least = sum(p.kind is Parameter.POSITIONAL_ONLY for p in parameters)
     if several and f"{several}_0" in arguments:
-        count = max(i + 1 for i, n in enumerate(arguments) if n.startswith(f"{several}_"))
-    return tuple(arguments[:count])
+        least = max(i + 1 for i, n in enumerate(arguments) if n.startswith(f"{several}_"))
+    named = {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    most = next((i for i, name in enumerate(arguments) if name in named), len(arguments))
+    if not several and any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        most = min(most, len(_by_place(parameters)))
+    counts = (least, max(least, most))
+    if not isinstance(example, Mapping):
+        counts = counts[::-1]
+    return tuple(dict.fromkeys(tuple(arguments[:count]) for count in counts))
 
 
 def _by_place(parameters: Iterable[Parameter]) -> list[str]:
@@ -129,25 +144,22 @@ def example_tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     return leaves
 
 
-def delimited(leaves: Mapping[str, Tensor], named: Sequence[Ragged] = ()) -> tuple[Ragged, ...]:
-    """Which of the example's tensors say where the rows of others begin.
+def delimited(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> tuple[Ragged, ...]:
+    """Which of the example's tensors say where the rows of others begin, if that explains all.
 
     Args:
         leaves: The example's tensors.
-        named: Those whose names say it.
+        ragged: What says it.
 
     Raises:
         SignatureError: No rows, or numbers of rows that no delimiter explains.
     """
-    known = {name for one in named for name in (one.delimiter, *one.values)}
-    rest = {name: leaf for name, leaf in leaves.items() if name not in known}
-    sizes = {name: len(leaf) for name, leaf in rest.items()}
-    ragged = (*named, *find_ragged(rest))
+    explained = {name for one in ragged for name in (one.delimiter, *one.values)}
+    sizes = {name: len(leaf) for name, leaf in leaves.items() if name not in explained}
     rows = row_count(leaves, ragged)
     if rows == 0 or (not ragged and 0 in sizes.values()):
         raise SignatureError("the example has no rows.")
-    explained = {name for one in ragged for name in (one.delimiter, *one.values)}
-    odd = any(size != rows for name, size in sizes.items() if name not in explained)
+    odd = any(size != rows for size in sizes.values())
     if odd or len({one.rows(leaves) for one in ragged}) > 1:
         sizes = {name: len(leaf) for name, leaf in leaves.items()}
         raise SignatureError(
@@ -156,19 +168,29 @@ def delimited(leaves: Mapping[str, Tensor], named: Sequence[Ragged] = ()) -> tup
             "whose number differs from row to row need offsets or lengths, a vector of integers, "
             "among the inputs."
         )
-    return ragged
+    return tuple(ragged)
 
 
-def as_rows(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> dict[str, Tensor]:
+def as_rows(
+    leaves: Mapping[str, Tensor], ragged: Sequence[Ragged], widths: Collection[int] = ()
+) -> dict[str, Tensor]:
     """The example's rows, repeated to a batch that can't be mistaken for another size.
 
-    The last row gets more ids where their number could be: the number of rows, or 0 or 1, which
-    torch.export takes for constants.
+    The last row gets more ids where their number could be: the number of rows, a width, or 0 or
+    1, which torch.export takes for constants.
+
+    Args:
+        leaves: The example's tensors.
+        ragged: Which of them delimit the rows of which.
+        widths: Sizes of the model's weights.
     """
-    rows = take(leaves, ragged, torch.arange(_EXAMPLE_ROWS) % row_count(leaves, ragged))
+    known = {*widths, *(size for leaf in leaves.values() for size in leaf.shape[1:]), 0, 1}
+    size = next(size for size in count(_EXAMPLE_ROWS, 2) if size not in known)
+    rows = take(leaves, ragged, torch.arange(size) % row_count(leaves, ragged))
+    known |= {size, size + 1}
     for one in ragged:
-        count = len(rows[one.values[0]])
-        extra = 1 if count == _EXAMPLE_ROWS else max(0, 2 - count)
+        held = len(rows[one.values[0]])
+        extra = next(more for more in count() if held + more not in known)
         if extra == 0:
             continue
         lengths = one.bounds(rows).diff()
@@ -176,7 +198,7 @@ def as_rows(leaves: Mapping[str, Tensor], ragged: Sequence[Ragged]) -> dict[str,
         rows[one.delimiter] = one.delimiter_of(lengths, rows[one.delimiter].dtype)
         for name in one.values:
             values = rows[name]
-            last = values[-1:] if count else values.new_zeros(1, *values.shape[1:])
+            last = values[-1:] if held else values.new_zeros(1, *values.shape[1:])
             rows[name] = torch.cat([values, last.expand(extra, *values.shape[1:])])
     return rows
 

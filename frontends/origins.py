@@ -13,7 +13,7 @@ from ..optimizer.ir import Facts, set_facts
 from .doctor import is_library
 
 #: Where the model is called from while it is captured.
-_WRAPPER = str(Path(__file__).with_name("export.py"))
+_WRAPPER = str(Path(__file__).with_name("flat.py"))
 _EFFECTS = (
     torch.ops.aten.copy_.default,
     torch.ops.aten._assert_tensor_metadata.default,

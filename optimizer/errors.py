@@ -14,7 +14,13 @@ class RankcError(Exception):
 
 
 class CaptureError(RankcError):
-    """The model could not be captured into a graph."""
+    """The model could not be captured into a graph.
+
+    Attributes:
+        routes: What each way of capturing said, where several were tried.
+    """
+
+    routes: tuple[str, ...] = ()
 
 
 class DataError(RankcError):

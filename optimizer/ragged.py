@@ -7,9 +7,10 @@ of a batch are taken, and batches joined, through what is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations, permutations, product
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ class Delimits(StrEnum):
     STARTS = "starts"
     BOUNDS = "starts and the end"
     LENGTHS = "lengths"
+
+
+#: A vector that ends where the values do fits by chance less often than one that may end before.
+_EXACT_FIRST = (Delimits.BOUNDS, Delimits.LENGTHS, Delimits.STARTS)
+#: Vectors of integers among which every choice of delimiters is tried.
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -128,41 +135,120 @@ def join(parts: Sequence[Features], ragged: Sequence[Ragged]) -> dict[str, Tenso
 
 
 def find_ragged(leaves: Features) -> tuple[Ragged, ...]:
-    """The delimiters among an example's tensors, whose first sizes differ.
+    """The likeliest of the `readings` of an example; empty where no input delimits another."""
+    return next(readings(leaves), ())
+
+
+def readings(leaves: Features) -> Iterator[tuple[Ragged, ...]]:
+    """Which of an example's tensors may delimit the rows of which, likeliest first.
 
     A delimiter is a vector of integers that fits: lengths that add up to the values' size, bounds
     that begin at 0 and end there, starts that begin at 0, never fall, and stay within it. Where
-    several fit, the one nearest before or after the values is theirs, the exact ones first.
+    several fit, the one nearest before or after the values is theirs, the exact ones first. Sizes
+    can coincide, and starts such as 0, 2, 4 are lengths of six ids as well: which reading is right
+    only the model tells.
+
+    Args:
+        leaves: The example's tensors, by name.
     """
     sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    vectors = [n for n, v in leaves.items() if v.dim() == 1 and not v.is_floating_point()]
+    seen: set[tuple[Ragged, ...]] = set()
     if len(set(sizes.values())) == 1:
-        return ()
+        seen.add(())
+        yield ()
+    # One less first: bounds that end where the values do fit by chance less often than starts.
+    counts = _row_counts(sizes, vectors, leaves)
+    for kinds, rows in product(permutations(_EXACT_FIRST), counts):
+        nearest = _nearest(leaves, vectors, kinds, rows)
+        ways = (nearest, _in_turn(leaves, vectors, kinds, rows))
+        for found in (*ways, *_any(leaves, vectors, kinds, rows)):
+            if found and found not in seen:
+                seen.add(found)
+                yield found
+
+
+def _nearest(
+    leaves: Features, vectors: Sequence[str], kinds: Sequence[Delimits], rows: int
+) -> tuple[Ragged, ...]:
+    """Each input that has no value a row goes to the nearest delimiter that fits."""
     names = list(leaves)
-    vectors = [n for n in names if leaves[n].dim() == 1 and not leaves[n].is_floating_point()]
     found: dict[tuple[str, Delimits], list[str]] = {}
-    for rows in _row_counts(sizes, vectors, leaves):
-        found.clear()
-        for name in names:
-            if sizes[name] == rows or any(name == key[0] for key in found):
-                continue
-            fitting = [
-                (rank, abs(names.index(other) - names.index(name)), other, delimits)
-                for other in vectors
-                if other != name
-                for rank, delimits in enumerate(
-                    (Delimits.BOUNDS, Delimits.LENGTHS, Delimits.STARTS)
-                )
-                if _fits(leaves[other], delimits, sizes[name], rows)
-            ]
-            if fitting:
-                *_, other, delimits = min(fitting)
-                found.setdefault((other, delimits), []).append(name)
-        delimited = {name for values in found.values() for name in values}
-        delimiters = {name for name, _ in found}
-        rest = [n for n in names if n not in delimited | delimiters and sizes[n] != rows]
-        if found and not rest and not delimited & delimiters:
-            return tuple(Ragged(name, d, tuple(values)) for (name, d), values in found.items())
+    for name in names:
+        if len(leaves[name]) == rows or any(name == key[0] for key in found):
+            continue
+        fitting = [
+            (rank, abs(names.index(other) - names.index(name)), other, delimits)
+            for other in vectors
+            if other != name
+            for rank, delimits in enumerate(kinds)
+            if _fits(leaves[other], delimits, len(leaves[name]), rows)
+        ]
+        if fitting:
+            *_, other, delimits = min(fitting)
+            found.setdefault((other, delimits), []).append(name)
+    return _consistent(leaves, rows, found)
+
+
+def _in_turn(
+    leaves: Features, vectors: Sequence[str], kinds: Sequence[Delimits], rows: int
+) -> tuple[Ragged, ...]:
+    """The first values go to the first delimiter, and so on, as lists of both are given."""
+    half = len(vectors) // 2
+    if half < 2 or len(vectors) % 2:
+        return ()
+    for delimiters, values in (
+        (vectors[:half], vectors[half:]),
+        (vectors[half:], vectors[:half]),
+        (vectors[::2], vectors[1::2]),
+        (vectors[1::2], vectors[::2]),
+    ):
+        found: dict[tuple[str, Delimits], list[str]] = {}
+        for other, name in zip(delimiters, values, strict=True):
+            size = len(leaves[name])
+            kind = next((k for k in kinds if _fits(leaves[other], k, size, rows)), None)
+            if kind is not None:
+                found[other, kind] = [name]
+        if len(found) == half and (consistent := _consistent(leaves, rows, found)):
+            return consistent
     return ()
+
+
+def _any(
+    leaves: Features, vectors: Sequence[str], kinds: Sequence[Delimits], rows: int
+) -> Iterator[tuple[Ragged, ...]]:
+    """Every choice of delimiters among few vectors, also for values of as many as the rows."""
+    if len(vectors) > _FEW:
+        return
+    flat = [name for name, leaf in leaves.items() if leaf.dim() == 1]
+    for count in range(1, len(vectors) + 1):
+        for delimiters in combinations(vectors, count):
+            values = [
+                n for n in leaves if n not in delimiters and (n in flat or len(leaves[n]) != rows)
+            ]
+            for owners in product((None, *delimiters), repeat=len(values)):
+                found: dict[tuple[str, Delimits], list[str]] = {}
+                for name, other in zip(values, owners, strict=True):
+                    size = len(leaves[name])
+                    kind = next(
+                        (k for k in kinds if other and _fits(leaves[other], k, size, rows)), None
+                    )
+                    if other and kind is not None:
+                        found.setdefault((other, kind), []).append(name)
+                if {name for name, _ in found} == set(delimiters):
+                    yield _consistent(leaves, rows, found)
+
+
+def _consistent(
+    leaves: Features, rows: int, found: Mapping[tuple[str, Delimits], Sequence[str]]
+) -> tuple[Ragged, ...]:
+    """What was found, if it explains every input's size; else nothing."""
+    delimited = {name for values in found.values() for name in values}
+    delimiters = {name for name, _ in found}
+    rest = [n for n in leaves if n not in delimited | delimiters and len(leaves[n]) != rows]
+    if not found or rest or delimited & delimiters:
+        return ()
+    return tuple(Ragged(name, kind, tuple(values)) for (name, kind), values in found.items())
 
 
 def _row_counts(sizes: Mapping[str, int], vectors: Sequence[str], leaves: Features) -> list[int]:
@@ -171,7 +257,6 @@ def _row_counts(sizes: Mapping[str, int], vectors: Sequence[str], leaves: Featur
     likely = sorted(set(dense), key=dense.count, reverse=True)
     others = [sizes[name] for name in vectors]
     ends = [size - 1 for size in others if size > 1]
-    # One less first: bounds that end where the values do fit by chance less often than starts.
     return list(dict.fromkeys([*likely, *sorted(ends), *sorted(others)]))
 
 

@@ -29,6 +29,7 @@ from torch.fx.experimental.symbolic_shapes import (
     free_unbacked_symbols,
 )
 from torch.fx.proxy import TracerBase
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "ShapeEnv",
+    "TorchDispatchMode",
     "UserError",
     "WeakIdKeyDictionary",
     "aoti_compile",
@@ -60,6 +62,7 @@ __all__ = [
     "silenced",
     "stacks_of",
     "unlift",
+    "weight_norm",
 ]
 
 
@@ -107,6 +110,9 @@ def quiet(mode: FakeTensorMode) -> Iterator[None]:
     with shape_env.ignore_fresh_unbacked_symbols():
         yield
 
+
+#: What both forms of ``weight_norm`` compute their weight with: ``(v, g, dim)``.
+weight_norm: Callable[..., torch.Tensor] = torch._weight_norm
 
 _TALKATIVE = (
     "torch.onnx",

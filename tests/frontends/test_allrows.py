@@ -77,17 +77,6 @@ def test_asking_whether_any_row_is_left() -> None:
     assert torch.allclose(program(IDS, LENGTHS), model(IDS, LENGTHS), atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2}])
-def test_layers_whose_last_state_is_out_of_reach_are_refused(options: dict[str, Any]) -> None:
-    class Last(History):
-        def evolve(self, rows: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
-            packed = pack_padded_sequence(rows[mask], seen, batch_first=True, enforce_sorted=False)
-            return self.recurrent(packed)[1][-1]  # type: ignore[no-any-return]
-
-    with pytest.raises(CaptureError, match="What to change"):
-        capture(Last(**options).eval(), (IDS, LENGTHS))
-
-
 def test_what_the_kept_rows_would_change_is_refused() -> None:
     """The mean over the rows that have a history isn't the mean over all of them."""
 
