@@ -231,9 +231,8 @@ def estimate(kernel: Kernel, target: Target) -> float:
         share = kernel.kept / kernel.inputs
         picked = 8.0 * share * read + 12.0 * written
         seconds += Cost(flops * share, picked).seconds(target, "fp32")
-    low = "bf16" if kernel.format in WEIGHTS_ALONE else kernel.format.removesuffix("-rows")
     product = Cost(flops, moved * (read + written) + width * weight)
-    return seconds + product.seconds(target, low)
+    return seconds + product.seconds(target, kernel.format)
 
 
 def weight_width(number_format: str) -> float:

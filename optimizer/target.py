@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from .errors import TargetError
 
 
+#: What is multiplied in the formats that aren't called so: the codes, or what they are decoded to.
+PRODUCTS = {"int8-rows": "int8", "int8-weights": "bf16", "int4-weights": "bf16"}
+
+
 @dataclass(frozen=True)
 class DeviceSpec:
     """A device, as far as the cost model needs it.
@@ -33,7 +37,8 @@ class DeviceSpec:
     def peak(self, number_format: str) -> float:
         """Peak rate in operations/s; an unlisted format runs at the rate of fp32."""
         rates = dict(self.peaks)
-        return 1e12 * rates.get(number_format, rates.get("fp32", 1.0))
+        product = PRODUCTS.get(number_format, number_format)
+        return 1e12 * rates.get(number_format, rates.get(product, rates.get("fp32", 1.0)))
 
 
 #: What a linear, and a table, may take below fp32.

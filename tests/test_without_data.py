@@ -252,3 +252,11 @@ def test_a_tight_budget_holds_for_made_up_rows() -> None:
     artifact = rankc.optimize(program(), eager("h100-fp8"), budget=rankc.Budget(ne=1e-12))
     assert set(chosen(artifact).values()) <= {"fp32"}
     assert artifact.report.assumed == []
+
+
+@pytest.mark.parametrize("name", ["cpu-int8", "h100-fp8", "a100-int8", "h100-bf16"])
+def test_the_report_says_that_low_formats_save_time(name: str) -> None:
+    bought = {pass_.spec: pass_.seconds for pass_ in placed(name).report.waterfall}
+    assert bought["insert-quantize"] > 0.0
+    assert bought.get("quantize-tables", 0.0) >= 0.0
+    assert "place-precision" not in bought

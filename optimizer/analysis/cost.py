@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir.facts import facts_of
-from ..ir.pattern import size_at
+from ..formats import HALF
+from ..ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
+from ..ir.pattern import is_op, size_at
 from ..ir.program import Program
 from ..report import Size
 from ..target import Target
 
 _aten = torch.ops.aten
-_LOOKUPS = (
-    _aten.embedding.default,
+_CODED_LOOKUPS = (
     torch.ops.rankc.rowwise_embedding.default,
     torch.ops.rankc.rowwise_embedding4.default,
 )
+_LOOKUPS = (_aten.embedding.default, *_CODED_LOOKUPS)
 _LINEARS = (
     _aten.linear.default,
     torch.ops.rankc.rowwise_linear.default,
@@ -84,11 +85,57 @@ def cost_of(node: fx.Node, batch: int) -> Cost:
     outputs = list(_tensors(node.meta.get("val")))
     written = float(sum(_nbytes(value, batch) for value in outputs))
     elements = float(sum(_numel(value, batch) for value in outputs))
+    if node.target in _CODED_LOOKUPS:
+        return Cost(0.0, written + _rows_of(node, batch))
     if node.target in _LOOKUPS:
         return Cost(0.0, 2 * written)
+    if _is_fused(node):
+        return Cost(0.0, 0.0)
     inputs = [i for i in node.all_input_nodes if isinstance(i.meta.get("val"), Tensor)]
-    read = float(sum(_nbytes(i.meta["val"], batch) for i in inputs))
+    read = sum(_read(i, batch) for i in inputs)
     return Cost(_flops(node, elements, batch), read + written)
+
+
+def format_of(node: fx.Node) -> str:
+    """The format a node computes in, by what it is: ``"fp32"`` unless it is a linear in another."""
+    if is_op(node, ROWWISE_LINEAR.op):
+        return "int8-rows"
+    if is_op(node, HALF_LINEAR.op):
+        weight = node.args[1].meta["val"].dtype  # type: ignore[union-attr]
+        return next(name for name, dtype in HALF.items() if dtype is weight)
+    if is_op(node, CODED_LINEAR.op):
+        scale = node.args[2].meta["val"]  # type: ignore[union-attr]
+        return "int4-weights" if scale.dim() == 2 else "int8-weights"
+    if is_op(node, _aten.linear.default) and all(is_op(a, DEQUANTIZE.op) for a in node.args[:2]):
+        codes = node.args[1].args[0].meta["val"].dtype  # type: ignore[union-attr]
+        return "fp8" if codes.is_floating_point else "int8"
+    return "fp32"
+
+
+def _is_fused(node: fx.Node) -> bool:
+    """Whether kernels do it on the way: coding the input of a linear, widening looked-up rows."""
+    if is_op(node, QUANTIZE.op):
+        decoded = list(node.users)
+        return all(is_op(user, DEQUANTIZE.op) for user in decoded) and all(
+            is_op(reader, _aten.linear.default) for user in decoded for reader in user.users
+        )
+    if is_op(node, _aten._to_copy.default):
+        return is_op(node.args[0], *_LOOKUPS)
+    return False
+
+
+def _read(source: fx.Node, batch: int) -> float:
+    """Bytes of a value where it is read: codes are read as they are."""
+    if is_op(source, DEQUANTIZE.op):
+        source = source.args[0]  # type: ignore[assignment]
+    return _nbytes(source.meta["val"], batch)
+
+
+def _rows_of(node: fx.Node, batch: int) -> float:
+    """Bytes of the coded rows that a lookup reads, with their scales and biases."""
+    *parts, ids = (a.meta["val"] for a in node.args)  # type: ignore[union-attr]
+    row = sum(prod(part.shape[1:]) * part.element_size() for part in parts)
+    return _numel(ids, batch) * float(row)
 
 
 def _flops(node: fx.Node, elements: float, batch: int) -> float:
@@ -124,13 +171,8 @@ def total(program: Program, batch: int) -> Cost:
 
 
 def estimate(program: Program, target: Target, batch: int) -> float:
-    """Roofline seconds of the whole program, each linear at the rate of its placed format."""
-    seconds = 0.0
-    for node in program.graph.nodes:
-        precision = facts_of(node).precision
-        number_format = precision.format if precision else "fp32"
-        seconds += cost_of(node, batch).seconds(target, number_format)
-    return seconds
+    """Roofline seconds of the whole program, each linear at the rate of the format it is in."""
+    return sum(cost_of(n, batch).seconds(target, format_of(n)) for n in program.graph.nodes)
 
 
 def size_of(program: Program) -> Size:
