@@ -27,6 +27,7 @@ from .tensorrt_rules import FULL, RTX, Library, require_formats, require_legal, 
 from .tensorrt_tables import decode_tables_first, tables_as_inputs
 
 FUSION = "fusion.json"
+_UNCHECKED = "ONNX, not checked by TensorRT"
 _aten = torch.ops.aten
 #: Ids of one row in a feature of lists: the profile's best, and the most it allows.
 _IDS_PER_ROW = (16, 256)
@@ -55,6 +56,9 @@ class _Plan:
 class TensorRT(PlainOnnx):
     """Builds ONNX that TensorRT takes, and the engine where a package for that GPU is here.
 
+    Where none is, the file is written all the same, says what is missing, and `complete` makes the
+    engine on the machine that serves it.
+
     Everything is typed: what the plan put in FP8 or INT8 is Q/DQ in the graph, what it put in FP16
     or BF16 is cast, and TF32 is off, so that the engine computes what was verified. Without the
     target's GPU the scores come from ONNX Runtime's CPU kernels, on the same ONNX file.
@@ -68,12 +72,12 @@ class TensorRT(PlainOnnx):
 
     def here(self, target: Target) -> Here:
         """The engine, or the ONNX file and a check of it; run on the GPU, or by emulation."""
-        if target.device.sm is None or self.missing():
+        if target.device.sm is None:
             return Here("", "")
         try:
             plan = _plan_for(target)
         except TargetError:
-            return Here("", "")
+            return Here("", "") if _serves_here(target) else Here(_UNCHECKED, "by emulation")
         if plan.kept:
             run = "yes" if gpu_sm() == plan.sm else "by emulation"
             return Here(f"engine for SM{plan.sm}", run)
@@ -107,15 +111,22 @@ class TensorRT(PlainOnnx):
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
     ) -> Built:
-        """Writes ``model.onnx``, ``fusion.json``, and ``model.engine`` if it is for this GPU."""
+        """Writes ``model.onnx``, ``fusion.json``, and ``model.engine`` if it is for this GPU.
+
+        Raises:
+            UnsupportedError: A node that TensorRT doesn't take.
+            TargetError: This is the target's GPU, and no package that builds for it is installed.
+        """
         require_formats(target)
         self.require(program, target)
-        plan = _plan_for(target)
+        plan, lacking = _plan_or_why_not(target)
         model = to_onnx(decode_tables_first(program))
         require_legal(model, target)
         files = save_onnx(model, folder / MODEL, metadata)
         if write_emulated(folder / MODEL, folder / EMULATED):
             files += (EMULATED,)
+        if plan is None:
+            return Built(files, {"onnx": ir.__version__}, (*self._notes(), lacking))
         stored = metadata.get("rankc.batch_sizes", "")
         sizes = tuple(int(size) for size in stored.split(",")) if stored else _BATCHES
         runs, version = _engine(folder, plan, sizes)
@@ -176,6 +187,29 @@ def _plan_for(target: Target) -> _Plan:
         return _Plan(RTX, sm, kept=True)
     # The newest that is no newer than the target, or the oldest with FP8: the same formats.
     return _Plan(RTX, max((other for other in RTX.sms if other <= sm), default=89), kept=False)
+
+
+def _serves_here(target: Target) -> bool:
+    """Whether this is the GPU that is built for: then another backend serves it, if need be."""
+    return gpu_sm() == target.device.sm
+
+
+def _plan_or_why_not(target: Target) -> tuple[_Plan | None, str]:
+    """The package that builds for the target here; or None, and what is missing.
+
+    Raises:
+        TargetError: There is none, and this is the target's GPU.
+    """
+    try:
+        return _plan_for(target), ""
+    except TargetError as error:
+        if _serves_here(target):
+            raise
+        return None, (
+            f"TensorRT is missing here: the file was written for it, and no engine has checked it. "
+            f"{error}. `rankc build` makes the engine on the serving machine, an "
+            f"{target.device.name}, with {FULL.pip}"
+        )
 
 
 def _engine(

@@ -579,6 +579,8 @@ def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
             "ok" if stage.ok else "FAILED", stage.name, Text(stage.message), f"{stage.seconds:.2f}"
         )
     console.print(stages)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     for kind in ("table", "linear"):
         rows = [finding for finding in found.findings if finding.kind == kind]
         if not rows:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from .analysis.sites import linear_sites, mixed_tables, table_sites
 from .context import PassContext
 from .data import Parquet, collect, synthesize
-from .errors import RankcError, UnsupportedError
+from .errors import RankcError, TargetError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
 from .ir.pattern import dtype_of, shape_of
@@ -91,6 +91,7 @@ class Diagnosis:
         applied: What the exact and rounding passes would do.
         missed: What they leave alone, and why.
         signature: Features and tasks, as in a manifest; empty if capture failed.
+        notes: What is missing here to build or to check it, as `optimize` notes it.
     """
 
     model: str
@@ -100,6 +101,7 @@ class Diagnosis:
     applied: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     signature: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -149,7 +151,7 @@ def examine(
             found.findings = _findings(last, goal)
         found.applied = [str(remark) for remark in report.said(Kind.APPLIED)]
         found.missed = [str(remark) for remark in report.said(Kind.MISSED)]
-    run("build and parity", lambda: _built(program, last, goal, rows))
+    run("build and parity", lambda: _built(program, last, goal, rows, found.notes))
     return found
 
 
@@ -266,23 +268,33 @@ def _linear(node: fx.Node, program: Program, target: Target) -> Finding:
 
 
 def _built(
-    original: Program, optimized: Program, target: Target, rows: Mapping[str, Tensor]
+    original: Program,
+    optimized: Program,
+    target: Target,
+    rows: Mapping[str, Tensor],
+    notes: list[str],
 ) -> tuple[None, str]:
-    """Builds with the target's first backend that can, and scores the rows with what was built."""
+    """Builds with the target's first backend that can, and scores the rows with what was built.
+
+    What is missing for it here is added to the notes.
+    """
     refusals = []
     for name in target.backends:
         scratch = Scratch()
         folder = scratch.path
         try:
             builder = backend(name)
-            builder.build(optimized, target, folder, {})
+            built = builder.build(optimized, target, folder, {})
             worst = _parity(original, builder.open(folder), rows)
             slow = _slow_nodes(folder)
-        except UnsupportedError as error:
+        except (TargetError, UnsupportedError) as error:
             refusals.append(str(error))
             continue
         finally:
             scratch.remove()
+        lacking = builder.missing()
+        notes += [note for note in built.notes if lacking and lacking in note]
+        notes += [f"not served by another backend: {why}" for why in refusals]
         return None, (
             f"{name}: scores at batches {', '.join(map(str, BATCHES))} within {worst:.1e} of the "
             f"largest; {slow or 'no Loop, Sequence or If nodes'}"

@@ -456,6 +456,7 @@ class _Job:
         if not found:
             raise UnsupportedError("\n".join(refusals))
         if not self.target.measured:
+            found[0].report.notes += [f"not served by another backend: {why}" for why in refusals]
             return found
         self.say("timing the backends", 0.8)
         if len(found) == 1:

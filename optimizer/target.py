@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from .errors import TargetError
 
-
 #: What is multiplied in the formats that aren't called so: the codes, or what they are decoded to.
 PRODUCTS = {"int8-rows": "int8", "int8-weights": "bf16", "int4-weights": "bf16"}
 

@@ -322,6 +322,17 @@ def test_a_missing_package_is_told_by_its_pip_line(
 ) -> None:
     monkeypatch.setattr(tensorrt_rules.Library, "installed", lambda self: False)
     assert TensorRT().missing() == "pip install tensorrt-rtx-cu13==1.7.1.116"
+    built = TensorRT().build(optimized("dlrm"), L40S, tmp_path, {})
+    assert "TensorRT is missing here" in built.notes[-1]
+    assert RTX.pip in built.notes[-1]
+    assert TensorRT().here(L40S).built == "ONNX, not checked by TensorRT"
+
+
+def test_on_the_targets_own_gpu_a_missing_package_leaves_it_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_rules.Library, "installed", lambda self: False)
+    monkeypatch.setattr(tensorrt, "gpu_sm", lambda: 89)
     with pytest.raises(TargetError, match=re.escape(RTX.pip)):
         TensorRT().build(optimized("dlrm"), L40S, tmp_path, {})
     assert TensorRT().here(L40S).built == ""
@@ -409,10 +420,26 @@ def test_an_h100_artifact_says_what_its_machine_needs(
     assert 'pip install "tensorrt>=10.13"' in said
 
 
-def test_without_the_package_the_next_backend_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_rules.Library, "installed", lambda self: False)
-    artifact = rankc.optimize(models.zoo()["dlrm"]().eval(), "l40s-fp8")
-    assert artifact.manifest.backend == "onnx"
+def test_without_the_package_the_artifact_says_so_and_is_finished_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = "rankc.models.dlrm:DLRM.small"
+    with monkeypatch.context() as plain:
+        plain.setattr(tensorrt_rules.Library, "installed", lambda self: False)
+        artifact = rankc.optimize(models.zoo()["dlrm"]().eval(), "l40s-fp8")
+        (note,) = (n for n in artifact.report.notes if "TensorRT is missing here" in n)
+        assert main(["doctor", place, "--target", "l40s-fp8", "--json"]) == 0
+        (examined,) = json.loads(capsys.readouterr().out)["notes"]
+        folder = artifact.save(tmp_path / "out")
+        assert main(["build", str(folder)]) == 1
+        assert RTX.pip in capsys.readouterr().err
+    assert artifact.manifest.backend == "tensorrt"
+    assert "model.engine" not in artifact.manifest.files
+    assert examined == note
+    for said in (RTX.pip, FULL.pip, "`rankc build` makes the engine on the serving machine"):
+        assert said in note
+    assert main(["build", str(folder)]) == 0
+    assert "model.engine" in rankc.load(str(folder), trust_code=True).manifest.files
 
 
 def test_targets_tell_what_is_missing(
