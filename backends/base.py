@@ -141,6 +141,14 @@ class Backend(ABC):
         """
         return ""
 
+    def emulates(self, files: Collection[str]) -> bool:
+        """Whether `open` computes them on the CPU in place of the device they are for.
+
+        Args:
+            files: That the artifact's manifest lists.
+        """
+        return False
+
     def build_beside(
         self,
         entry: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -176,6 +176,10 @@ class PlainOnnx(OnnxRuntime):
         """Writes ``<entry>.onnx``, and ``<entry>.emulated.onnx`` where need be."""
         built = super().build_beside(entry, program, target, folder, metadata)
         return self._emulated(built, folder / f"{entry}.onnx", folder / f"{entry}.{EMULATED}")
+
+    def emulates(self, files: Collection[str]) -> bool:
+        """Always: another runtime is to serve it."""
+        return True
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens the file that the CPU's kernels compute."""

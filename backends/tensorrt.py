@@ -157,6 +157,10 @@ class TensorRT(PlainOnnx):
         _write_report(folder, plan, version, runs)
         return (FUSION, ENGINE, FACTS)
 
+    def emulates(self, files: Collection[str]) -> bool:
+        """Unless there are an engine and a GPU."""
+        return gpu_sm() is None or ENGINE not in files
+
     def open(self, folder: Path, threads: int | None = None) -> Runner:
         """Opens the engine where there is a GPU, and the ONNX file elsewhere."""
         sm = gpu_sm()

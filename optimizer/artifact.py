@@ -390,6 +390,16 @@ class Artifact:
         probe = Probe.from_records(self.sites, placement["measured"], placement["memory_weight"])
         return Pareto.of(probe, {site.site: site.chosen for site in self.sites})
 
+    @property
+    def emulated(self) -> bool:
+        """Whether it is scored on the CPU here, in place of the device it is for.
+
+        Its scores are those of the file, each Q and DQ as written; its times say nothing of the
+        device.
+        """
+        found: bool = backend(self.manifest.backend).emulates(tuple(self.manifest.files))
+        return found
+
     def benchmark(
         self,
         batch_sizes: Sequence[int] = (1, 64, 512),

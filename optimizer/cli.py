@@ -424,9 +424,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     model = resolve(arguments.against) if arguments.against else None
     rows = compare(artifact, model, _sizes(arguments.batch))
+    device = f"CPU emulation, not {artifact.manifest.target}" if artifact.emulated else ""
     if arguments.json:
-        print(json.dumps(rows))
+        print(json.dumps([{**row, "runs on": device} if device else row for row in rows]))
         return _OK
+    if device:
+        print(
+            f"{device}: the CPU computes each quantize and dequantize of the file as written, and "
+            "how long that takes says nothing of the target"
+        )
     names = [name for name in rows[0] if name != "batch"]
     table = _table("milliseconds a call, one thread, interleaved, medians", "batch", *names)
     for row in rows:

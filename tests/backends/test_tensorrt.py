@@ -418,6 +418,11 @@ def test_an_h100_artifact_says_what_its_machine_needs(
     said = capsys.readouterr().err
     assert "doesn't build for NVIDIA H100 SXM (SM90)" in said
     assert 'pip install "tensorrt>=10.13"' in said
+    assert main(["bench", str(folder), "--batch", "4"]) == 0
+    assert capsys.readouterr().out.startswith("CPU emulation, not h100-fp8: ")
+    assert main(["bench", str(folder), "--batch", "4", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["runs on"] == "CPU emulation, not h100-fp8"
 
 
 def test_without_the_package_the_artifact_says_so_and_is_finished_where_it_is(
