@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch import Tensor, fx
 
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import FeatureKind, Program, Signature
+from ..optimizer.numerics import truth
 from ..optimizer.ragged import ragged_of, row_count, take
 from .doctor import mixed_rows, randomness
+from .rounding import SAME, in_fp64, is_rounding, largest_difference, same_scores
+from .widen import coarsest, widen
 
 Leaves = Mapping[str, Tensor]
 Scores = tuple[Tensor, ...]
@@ -19,6 +23,8 @@ Scores = tuple[Tensor, ...]
 _SLICES = (slice(0, 1), slice(0, 2), slice(-3, None))
 #: Rows of a large batch: more than the 128 at which models begin to cut batches into pieces.
 _MANY = 276
+#: Steps of half precision that kernels of its operators may differ by.
+_HALF_STEPS = 8
 
 
 class DiffersError(CaptureError):
@@ -27,8 +33,10 @@ class DiffersError(CaptureError):
 
 def check_agreement(
     program: Program, leaves: Leaves, expected: Scores, model: Callable[[Leaves], Scores]
-) -> None:
+) -> tuple[str, ...]:
     """The program must score like the model, all rows together and each alone.
+
+    What it computes in half precision is computed in float32 from here on.
 
     Args:
         program: What was captured.
@@ -36,19 +44,71 @@ def check_agreement(
         expected: What the model gives for them.
         model: The model.
 
+    Returns:
+        What the user should know: of scores that rounding moves, and of half precision.
+
     Raises:
         CaptureError: It doesn't; which output, and the operator to blame where it is known.
     """
-    for name, got, want in zip(
-        program.signature.outputs, program.run(leaves).values(), expected, strict=True
-    ):
-        if not same_scores(got, want):
-            again = model(leaves)
-            random = not all(same_scores(a, b) for a, b in zip(again, expected, strict=True))
-            if random and (told := randomness(program.graph, name)):
-                raise CaptureError(told)
-            raise DiffersError(_difference(name, got, want, "the example", "the model"))
-    _check_many(program, leaves, model)
+    # Operators in half precision round as their kernels do, which change with the batch.
+    same = max(SAME, _HALF_STEPS * coarsest(program))
+    said = [_check_model(program, leaves, expected, model, same, "the example")]
+    said.append(_check_many(program, leaves, model, same))
+    said.append(widen(program, leaves))
+    said.append(_check_rows(program, leaves))
+    return tuple(dict.fromkeys(filter(None, said)))
+
+
+def _check_model(
+    program: Program,
+    leaves: Leaves,
+    expected: Scores,
+    model: Callable[[Leaves], Scores],
+    same: float,
+    where: str,
+) -> str:
+    said = ""
+    for place, (name, got) in enumerate(program.run(leaves).items()):
+        want = expected[place]
+        moved = largest_difference(got, want)
+        if moved <= same:
+            continue
+        again = model(leaves)
+        random = not all(
+            largest_difference(a, b) <= same for a, b in zip(again, expected, strict=True)
+        )
+        if random and (told := randomness(program.graph, name)):
+            raise CaptureError(told)
+        exact = in_fp64(model, leaves)
+        if random or exact is None or moved == math.inf:
+            raise DiffersError(_difference(name, got, want, where, "the model"))
+        apart = largest_difference(truth(program, leaves)[name], exact[place])
+        if not is_rounding(moved, apart):
+            raise DiffersError(_difference(name, got, want, where, "the model"))
+        said = _ill_conditioned(name, moved)
+    return said
+
+
+def _check_many(
+    program: Program, leaves: Leaves, model: Callable[[Leaves], Scores], same: float
+) -> str:
+    """A batch larger than the example's must score as in the model, if the model takes it."""
+    ragged = ragged_of(program.signature)
+    many = take(leaves, ragged, torch.arange(_MANY) % row_count(leaves, ragged))
+    try:
+        expected = model(many)
+    except Exception:  # whatever it is: there is nothing to compare with
+        return ""
+    try:
+        program.run(many)
+    except Exception as error:
+        raise _does_not_run(_MANY, error) from error
+    return _check_model(program, many, expected, model, same, f"batch {_MANY}")
+
+
+def _check_rows(program: Program, leaves: Leaves) -> str:
+    """Rows must score alike with fewer rows around them."""
+    said = ""
     # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
     varied = _varied(leaves, program.signature)
     ragged = ragged_of(program.signature)
@@ -59,16 +119,20 @@ def check_agreement(
         try:
             scores = program.run(few)
         except Exception as error:
-            raise CaptureError(
-                f"the captured program doesn't run at batch {size}: {error}. "
-                "Something in forward depends on the example's batch size."
-            ) from error
+            raise _does_not_run(size, error) from error
         for name in program.signature.outputs:
             got, want = scores[name], whole[name][rows]
-            if same_scores(got, want):
+            moved = largest_difference(got, want)
+            if moved <= SAME:
                 continue
             if not same_scores(program.run(varied)[name], whole[name]):
                 told = randomness(program.graph, name)
+            elif is_rounding(
+                moved,
+                largest_difference(truth(program, few)[name], truth(program, varied)[name][rows]),
+            ):
+                said = _ill_conditioned(name, moved)
+                continue
             else:
                 # Values of ids have other sizes, which tell nothing of the rows.
                 culprit = None if ragged else _mixing(program, varied, few, rows)
@@ -76,26 +140,22 @@ def check_agreement(
             raise CaptureError(
                 told or _difference(name, got, want, f"batch {size}", "a larger batch")
             )
+    return said
 
 
-def _check_many(program: Program, leaves: Leaves, model: Callable[[Leaves], Scores]) -> None:
-    """A batch larger than the example's must score as in the model, if the model takes it."""
-    ragged = ragged_of(program.signature)
-    many = take(leaves, ragged, torch.arange(_MANY) % row_count(leaves, ragged))
-    try:
-        expected = model(many)
-    except Exception:  # whatever it is: there is nothing to compare with
-        return
-    try:
-        scores = program.run(many)
-    except Exception as error:
-        raise CaptureError(
-            f"the captured program doesn't run at batch {_MANY}: {error}. "
-            "Something in forward depends on the example's batch size."
-        ) from error
-    for (name, got), want in zip(scores.items(), expected, strict=True):
-        if not same_scores(got, want):
-            raise DiffersError(_difference(name, got, want, f"batch {_MANY}", "the model"))
+def _does_not_run(size: int, error: Exception) -> CaptureError:
+    return CaptureError(
+        f"the captured program doesn't run at batch {size}: {error}. "
+        "Something in forward depends on the example's batch size."
+    )
+
+
+def _ill_conditioned(name: str, moved: float) -> str:
+    return (
+        f"output {name!r} is ill-conditioned: float32's rounding alone, which changes from batch "
+        f"to batch, moves it by {moved:.1g} of its largest value. Compute it in float64, "
+        "model.double(), or without the difference of large numbers"
+    )
 
 
 def _varied(leaves: Leaves, signature: Signature) -> dict[str, Tensor]:
@@ -180,13 +240,3 @@ def _difference(name: str, got: Tensor, want: Tensor, where: str, reference: str
         "Something in forward depends on the other rows, on the batch size, on randomness, or "
         "on state; make it depend on its inputs alone."
     )
-
-
-def same_scores(got: Tensor, want: Tensor) -> bool:
-    """The same shape, and within 1e-4 of the largest score; NaN is close to NaN alone."""
-    if got.shape != want.shape:
-        return False
-    wide, other = got.double(), want.double()
-    known = wide[wide.isfinite()]
-    scale = max(float(known.abs().max()), 1e-6) if known.numel() else 1e-6
-    return torch.allclose(wide, other, rtol=0.0, atol=1e-4 * scale, equal_nan=True)

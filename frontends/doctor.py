@@ -108,6 +108,12 @@ AILMENTS = (
     replace(_BY_LENGTHS, sign="Constraints violated", line=r"\.split\("),
     Ailment(
         _VALUES,
+        "one_hot without num_classes, which is as wide as the batch's largest id",
+        "say how many there are, F.one_hot(ids, num_classes=10)",
+        line=r"one_hot\(",
+    ),
+    Ailment(
+        _VALUES,
         "a tensor turned into a Python number",
         "keep it a tensor: choose with torch.where, look up with index_select or gather; a number "
         "that is always the same belongs in __init__",
@@ -174,10 +180,11 @@ AILMENTS = (
         "return it, or keep it only in training: `if self.training: self.loss = …`",
     ),
     Ailment(
-        r"backward|requires_grad|autograd\.grad|grad_fn|fake tensor in the exported program",
+        r"backward|requires_grad|autograd\.grad|grad_fn|TensorWrapper|"
+        r"fake tensor in the exported program",
         "gradients inside forward",
         "write the gradient out as a formula, or take it only in training",
-        written=r"\.backward\(|autograd\.grad\(|\.grad\b",
+        written=r"\.backward\(|autograd\.grad\(|func\.\w*(grad|jac|hess)|\.grad\b",
     ),
     Ailment(
         r"torch\.classes|quantized::|PackedParams",

@@ -132,7 +132,7 @@ def _capture(
         program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
         module.meta["route"] = route.value
         try:
-            check_agreement(program, leaves, expected, lambda rows: score(wrapper, rows))
+            said = check_agreement(program, leaves, expected, lambda rows: score(wrapper, rows))
         except CaptureError as error:
             # Where rows were kept that the model drops, another route's message says more.
             if not isinstance(error, DiffersError) and route is not Route.ALL_ROWS:
@@ -142,6 +142,7 @@ def _capture(
         except RuntimeError as error:  # a guard of torch.export's own that the example breaks
             failures.append((route, diagnose(error, model)))
             continue
+        notes += said
         return program
     raise _clearest(failures, changed_state(model, lambda: score(wrapper, leaves)))
 

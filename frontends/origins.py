@@ -41,7 +41,9 @@ def users_frames(stack: Iterable[FrameSummary]) -> list[FrameSummary]:
     """The frames inside of the model that are the user's: its forwards, and what they call."""
     frames = list(stack)
     starts = [i + 1 for i, frame in enumerate(frames) if frame.filename == _WRAPPER]
-    return [f for f in frames[starts[-1] if starts else 0 :] if not is_library(f.filename)]
+    if not starts:  # made while the graph was rewritten: the frames are those of our caller
+        return []
+    return [f for f in frames[starts[-1] :] if not is_library(f.filename)]
 
 
 def record_origins(module: fx.GraphModule) -> None:

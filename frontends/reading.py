@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..optimizer.errors import CaptureError
 from ..optimizer.ragged import Ragged, readings, row_count, take
-from .agreement import same_scores
 from .example import as_rows, delimited
 from .flat import Flat, Scores, run_example, score
 from .jagged import named_ragged
+from .rounding import same_scores
 
 #: How many readings are tried at most.
 _MOST = 32

@@ -246,13 +246,22 @@ def bind_arguments(
     return bound
 
 
+_HALVES = (torch.bfloat16, torch.float16)
+
+
 def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features, with the default in every row of those that were left out."""
+    """The features, with the default in every row of those that were left out.
+
+    Half precision is widened, which is exact, where the program computes in float32.
+    """
     found = dict(features)
     by_row = [f.name for f in signature if f.name in found and f.shape[:1] == (BATCH,)]
     rows = len(found[by_row[0]]) if by_row else next((len(v) for v in found.values()), 0)
     for feature in signature:
-        if feature.name not in found and feature.default is not None:
+        given = found.get(feature.name)
+        if feature.dtype == "float32" and isinstance(given, Tensor) and given.dtype in _HALVES:
+            found[feature.name] = given.float()
+        elif given is None and feature.default is not None:
             sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
             dtype: torch.dtype = getattr(torch, feature.dtype)
             found[feature.name] = torch.full((rows, *sizes), feature.default, dtype=dtype)
