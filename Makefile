@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -77,6 +77,14 @@ bench-pruning: $(VENV)/bench
 # How long the structural pipeline takes on the zoo and on large graphs; some minutes.
 bench-pipeline: $(VENV)/test
 	$(BIN)/python benchmarks/pipeline_time.py $(BENCH)
+
+# What comparing every artifact with its model costs; some minutes.
+bench-comparison: $(VENV)/test
+	$(BIN)/python benchmarks/comparison.py $(BENCH)
+
+# Random rankers held against eager PyTorch, an hour; FUZZ="--models 50 --seed 3" for fewer, others.
+fuzz-models: $(VENV)/test
+	$(BIN)/python tests/fuzz_models.py $(FUZZ)
 
 # Rewrites that are off, with the numbers that say so; two minutes.
 bench-forms: $(VENV)/bench

@@ -18,6 +18,8 @@ from .target import Target
 
 if TYPE_CHECKING:
     from .assumed import Assumptions
+    from .data import Rows as RowSet
+    from .differences import Reference
     from .distill import Recovery
     from .instruments import Instrument
     from .kernels import KernelTimes
@@ -59,6 +61,8 @@ class PassContext:
         target: What is built for.
         report: Where records and remarks go.
         rows: A few hundred real (or synthetic) rows, features by name, for checking numerics.
+        hostile: Rows at the edges of what the model takes, for checking that nothing but rounding
+            changes; None for none.
         calibration: Batches for ranges and statistics; disjoint from what judges.
         judge: Scores a program on the rows that choose a plan, against the original; where it is
             None no lossy pass runs.
@@ -79,6 +83,7 @@ class PassContext:
     target: Target
     report: Report = field(default_factory=Report)
     rows: Rows | None = None
+    hostile: RowSet | None = None
     calibration: Sequence[Rows] = ()
     judge: PlanJudge | None = None
     assumed: Assumptions | None = None
@@ -93,6 +98,7 @@ class PassContext:
     say: Callable[[str], None] = field(default=lambda message: None)
     cache: Path | None = None
     current: Pass | None = None
+    _edges: tuple[str, Reference] | None = None
     _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @cached_property
@@ -131,6 +137,17 @@ class PassContext:
             self._analyses[key] = analysis(program)
         found: T = self._analyses[key]
         return found
+
+    def edges(self, program: Program) -> Reference:
+        """A program's scores of the hostile rows, remembered as long as it is the same."""
+        from .differences import Reference
+
+        assert self.hostile is not None
+        mark = program.fingerprint()
+        if self._edges is None or self._edges[0] != mark:
+            # One alone: it keeps the program's tensors in memory.
+            self._edges = mark, Reference(program, self.hostile, reordered=True)
+        return self._edges[1]
 
     def rewriter(self, program: Program) -> Rewriter:
         """The editor for the current pass; the instruments may hold back single rewrites."""

@@ -532,7 +532,11 @@ def split(rows: Rows, calibration: Rows | None = None) -> Split:
 
 
 def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
-    """Rows made up from the signature: normal dense values, ids uniform over their tables."""
+    """Rows made up from the signature: normal dense values, ids uniform over their tables.
+
+    Integers that are looked up nowhere are 0: nothing in a signature tells what they are. Where
+    the program is at hand, `optimizer/ordinary.py` finds out what it takes.
+    """
     generator = torch.Generator().manual_seed(seed)
     ragged = ragged_of(signature)
     features = {}
@@ -552,8 +556,13 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, feature.dtype)
     if feature.kind is FeatureKind.OFFSETS:
         return torch.arange(sizes[0], dtype=dtype)
-    if dtype is torch.bool or feature.kind is FeatureKind.LENGTHS:
+    if feature.kind is FeatureKind.LENGTHS:
         return torch.ones(sizes, dtype=dtype)
+    if dtype is torch.bool:
+        held = torch.rand(sizes, generator=generator) < 0.75
+        if len(sizes) > 1:
+            held[..., 0] = True  # no list is empty
+        return held
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
         ids = (uniform * id_limits(feature)).floor().to(dtype)

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from torch import Tensor, fx
 
 from .analysis.sites import linear_sites, mixed_tables, table_sites
 from .context import PassContext
-from .data import Parquet, collect, synthesize
-from .errors import RankcError, TargetError, UnsupportedError
+from .data import Parquet, collect
+from .errors import RankcError, TargetError, TranslationError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
 from .ir.pattern import dtype_of, shape_of
 from .ir.scratch import Scratch
 from .numerics import divergence
+from .ordinary import ordinary
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .ragged import ragged_of, take
@@ -31,6 +32,7 @@ from .registry import backend, frontend
 from .report import Kind, Outcome, Report, readable_bytes
 from .sources import capture
 from .target import Target
+from .translation import Sample, check_built, check_program
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.
 TOLERANCE = 1e-4
@@ -135,15 +137,17 @@ def examine(
     if program is None:
         return found
     found.signature = program.signature.to_json()
-    rows: Mapping[str, Tensor] | None = None
+    sample: Sample | None = None
     if data is not None:
-        rows = run("data", lambda: _read(data, program))
-    if rows is None:
-        rows = synthesize(program.signature, 256).features
+        sample = run("data", lambda: _read(data, program))
+    if sample is None:
+        sample = run("rows to compare on", lambda: _made_up(program))
+    if sample is None:
+        return found
     last: Program = program
     for name in ("exact", "rounding", "default"):
         steps = Pipeline.parse(name).without(Exactness.LOSSY, Exactness.TRAINED)
-        made = run(_stage_name(name), partial(_optimized, program, steps, goal, rows))
+        made = run(_stage_name(name), partial(_optimized, program, steps, goal, sample))
         if made is None:
             continue
         last, report = made
@@ -151,7 +155,7 @@ def examine(
             found.findings = _findings(last, goal)
         found.applied = [str(remark) for remark in report.said(Kind.APPLIED)]
         found.missed = [str(remark) for remark in report.said(Kind.MISSED)]
-    run("build and parity", lambda: _built(program, last, goal, rows, found.notes))
+    run("build and parity", lambda: _built(program, last, goal, sample, found.notes))
     return found
 
 
@@ -194,18 +198,33 @@ def _captured(model: str, trust_code: bool) -> tuple[Program, str]:
     return program, f"{features} features, {tasks} tasks, {nodes} nodes, {size} of weights"
 
 
-def _read(data: Parquet, program: Program) -> tuple[Mapping[str, Tensor], str]:
+def _read(data: Parquet, program: Program) -> tuple[Sample, str]:
     rows = collect(data.batches(program), program)
     labels = "labels" if rows.labels else "no labels: its own scores would serve as soft labels"
-    return rows.part(0, min(256, len(rows))).features, f"{len(rows):,} rows, {labels}"
+    return Sample.of(program, rows), f"{len(rows):,} rows, {labels}"
+
+
+def _made_up(program: Program) -> tuple[Sample, str]:
+    sample = Sample.of(program, ordinary(program, 256))
+    left = "; ".join(sample.refused[:3])
+    return sample, (
+        f"{sample.ordinary} ordinary and {len(sample.hostile)} hostile ones are made up"
+        + (f"; the model itself raises on others: {left}" if left else "")
+    )
 
 
 def _optimized(
-    program: Program, steps: Pipeline, target: Target, rows: Mapping[str, Tensor]
+    program: Program, steps: Pipeline, target: Target, sample: Sample
 ) -> tuple[tuple[Program, Report], str]:
     optimized, report = program.clone(), Report()
+    rows = sample.plain.features
     context = PassContext(
-        target=target, report=report, rows=rows, original=program, instruments=(Verify(),)
+        target=target,
+        report=report,
+        rows=rows,
+        hostile=sample.hostile,
+        original=program,
+        instruments=(Verify(),),
     )
     steps.run(optimized, context)
     bad = [r for r in report.records if r.outcome in (Outcome.FAILED, Outcome.ROLLED_BACK)]
@@ -271,13 +290,14 @@ def _built(
     original: Program,
     optimized: Program,
     target: Target,
-    rows: Mapping[str, Tensor],
+    sample: Sample,
     notes: list[str],
 ) -> tuple[None, str]:
     """Builds with the target's first backend that can, and scores the rows with what was built.
 
     What is missing for it here is added to the notes.
     """
+    check_program(original, optimized, sample, lossy=False)
     refusals = []
     for name in target.backends:
         scratch = Scratch()
@@ -285,9 +305,11 @@ def _built(
         try:
             builder = backend(name)
             built = builder.build(optimized, target, folder, {})
-            worst = _parity(original, builder.open(folder), rows)
+            opened, own = builder.open(folder), replace(target, backends=(name,))
+            check_built(optimized, opened, sample, BATCHES, name, own)
+            worst = _parity(original, opened, sample.plain.features)
             slow = _slow_nodes(folder)
-        except (TargetError, UnsupportedError) as error:
+        except (TargetError, TranslationError, UnsupportedError) as error:
             refusals.append(str(error))
             continue
         finally:

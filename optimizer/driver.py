@@ -26,13 +26,15 @@ from .data import (
     Split,
     collect,
     split,
-    synthesize,
 )
 from .distill import Distill, Recovery, prepare
+from .domain import naming_rows
 from .errors import (
     BudgetExceeded,
     DataError,
+    RankcError,
     TargetError,
+    TranslationError,
     UnsupportedError,
     VerifyError,
 )
@@ -46,6 +48,7 @@ from .ir.signature import Signature
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
 from .milestones import Milestones
+from .ordinary import ordinary
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
@@ -61,8 +64,9 @@ from .requests import (
 )
 from .scoring import Judge, score
 from .slices import Slice
-from .sources import captured
+from .sources import captured, given_rows
 from .target import Target
+from .translation import Sample
 from .verdict import Status, Verdict
 from .windows import Windows
 
@@ -141,6 +145,7 @@ def optimize(
         DataError: Rows, labels or weights that can't be used; which, and where first.
         TargetError: An unknown target, or unknown formats.
         CheckpointError: The checkpoint is of another model or other rows.
+        TranslationError: What was built scores rows otherwise than the model, with every backend.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
@@ -170,6 +175,7 @@ def optimize(
         job.example = example_of(program, inputs)
     elif low is Formats.NONE and rows is not None:
         job.pipeline = job.pipeline.keeping(lambda pass_: not (pass_.places or pass_.realises))
+    job.given = given_rows(program, model, inputs) if rows is None else None
     if recover is not None:
         job.recovery = prepare(recover, program, rows, seed, say.detail)
         job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
@@ -202,10 +208,15 @@ class _Job:
     shared: tuple[str, ...] = ()
     example: Mapping[str, Tensor] | None = None
     read: tuple[str, ...] = ()
+    given: dict[str, Tensor] | None = None
+    sample: Sample | None = None
+    #: What the last artifact that was refused scores otherwise than its program, if that is why.
+    wrong: str = ""
 
     def unverified(self) -> Artifact:
         """Without data: formats on assumed ranges, where there are any; checked on made-up rows."""
-        rows = synthesize(self.program.signature, _CHECK_ROWS, self.seed)
+        rows = ordinary(self.program, _CHECK_ROWS, self.seed, self.given)
+        self.sample = Sample.of(self.program, rows, self.seed)
         given_up: list[str] = []
         assumed = self._assumptions(given_up)
         for share in _GUESSED_SHARES if assumed is not None else ():
@@ -263,7 +274,7 @@ class _Job:
                 )
             return context
 
-        refusals: list[str] = []
+        refusals: list[RankcError] = []
         found = self._built(self.target.backends, steps, context_for, rows, refusals)
         finish, *others = self._ranked(found, rows, refusals)
         for other in others:
@@ -278,12 +289,18 @@ class _Job:
         a smaller share of the error rate, so that looking often doesn't make passing likelier.
         """
         self.say("scoring the original", 0.2)
-        proof = Judge.of(self.program, rows.proof, self.budget)
-        choice = Judge.of(self.program, rows.choice, self.budget)
+        with naming_rows(self.program, rows.calibration):
+            for features in rows.calibration.batches():
+                self.program.run(features)
+        with naming_rows(self.program, rows.proof):
+            proof = Judge.of(self.program, rows.proof, self.budget)
+        with naming_rows(self.program, rows.choice):
+            choice = Judge.of(self.program, rows.choice, self.budget)
         for judge in (choice, proof):
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
+        self.sample = Sample.of(self.program, rows.calibration, self.seed)
         given_up: list[str] = []
-        refusals: list[str] = []
+        refusals: list[RankcError] = []
         smallest: float | None = None
         shares = {name: iter(_SHARES) for name in self.target.backends}
 
@@ -324,6 +341,8 @@ class _Job:
             for finish in standing:
                 finish.discard()
             gc.collect()
+        if self.wrong:
+            raise TranslationError(self.wrong)
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
             f"{self.target.name}'s highest format is not. {given_up[-1]}. {_reachable(smallest)} "
@@ -344,11 +363,14 @@ class _Job:
             scores = score(finish.run, proof.rows, signature)
             mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
-            reason = f"what was built can't be judged: {error}"
+            self.wrong = finish.differs(proof.rows)
+            reason = self.wrong or f"what was built can't be judged: {error}"
             return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
         verdict = proof.on(scores, confidence)
         damaged = tuple(one for one in proof.slices if one.fails(verdict))
+        self.wrong = finish.differs(proof.rows)
         told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
+        told = (self.wrong, *told) if self.wrong else told
         if told:
             verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
         return verdict, damaged
@@ -405,6 +427,7 @@ class _Job:
             target=target,
             report=self._report(),
             rows=rows.part(0, _CHECK_ROWS).features,
+            hostile=self.sample.hostile if self.sample else None,
             original=self.program,
             instruments=(Verify(), Progress(self.say.detail), *self.instruments),
             strict=self.strict,
@@ -423,18 +446,25 @@ class _Job:
         steps: Pipeline,
         context_for: Callable[[Target], PassContext],
         rows: Rows,
-        refusals: list[str],
+        refusals: list[RankcError],
     ) -> list[Finish]:
         """What some of the target's backends make of the program.
 
         Where the target can't be timed here, what the first of them makes.
         """
         found: list[Finish] = []
+        lossless = steps.without(Exactness.LOSSY, Exactness.TRAINED)
         for name in names:
             try:
-                finish = self._build(steps, context_for(served(self.target, name)))
-            except (TargetError, UnsupportedError) as error:
-                refusals.append(str(error))
+                try:
+                    finish = self._build(steps, context_for(served(self.target, name)))
+                except TranslationError as error:
+                    if lossless.spec() == steps.spec():
+                        raise
+                    finish = self._build(lossless, context_for(served(self.target, name)))
+                    finish.report.notes.append(f"lower formats were given up: {error}")
+            except (TargetError, TranslationError, UnsupportedError) as error:
+                refusals.append(error)
                 continue
             gc.collect()  # graphs are cyclic; their tables must not wait for the collector
             found.append(finish)
@@ -447,14 +477,18 @@ class _Job:
         """The rows as what was built takes them."""
         return replace(rows, features=with_defaults(finish.signature, rows.features))
 
-    def _ranked(self, found: list[Finish], rows: Rows, refusals: Sequence[str]) -> list[Finish]:
+    def _ranked(
+        self, found: list[Finish], rows: Rows, refusals: Sequence[RankcError]
+    ) -> list[Finish]:
         """Candidates by measured time, and their reports with it.
 
         Raises:
+            TranslationError: What was built scores otherwise than the model.
             UnsupportedError: No backend takes the program.
         """
         if not found:
-            raise UnsupportedError("\n".join(refusals))
+            wrong = next((e for e in refusals if isinstance(e, TranslationError)), None)
+            raise wrong or UnsupportedError("\n".join(map(str, refusals)))
         if not self.target.measured:
             found[0].report.notes += [f"not served by another backend: {why}" for why in refusals]
             return found
@@ -500,6 +534,10 @@ class _Job:
                 built.require_plan(name)
             kept = flat if flat.nbytes <= _KEPT_BYTES else None
             finish = Finish(scratch, manifest, context.report, kept)
+            assert self.sample is not None
+            self.say("comparing with the model", 0.75)
+            sizes = self.batch_sizes
+            finish.compare(self.program, flat, self.sample, context.target, sizes)
         except BaseException:
             scratch.remove()
             raise

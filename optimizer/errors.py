@@ -93,3 +93,28 @@ class PassError(RankcError):
     def __init__(self, message: str, pass_spec: str = "") -> None:
         super().__init__(message)
         self.pass_spec = pass_spec
+
+
+class TranslationError(RankcError):
+    """What was built scores rows otherwise than the model, and not for its rounding.
+
+    Attributes:
+        site: The user's name of where the scores part; empty where it can't be told.
+        row: What is unusual about the row.
+        got: What was scored; NaN where something was raised.
+        want: What the model gives.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        site: str = "",
+        row: str = "",
+        got: float = float("nan"),
+        want: float = float("nan"),
+    ) -> None:
+        super().__init__(message)
+        self.site = site
+        self.row = row
+        self.got = got
+        self.want = want

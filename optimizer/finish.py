@@ -17,6 +17,8 @@ from .passbase import Exactness
 from .pieces import best_pieces
 from .report import Outcome, Report
 from .requests import one_user
+from .target import Target
+from .translation import Sample, check_artifact, unlike
 from .verdict import Verdict
 
 
@@ -78,6 +80,37 @@ class Finish:
     def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
         """Where requests are scored otherwise than flat rows; told in the report besides."""
         return disagreement(self._artifact, self.report, rows, budget, lossy=self.lossy)
+
+    def compare(
+        self,
+        captured: Program,
+        program: Program,
+        sample: Sample,
+        target: Target,
+        batch_sizes: Sequence[int],
+    ) -> None:
+        """Holds it against the model on ordinary and on hostile rows; told in the report.
+
+        Raises:
+            TranslationError: Which row is scored otherwise, where and how.
+        """
+        told = check_artifact(
+            captured, program, self._artifact, sample, target, batch_sizes, lossy=self.lossy
+        )
+        self.report.notes.append(told)
+
+    def differs(self, rows: Rows) -> str:
+        """Where it scores rows otherwise than the program it was built of, beyond rounding.
+
+        Args:
+            rows: Real rows; up to 2,048 are scored, from all over them.
+
+        Returns:
+            A sentence; empty where it doesn't, or where the program is too large to keep.
+        """
+        if self.program is None:
+            return ""
+        return unlike(self.program, self._artifact.run, rows, self.backend)
 
     def discard(self) -> None:
         """Removes what was built, from memory as well; nothing can be asked of it any more."""

@@ -223,16 +223,21 @@ def _numerics(
     if ctx.rows is None:
         return None, None, None
     rows = ctx.rows
-    results = after.run(rows)
-    moved = divergence(before.run(rows), results)
+    results, earlier = after.run(rows), before.run(rows)
+    moved = divergence(earlier, results)
+    if not any(bool(value.isfinite().any()) for value in earlier.values()):
+        # NaN is NaN whatever a pass did: that would be no check.
+        return moved, None, "no score of the rows is finite, so nothing could be checked"
     error = own = None
     if pass_.exactness is Exactness.ROUNDING and not moved.bit_equal:
         original = ctx.original or before
         reference = truth(original, rows)
         error, own = divergence(reference, results), divergence(reference, original.run(rows))
-    elif pass_.exactness is Exactness.ROUNDING:
-        return moved, None, None
-    broken = broken_promise(pass_.exactness, moved, error, own)
+    broken = None
+    if pass_.exactness is not Exactness.ROUNDING or not moved.bit_equal:
+        broken = broken_promise(pass_.exactness, moved, error, own)
+    if broken is None and pass_.exactness in (Exactness.EXACT, Exactness.ROUNDING):
+        broken = _broken_at_the_edges(pass_, before, after, ctx)
     if broken is not None or pass_.exactness not in (Exactness.LOSSY, Exactness.TRAINED):
         return moved, None, broken
     if ctx.judge is None:
@@ -243,6 +248,21 @@ def _numerics(
         why = "; ".join(verdict.reasons)
         broken = f"over budget: {why or 'a cohort likely would be, on the rows that prove'}"
     return moved, verdict, broken
+
+
+def _broken_at_the_edges(
+    pass_: Pass, before: Program, after: Program, ctx: PassContext
+) -> str | None:
+    """Why hostile rows aren't scored as the pass promised, or None."""
+    if ctx.hostile is None:
+        return None
+    found = ctx.edges(before).difference(after.run(ctx.hostile.features), other=after)
+    if found is None:
+        return None
+    return (
+        f"it is declared {pass_.exactness.value}, but scores hostile row {found.row} otherwise: "
+        f"{found}"
+    )
 
 
 def _parse_pass(text: str) -> Pass:

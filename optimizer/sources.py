@@ -181,6 +181,23 @@ def load_program(
     return program
 
 
+def given_rows(program: Program, model: Any, inputs: Any) -> dict[str, Tensor] | None:
+    """The features of the user's example, by name; None where there is none.
+
+    Args:
+        program: What was captured.
+        model: What it was captured from; it may make an example itself.
+        inputs: The example.
+
+    Raises:
+        SignatureError: It doesn't fit the program.
+    """
+    make = getattr(model, "example_inputs", None) if isinstance(model, nn.Module) else None
+    if inputs is None and make is not None:
+        inputs = make() if callable(make) else make
+    return features_of(program, inputs) if inputs is not None else None
+
+
 def captured(
     model: nn.Module | Program | str | Path,
     data: Any,

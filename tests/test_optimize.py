@@ -412,14 +412,21 @@ def test_a_plan_that_the_proof_rows_refute_is_backed_off(register: Register, val
     artifact = rankc.optimize(model, EAGER_FP32, data=data, pipeline=pipeline, budget=LOOSE)
     assert artifact.verdict.status is rankc.Status.PASS
     assert "forget-late-ids" not in artifact.manifest.pipeline
-    given_up = [n for n in report_of(artifact).notes if n.startswith("a faster plan was given up")]
-    assert len(given_up) == 3
-    why = "NaN or Inf" if value != value else "over the limit"
-    assert all(why in note for note in given_up)
+    notes = report_of(artifact).notes
+    given_up = [note for note in notes if note.startswith("a faster plan was given up")]
+    if value != value:
+        # A hostile row looks up the last id: nothing with NaN in it is proved at all.
+        (told,) = [note for note in notes if note.startswith("lower formats were given up")]
+        assert "the last id of each table" in told
+        assert "'score' is nan" in told
+        assert given_up == []
+    else:
+        assert len(given_up) == 3
+        assert all("over the limit" in note for note in given_up)
     inputs = small_inputs(100, seed=5)
     assert (artifact(*inputs) - scores(model, *inputs)).abs().max() < ROUNDING
     # Every look at the proof rows took a smaller share of the error rate.
-    assert artifact.verdict.confidence == pytest.approx(1 - 0.05 / 16)
+    assert artifact.verdict.confidence == pytest.approx(1 - 0.05 / 2 ** (len(given_up) + 1))
 
 
 def test_an_impossible_budget_says_what_can_be_reached(
