@@ -7,11 +7,8 @@ is an error that names the site, the row and both values; it is never a note.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from .errors import TranslationError
 from .hostile import hostile
 from .ir.facts import facts_of, site_of
 from .ir.program import Program
+from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.structure import Branch, Leaf, Structure
 from .lockstep import compare
@@ -373,17 +371,17 @@ def _parted(captured: Program, optimized: Program, features: Mapping[str, Tensor
 def _site(program: Program, features: Mapping[str, Tensor], target: Target) -> str:
     """The first value that what was built computes otherwise: all values are built as outputs."""
     opened = _with_values(program)
-    folder = Path(tempfile.mkdtemp(prefix="rankc-site-"))
+    scratch = Scratch()
     try:
         (name,) = target.backends
         builder = backend(name)
-        builder.build(opened, target, folder, {})
-        got = builder.open(folder, 1)(_arrays(features))
+        builder.build(opened, target, scratch.path, {})
+        got = builder.open(scratch.path, 1)(_arrays(features))
         want = opened.run(features)
     except Exception:  # not every value can be an output; the message says enough without a site
         return ""
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.remove()
     for name, node in zip(want, _results(opened), strict=True):
         if name in got and _far(torch.as_tensor(got[name]), want[name]):
             facts = facts_of(node)
