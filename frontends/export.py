@@ -29,6 +29,7 @@ from .constants import constant_weights, numbers_of
 from .contract import with_contract
 from .decompose import to_core
 from .doctor import Clarity, DiagnosedError, diagnose
+from .doctor import user_line as user_line  # doctor asks the frontend for it
 from .dropout import without_dropout
 from .example import (
     arguments_by_place,
