@@ -89,6 +89,24 @@ def _matmul_integer(call: Call) -> Tensor:
     return torch.matmul(*factors).to(torch.int32)
 
 
+def _matmul_integer_to_float(call: Call) -> Tensor:
+    """ONNX Runtime's product of codes, as the linear of decoded values that it stands for."""
+    decoded = []
+    for index in (0, 1):
+        codes, scale = call.tensor(index), call.tensor(index + 2)
+        zero = call.tensor(index + 4) if call.has(index + 4) else None
+        # One for all, or one for each column of the second factor.
+        scale = scale.reshape(()) if scale.numel() == 1 else scale
+        like = torch.zeros(scale.shape, dtype=codes.dtype)
+        zero = like if zero is None else zero.reshape(scale.shape)
+        decoded.append(torch.ops.rankc.dequantize(codes, scale, zero, codes.dim() - 1))
+    bias = call.tensor(6) if call.has(6) else None
+    if decoded[1].dim() == 2:
+        return F.linear(decoded[0], decoded[1].t(), bias)
+    product = torch.matmul(decoded[0], decoded[1])
+    return product if bias is None else product + bias
+
+
 def _einsum(call: Call) -> Tensor:
     tensors = [call.tensor(index) for index in range(len(call.inputs))]
     return torch.einsum(call.attr("equation"), *tensors)
@@ -174,4 +192,5 @@ LAYERS: dict[str, _Function] = {
     "QuantizeLinear": _quantize,
     "RMSNormalization": _rms_norm,
     "com.microsoft.FusedMatMul": _fused_matmul,
+    "com.microsoft.MatMulIntegerToFloat": _matmul_integer_to_float,
 }

@@ -1,6 +1,7 @@
 """The command line: what the library does, and nothing more.
 
-Exit codes: 0 within budget (or unverified), 1 an error, 2 over budget or inconclusive.
+Exit codes: 0 within budget (or unverified), 1 an error, 2 over budget or inconclusive; 130 and 143
+interrupted, by Ctrl-C and by SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_verify import add_commands
 from .errors import BudgetExceeded, RankcError
+from .interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,23 +31,48 @@ if TYPE_CHECKING:
     from .requests import Request
 
 _OK, _ERROR, _OVER = 0, 1, 2
+#: As a shell says of one whose reader went away.
+_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read it has read enough; what is still buffered mustn't be tried again at exit.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(message)s"
     )
-    try:
-        return int(arguments.run(arguments))
-    except BudgetExceeded as error:
-        return _fail(arguments, error, _OVER)
-    except RankcError as error:
-        return _fail(arguments, error, _ERROR)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    with Interrupts() as interrupts:
+        arguments.interrupts = interrupts
+        try:
+            code = int(arguments.run(arguments))
+            interrupts.check()
+        except BudgetExceeded as error:
+            return _fail(arguments, error, _OVER)
+        except RankcError as error:
+            return _fail(arguments, error, _ERROR)
+        except KeyboardInterrupt:
+            saved = getattr(arguments, "saved", None)
+            print(
+                f"interrupted; {saved} is complete"
+                if saved
+                else "interrupted; nothing was written",
+                file=sys.stderr,
+            )
+            return interrupts.code
+        return code
 
 
 def _fail(arguments: argparse.Namespace, error: RankcError, code: int) -> int:
@@ -270,7 +299,9 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     program = consolidate(
         arguments.models, names, apart=arguments.apart, trust_code=arguments.trust_code
     )
+    arguments.interrupts.check()
     program.save(arguments.out)
+    arguments.saved = arguments.out
     for note in program.notes:
         print(note)
     print(f"saved to {arguments.out}; optimize it as any other model")
@@ -306,9 +337,10 @@ def _optimize(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             trust_code=arguments.trust_code,
             instruments=instruments,
-            progress=progress,
+            progress=arguments.interrupts.checking(progress),
         )
-    artifact.save(arguments.out)
+    arguments.interrupts.check()
+    arguments.saved = artifact.save(arguments.out)
     assert isinstance(artifact.report, Report)
     if arguments.json:
         print(json.dumps(artifact.report.to_json()))
@@ -628,7 +660,13 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    class Piped(Console):
+        """Leaves a reader that went away to `main`, where rich would exit as after an error."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Piped()
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .artifact import Artifact
     from .data import Rows
+
+_LOG = logging.getLogger("rankc")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def compare(
 
     Returns:
         A dict per batch size: ``batch``, ``artifact``, and with a model ``eager``,
-        ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact). Where the artifact
+        ``onnxruntime fp32`` and ``speedup`` (the latter over the artifact; the eager model's where
+        torch.onnx doesn't take it). Where the artifact
         takes requests, ``request`` is one of as many candidates, and ``request speedup`` the
         peer's time, with the user given once for each, over it.
     """
@@ -97,7 +101,8 @@ def compare(
         requests = artifact.open_request(1) if artifact.manifest.request else None
         if model is not None:
             plain = _plain_onnx(model, artifact, folder)
-            runners["onnxruntime fp32"] = plain
+            if plain is not None:
+                runners["onnxruntime fp32"] = plain
         for size in batch_sizes:
             features = source.part(0, size).features
             arrays = {name: value.numpy() for name, value in features.items()}
@@ -117,9 +122,10 @@ def compare(
             row = {"batch": float(size)}
             row |= {name: round(1e3 * timing.median, 4) for name, timing in timings.items()}
             if model is not None:
-                row["speedup"] = round(row["onnxruntime fp32"] / row["artifact"], 3)
+                peer = row.get("onnxruntime fp32", row["eager"])
+                row["speedup"] = round(peer / row["artifact"], 3)
                 if requests is not None:
-                    row["request speedup"] = round(row["onnxruntime fp32"] / row["request"], 3)
+                    row["request speedup"] = round(peer / row["request"], 3)
             found.append(row)
     return found
 
@@ -136,23 +142,34 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[..., object]:
-    """The model as torch.onnx writes it, with nothing of ours in between, in ONNX Runtime."""
+def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[..., object] | None:
+    """The model as torch.onnx writes it, with nothing of ours in between, in ONNX Runtime.
+
+    None, and told, where torch.onnx doesn't take the model.
+    """
     import onnxruntime
     import torch
 
     from .data import synthesize
     from .ir.torchapi import silenced
+    from .ragged import ragged_of
 
     features = synthesize(artifact.signature, 8).features
     call = _own(model, artifact.manifest.inputs.unflatten(features))
-    batch = torch.export.Dim("batch")
-    rows = artifact.manifest.inputs.unflatten({name: {0: batch} for name in features})
+    # Ids one row after another have another size than the rows, which torch works out by itself.
+    ragged = bool(ragged_of(artifact.signature))
+    first: Any = torch.export.Dim.AUTO if ragged else torch.export.Dim("batch")
+    rows = artifact.manifest.inputs.unflatten({name: {0: first} for name in features})
     dynamic = _own(model, rows)
-    with silenced():
-        made = torch.onnx.export(
-            model.eval(), kwargs=call, dynamo=True, dynamic_shapes=dynamic, verbose=False
-        )
+    try:
+        with silenced():
+            made = torch.onnx.export(
+                model.eval(), kwargs=call, dynamo=True, dynamic_shapes=dynamic, verbose=False
+            )
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        _LOG.warning("plain ONNX Runtime isn't timed: torch.onnx can't export it: %s", reason)
+        return None
     assert made is not None
     made.save(folder / "plain.onnx")
     options = onnxruntime.SessionOptions()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -421,6 +425,73 @@ def test_bisect_that_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "no pass moves a score by more than 0.0001\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_a_library_swallows_still_ends_the_command(
+    number: int,
+    code: int,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(*args: object, progress: Callable[[str, float], None], **options: object) -> None:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        progress("on with it", 0.5)
+        raise AssertionError("it went on")
+
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(driver, "optimize", work)
+    assert main(optimize(place, tmp_path / "out")) == code
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+    # Swallowed after the last look: what would be saved isn't.
+    def finished(*args: object, **options: object) -> None:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    monkeypatch.setattr(driver, "optimize", finished)
+    assert main(optimize(place, tmp_path / "out")) == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_after_saving_says_so(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def printed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankc.optimizer.cli._console", printed)
+    assert main(optimize(place, tmp_path / "out")) == 130
+    assert capsys.readouterr().err == f"interrupted; {tmp_path / 'out'} is complete\n"
+    assert rankc.load(tmp_path / "out").verdict.status is rankc.Status.PASS
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("passes", "targets", "--help", "optimize --help", "inspect OUT", "inspect OUT --json"),
+        *("explain OUT", "verify OUT", f"inspect {MODEL}", "bench OUT --batch 1"),
+        "optimize nothing:here --json --out /nonexistent",
+    ],
+)
+def test_a_reader_that_goes_away_is_no_error(
+    command: str, out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main([part.replace("OUT", str(out)) for part in command.split()]) == 141
+    assert capfd.readouterr().err == ""
+
+
 def test_a_pass_that_failed_is_told_last(
     place: Path,
     tmp_path: Path,
@@ -448,19 +519,21 @@ def test_progress_is_shown_in_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given: list[Callable[[str, float], None] | None] = []
+    shown: list[str] = []
 
     def work(*args: object, progress: Any, **options: object) -> None:
-        if progress is not None:
-            progress("place-precision: top.0", 0.4)
-        given.append(progress)
+        progress("place-precision: top.0", 0.4)
         raise KeyboardInterrupt
 
+    def update(bar: object, job: object, *, description: str, **more: object) -> None:
+        shown.append(description)
+
     monkeypatch.setattr(driver, "optimize", work)
+    monkeypatch.setattr("rich.progress.Progress.update", update)
     main(optimize(place, tmp_path / "out"))
+    assert shown == []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     for more in ((), ("--quiet",), ("--json",)):
         main(optimize(place, tmp_path / "out", *more))
-    shown = [progress is not None for progress in given]
-    assert shown == [False, True, False, False]
+    assert shown == ["place-precision: top.0"]
     assert capsys.readouterr().out.strip() == ""

@@ -172,6 +172,12 @@ def node(kind: str, inputs: str, output: str = "score", **attributes: Any) -> An
 
 X = {"x": (TensorProto.FLOAT, ["batch", 4])}
 F32 = np.float32
+#: Codes of a weight ``[4, 3]``, and how an activation is quantized.
+CODES: dict[str, Any] = {
+    "s": F32(0.05),
+    "z": np.uint8(120),
+    "w": (np.arange(12, dtype=np.int8).reshape(4, 3) * 20 - 110).astype(np.int8),
+}
 UNARY = [
     *("Abs", "Ceil", "Cos", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish", "LeakyRelu"),
     *("LogSoftmax", "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softmax"),
@@ -308,6 +314,42 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "fused product": (
         [node("FusedMatMul", "x w", alpha=0.5, transB=1, domain="com.microsoft")],
         {"w": np.ones((3, 4), F32)},
+    ),
+    "product of codes": (
+        [
+            node("QuantizeLinear", "x s z", "a"),
+            node("MatMulIntegerToFloat", "a w s t z", domain="com.microsoft"),
+        ],
+        {**CODES, "t": F32(0.02)},
+    ),
+    "product of codes, with all": (
+        [
+            node("QuantizeLinear", "x s z", "a"),
+            helper.make_node(
+                "MatMulIntegerToFloat",
+                ["a", "w", "s", "t", "z", "u", "b"],
+                ["score"],
+                domain="com.microsoft",
+            ),
+        ],
+        {
+            **CODES,
+            "t": np.array([0.02, 0.5, 0.001], F32),
+            "u": np.array([0, 3, -100], np.int8),
+            "b": np.array([1.0, -2.0, 0.5], F32),
+        },
+    ),
+    "product of codes, without zero points": (
+        [
+            node("QuantizeLinear", "x s zero", "a"),
+            helper.make_node(
+                "MatMulIntegerToFloat",
+                ["a", "w", "s", "t", "", "", "b"],
+                ["score"],
+                domain="com.microsoft",
+            ),
+        ],
+        {**CODES, "zero": np.uint8(0), "t": F32(0.02), "b": np.array([1.0, -2.0, 0.5], F32)},
     ),
 }
 
