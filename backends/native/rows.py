@@ -353,7 +353,21 @@ def _fits(row: Row, value: ir.Value) -> bool:
     """Whether the value holds just the parts of a row, for as many rows as before."""
     sizes = dims(value)
     known = bool(sizes) and min(sizes[1:], default=1) > 0
-    return known and prod(sizes[1:]) == sum(part.width for part in row)
+    if not known or prod(sizes[1:]) != sum(part.width for part in row):
+        return False
+    return all(_has_rows_of(one, value) for one in vectors_of(row))
+
+
+def _has_rows_of(vector: Vector, value: ir.Value) -> bool:
+    """Whether all that is read for a vector has a row for each row of the value.
+
+    A request's user has one, which ONNX broadcasts to all candidates and the operator doesn't.
+    """
+    ids = () if vector.offsets is not None else vector.ids
+    read = [one.matrix for one in (*ids, *vector.weights)]
+    read += [] if vector.divisor is None else [vector.divisor]
+    read += [] if vector.is_lookup else [vector.source]
+    return all((dims(one)[0] == 1) == (dims(value)[0] == 1) for one in read)
 
 
 def _has_products(parts: Sequence[Vector | Products]) -> bool:

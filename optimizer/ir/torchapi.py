@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
 from torch._ops import HigherOrderOperator, OpOverload
@@ -51,6 +52,7 @@ __all__ = [
     "fake_call",
     "fake_mode_of",
     "fake_of",
+    "fixed_size",
     "flat_graph_module",
     "free_unbacked_symbols",
     "int_mm",
@@ -96,8 +98,19 @@ def fake_call(
 
     fake_args = fx.map_arg(args, value_of)
     fake_kwargs = fx.map_arg(dict(kwargs), value_of)
-    with mode, torch.no_grad(), quiet(mode):
+    # C++ takes a composite operator apart with plain numbers for sizes, which fixes the batch;
+    # Python's own decompositions, such as those of recurrent layers, don't.
+    apart = enable_python_dispatcher() if _has_parts(target) else contextlib.nullcontext()
+    with mode, torch.no_grad(), quiet(mode), apart:
         return target(*fake_args, **fake_kwargs)
+
+
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """The number that a size is, also where a symbol was found to be no other; None if open."""
+    if isinstance(size, int):
+        return size
+    known: int | None = size.node.maybe_as_int()
+    return known
 
 
 @contextlib.contextmanager
@@ -254,7 +267,12 @@ _KEPT_WHOLE = (
 def is_composite(target: OpOverload) -> bool:
     """Whether `core_decompositions` would take an operator apart that isn't in its table either."""
     name = target.name().split(".")[0]
-    if name in _KEPT_WHOLE or name.startswith("rankc::"):
+    return name not in _KEPT_WHOLE and _has_parts(target)
+
+
+def _has_parts(target: Any) -> bool:
+    """Whether torch computes an operator by others; the dialect's count as whole."""
+    if not isinstance(target, OpOverload) or target.name().startswith("rankc::"):
         return False
     return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 

@@ -13,6 +13,7 @@ from .facts import facts_of
 from .forms import violation
 from .printer import excerpt
 from .program import Program
+from .signature import BATCH
 
 _CHECKED = "rankc_checked"
 _PRIMES = (7919, 6841, 5413, 4801, 3571, 2801)
@@ -51,6 +52,7 @@ def _check_contract(program: Program) -> None:
     names = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
     if names != program.signature.names:
         raise VerifyError(f"inputs {names} don't match the features {program.signature.names}")
+    _check_batch(program)
     (output,) = program.graph.find_nodes(op="output")
     values = output.args[0]
     if not isinstance(values, tuple) or len(values) != len(program.signature.outputs):
@@ -60,6 +62,21 @@ def _check_contract(program: Program) -> None:
     missing = {task.output for task in program.signature.tasks} - set(program.signature.outputs)
     if missing:
         raise VerifyError(f"tasks read outputs that don't exist: {sorted(missing)}")
+
+
+def _check_batch(program: Program) -> None:
+    """Raises where the batch has become a number, which every later export would take for it."""
+    pairs = zip(program.graph.find_nodes(op="placeholder"), program.signature, strict=True)
+    for node, feature in pairs:
+        value = node.meta.get("val")
+        if not feature.shape or feature.shape[0] != BATCH or not isinstance(value, Tensor):
+            continue
+        fixed = torchapi.fixed_size(value.shape[0])
+        if fixed is not None:
+            raise VerifyError(
+                f"feature {feature.name!r} has {BATCH} rows, the graph fixes them to {fixed}: an "
+                "operator's sizes were inferred from plain numbers"
+            )
 
 
 def _check_attribute(program: Program, node: fx.Node) -> None:
