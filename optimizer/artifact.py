@@ -250,8 +250,9 @@ class Artifact:
         given, as_torch = self._given(args, kwargs)
         once = without_copies(self.signature, given, entry.shared)
         candidates_first = dict(sorted(once.items(), key=lambda item: item[0] in entry.shared))
-        features = with_defaults(self.signature, candidates_first)
-        check_features(entry.signature(self.signature), features)
+        wanted = entry.signature(self.signature)
+        features = with_defaults(wanted, candidates_first)
+        check_features(wanted, features)
         return self._returned(self.run_request(features), as_torch)
 
     def run_request(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:

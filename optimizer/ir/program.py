@@ -262,9 +262,12 @@ def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[
         if feature.dtype == "float32" and isinstance(given, Tensor) and given.dtype in _HALVES:
             found[feature.name] = given.float()
         elif given is None and feature.default is not None:
+            # What a request shares has one row.
+            once = feature.shape[:1] == (1,)
             sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
             dtype: torch.dtype = getattr(torch, feature.dtype)
-            found[feature.name] = torch.full((rows, *sizes), feature.default, dtype=dtype)
+            shape = (1 if once else rows, *sizes)
+            found[feature.name] = torch.full(shape, feature.default, dtype=dtype)
     return found
 
 
