@@ -12,14 +12,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_verify import add_commands
 from .errors import BudgetExceeded, RankcError
 from .interrupts import Interrupts
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -320,7 +321,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     instruments: list[Instrument] = [Disable(tuple(arguments.disable))]
     if arguments.dump is not None:
         instruments.append(Dump(arguments.dump))
-    with _progress(hidden=arguments.quiet or arguments.json) as progress:
+    with progress_bar(hidden=arguments.quiet or arguments.json) as progress:
         artifact = optimize(
             arguments.model,
             arguments.target,
@@ -676,33 +677,6 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column)
     return table
-
-
-@contextmanager
-def _progress(hidden: bool) -> Iterator[Callable[[str, float], None] | None]:
-    """A bar with what is being worked on and an estimate of the rest, on standard error."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        job = bar.add_task("starting", total=1.0)
-        yield lambda message, done: bar.update(job, description=message[:48], completed=done)
 
 
 if __name__ == "__main__":
