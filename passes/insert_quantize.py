@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..optimizer.analysis.sites import inputs_of, linear_sites
+from ..optimizer.carry import carry_nan
 from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, facts_of
 from ..optimizer.passbase import Exactness, Pass
@@ -17,7 +18,8 @@ class InsertQuantize(Pass):
     """Replaces placed linears by linears in the placed format.
 
     A static range becomes Q/DQ of the input with a DQ of the weight's codes; a range per row, and
-    the 16-bit formats, an operator of the dialect.
+    the 16-bit formats, an operator of the dialect. Codes of a static range have no NaN: a row that
+    isn't finite there scores NaN all the same.
 
     Loses: the rounding of input and weight to the placed format; judged under the budget.
     Requires: CANONICAL.
@@ -42,4 +44,5 @@ class InsertQuantize(Pass):
             realise(rw, node, precision, samples.get(node))
             done.append(node)
         if done:
+            carry_nan(rw)
             ctx.applied(f"put {len(done)} linears into their formats", *done)

@@ -67,13 +67,15 @@ def test_puts_codes_around_a_placed_linear(name: str) -> None:
             self.first, self.last = before.first, before.last
 
         def forward(self, x: Tensor) -> Tensor:
-            input_zero = self.input_zero.to(codes_dtype)
+            input_zero, given = self.input_zero.to(codes_dtype), x
             codes, zero = self.codes.to(weight_dtype), self.zero_point.to(weight_dtype)
             x = QUANTIZE.op(x, self.input_scale, input_zero, -1, codes_dtype)
             x = DEQUANTIZE.op(x, self.input_scale, input_zero, -1)
             weight = DEQUANTIZE.op(codes, self.scale, zero, 0)
             hidden = nn.functional.linear(x, weight, self.first.bias)
-            return self.last(torch.relu(hidden)).squeeze(-1)
+            # Codes have no NaN: it is carried past them.
+            none = (given * 0.0).sum(1, keepdim=True)
+            return (self.last(torch.relu(hidden)) + none).squeeze(-1)
 
     before = Net()
     program = placed(before, precision, X)
@@ -170,3 +172,137 @@ def test_dead_channels_decode_to_zero(dtype: torch.dtype) -> None:
     share = 0.5 / 16 if dtype.is_floating_point else 0.51 / 127
     allowed = share * weight[2:].abs().amax(1, keepdim=True) * 2
     assert bool(((decoded - weight)[2:].abs() <= allowed).all())
+
+
+# --- NaN in, NaN out ------------------------------------------------------------------------------
+
+
+class Ranker(nn.Module):
+    """Dense features through a bottom, tables beside it, two tasks; both linears are placed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 6)
+        self.bottom, self.top = nn.Linear(6, 6), nn.Linear(12, 6)
+        self.click, self.buy = nn.Linear(6, 1), nn.Linear(6, 1)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        low = torch.relu(self.bottom(dense))
+        hidden = torch.relu(self.top(torch.cat([low, self.table(ids)], 1)))
+        return torch.sigmoid(self.click(hidden)).squeeze(1), self.buy(hidden)
+
+
+class Masked(nn.Module):
+    """The model fills what is missing itself, and drops a row's NaN behind the codes."""
+
+    def __init__(self, *, late: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.late = nn.Linear(6, 6), nn.Linear(6, 1), late
+
+    def forward(self, dense: Tensor) -> Tensor:
+        if not self.late:
+            dense = torch.where(dense.isnan(), torch.zeros_like(dense), dense)
+        hidden = self.first(dense)
+        if self.late:
+            hidden = torch.where(hidden.isnan(), torch.zeros_like(hidden), hidden)
+        return self.last(hidden).squeeze(1)
+
+
+class Sequence(nn.Module):
+    """A linear over a history, pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).sum((1, 2))
+
+
+class Divided(nn.Module):
+    """NaN that no feature has: a mean over nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(10, 6), nn.Linear(6, 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        pooled = (self.table(ids) * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        return self.linear(pooled).squeeze(1)
+
+
+def in_codes(module: nn.Module, name: str, *inputs: Tensor) -> Program:
+    program = canonical(module.eval(), *inputs)
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+        set_precision(node, FORMATS[name])
+    return run_passes(program, "insert-quantize,eliminate", judge=always_pass).program
+
+
+def hostile(x: Tensor, bad: float) -> Tensor:
+    """The same with one value of every other row replaced."""
+    changed = x.clone().reshape(len(x), -1)
+    rows = torch.arange(0, len(x), 2)
+    changed[rows, rows % changed.shape[1]] = bad
+    return changed.reshape(x.shape)
+
+
+BAD = [float("nan"), float("inf"), float("-inf")]
+IDS = torch.arange(8)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_that_is_not_finite_scores_nan(name: str, bad: float) -> None:
+    x = torch.randn(8, 6)
+    program = in_codes(Ranker(), name, x, IDS)
+    clean, got = program(x, IDS), program(hostile(x, bad), IDS)
+    for before, after in zip(clean, got, strict=True):
+        assert bool(after[::2].isnan().all())
+        assert torch.equal(after[1::2], before[1::2])
+    sums = operators(program).count("sum")
+    assert sums == 1, "the dense features, once for both tasks"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_ids_alone_carry_nothing(name: str) -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = nn.Embedding(10, 6), nn.Linear(6, 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.linear(self.table(ids)).squeeze(1)
+
+    assert "sum" not in operators(in_codes(Lookup(), name, IDS))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_position_of_a_history_counts(name: str, bad: float) -> None:
+    x = torch.randn(8, 3, 6)
+    program = in_codes(Sequence(), name, x)
+    got = program(hostile(x, bad))
+    assert bool(got[::2].isnan().all())
+    assert torch.equal(got[1::2], program(x)[1::2])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_model_fills_itself_still_scores(name: str) -> None:
+    """Nothing is carried from where NaN is handled, nor past what drops it."""
+    x = torch.randn(8, 6)
+    for late in (False, True):
+        program = in_codes(Masked(late=late), name, x)
+        got = program(hostile(x, float("nan")))
+        assert bool(got.isfinite().all())
+        assert torch.equal(got[1::2], program(x)[1::2])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nan_that_is_made_on_the_way_counts(name: str) -> None:
+    ids, mask = torch.randint(10, (8, 3)), torch.ones(8, 3)
+    program = in_codes(Divided(), name, ids, mask)
+    empty = mask.clone()
+    empty[::2] = 0.0
+    got = program(ids, empty)
+    assert bool(got[::2].isnan().all())
+    assert torch.equal(got[1::2], program(ids, mask)[1::2])
