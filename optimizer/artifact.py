@@ -18,7 +18,7 @@ from torch import Tensor
 from .data import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from .errors import ArtifactError, SignatureError
 from .explain import explain
-from .fitting import MisfitError, require
+from .fitting import MisfitError, reading, require, require_fit
 from .integrity import (
     MANIFEST,
     REPORT_JSON,
@@ -365,7 +365,11 @@ class Artifact:
         """The decision per table and linear."""
         if isinstance(self.report, Report):
             return tuple(self.report.sites)
-        return tuple(SiteRecord.from_json(site) for site in self.report["sites"])
+        with reading(self.folder / REPORT_JSON, ArtifactError):
+            sites = tuple(SiteRecord.from_json(site) for site in self.report["sites"])
+            for index, site in enumerate(sites):
+                require_fit(site, f"sites[{index}]")
+        return sites
 
     def explain(self, site: str | None = None) -> str:
         """Why a site has the format it has, in words; of all sites, a line each.
@@ -376,7 +380,9 @@ class Artifact:
         Raises:
             ArtifactError: No format was decided there; the nearest names are given.
         """
-        return explain(self.sites, site)
+        sites = self.sites
+        with reading(self.folder / REPORT_JSON, ArtifactError):
+            return explain(sites, site)
 
     def pareto(self) -> Pareto:
         """The plans that are best for some budget, of which this artifact's is one.
@@ -388,8 +394,10 @@ class Artifact:
         placement = (report.to_json() if isinstance(report, Report) else report).get("placement")
         if not placement:
             raise ArtifactError("no formats were chosen on data, so there is no curve to draw.")
-        probe = Probe.from_records(self.sites, placement["measured"], placement["memory_weight"])
-        return Pareto.of(probe, {site.site: site.chosen for site in self.sites})
+        sites = self.sites
+        with reading(self.folder / REPORT_JSON, ArtifactError):
+            probe = Probe.from_records(sites, placement["measured"], placement["memory_weight"])
+            return Pareto.of(probe, {site.site: site.chosen for site in sites})
 
     @property
     def emulated(self) -> bool:

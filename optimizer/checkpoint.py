@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import RecoverError
+from .errors import CheckpointError, RecoverError
+from .fitting import reading, require
 from .ir.program import Program
 
-_SIGNATURE = "signature.json"
+_SIGNATURE, _STATE, _PROGRAM = "signature.json", "state.json", "program.pt2"
 
 
 class Checkpoint:
@@ -34,7 +37,7 @@ class Checkpoint:
         own = json.dumps({"signature": signature, "stage": stage}, indent=1)
         if not mark.exists():
             mark.write_text(own)
-        elif mark.read_text() != own:
+        elif mark.read_bytes() != own.encode():
             raise RecoverError(
                 f"the checkpoint in {self._folder} is of another model, of other rows, or of other "
                 "settings of Distill or the budget. Give another folder, or remove this one to "
@@ -42,12 +45,27 @@ class Checkpoint:
             )
 
     def load(self, number: int) -> tuple[Program, Mapping[str, float]] | None:
-        """A round's program and numbers, or None if it was not reached."""
+        """A round's program and numbers, or None if it was not reached.
+
+        Raises:
+            CheckpointError: A file of it is damaged, or isn't what was written.
+        """
         folder = self._place(number)
         if folder is None or not folder.is_dir():
             return None
-        values: dict[str, float] = json.loads((folder / "state.json").read_text())
-        return Program.load(folder / "program.pt2", trust_code=True), values
+        state, saved = folder / _STATE, folder / _PROGRAM
+        with reading(state, CheckpointError):
+            found = dict(json.loads(state.read_text()))
+            digest = found.pop("sha256", None)
+            values = {name: float(value) for name, value in found.items()}
+            require(all(map(math.isfinite, values.values())), "a value", "is no number")
+        # A program is unpickled: one that this run didn't write isn't opened.
+        with reading(saved, CheckpointError):
+            require(digest in (None, _sha256(saved)), "it", "isn't what was written")
+        try:
+            return Program.load(saved, trust_code=True), values
+        except Exception as error:  # whatever PyTorch says of a file that it can't read
+            raise CheckpointError(f"{saved} is damaged: {error}") from error
 
     def save(self, number: int, program: Program, values: Mapping[str, float]) -> None:
         """Keeps a round."""
@@ -57,9 +75,15 @@ class Checkpoint:
         half = folder.with_suffix(".half")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir()
-        program.save(half / "program.pt2")
-        (half / "state.json").write_text(json.dumps(dict(values)))
+        program.save(half / _PROGRAM)
+        state = {**values, "sha256": _sha256(half / _PROGRAM)}
+        (half / _STATE).write_text(json.dumps(state))
         half.rename(folder)
 
     def _place(self, number: int) -> Path | None:
         return None if self._folder is None else self._folder / f"round-{number + 1:02d}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

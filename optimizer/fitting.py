@@ -6,12 +6,18 @@ import dataclasses
 import math
 import reprlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from .errors import RankcError
+
 _LARGEST = 2**63 - 1
+#: What code that expects something else raises.
+_MALFORMED = (AttributeError, IndexError, OSError, OverflowError, TypeError, ValueError)
 
 
 class MisfitError(ValueError):
@@ -113,6 +119,27 @@ def _check_plain(value: Any, hint: Any, place: str) -> None:
 def _require(fits: bool, value: Any, expected: str, place: str) -> None:
     if not fits:
         raise MisfitError(f"{place} is {reprlib.repr(value)}, expected {expected}")
+
+
+@contextmanager
+def reading(path: Path, error_class: type[RankcError]) -> Iterator[None]:
+    """What goes wrong inside is the fault of what is read from a file.
+
+    Args:
+        path: The file.
+        error_class: What is raised then.
+    """
+    try:
+        yield
+    except RankcError:
+        raise
+    except KeyError as error:
+        raise error_class(f"{path} is damaged or foreign: it lacks {error}.") from error
+    except RecursionError as error:
+        raise error_class(f"{path} is damaged or foreign: it is nested too deeply.") from error
+    except _MALFORMED as error:
+        said = reprlib.repr(str(error))
+        raise error_class(f"{path} is damaged or foreign: {said}.") from error
 
 
 def require(fits: bool, place: str, said: str) -> None:

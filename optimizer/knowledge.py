@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from .data import Rows
 from .errors import CheckpointError
+from .fitting import reading, require, require_fit
 from .ir.program import Program, content_hash
 from .report import SiteRecord
 
@@ -48,6 +50,15 @@ class Subject:
         return cls(program.fingerprint(), digest.hexdigest())
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A line of a checkpoint."""
+
+    site: str
+    recipe: str
+    damage: Mapping[str, float]
+
+
 @dataclass
 class Knowledge:
     """Damages by site and recipe.
@@ -74,22 +85,28 @@ class Knowledge:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"format": _FORMAT, **vars(subject)}) + "\n")
             return known
-        head, *lines = path.read_text().splitlines() or [""]
         try:
+            head, *lines = path.read_text().splitlines() or [""]
             found = json.loads(head)
             other = Subject(found["model"], found["rows"])
+            require_fit(other, "the first line")
             stale = found["format"] != _FORMAT
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is no checkpoint of a probe.") from error
         _require_same(other, subject, f"the checkpoint {path}")
         if stale:
             raise CheckpointError(f"{path} was written by another version of rankc. Remove it.")
-        for line in lines:
+        for number, line in enumerate(lines, 2):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (RecursionError, ValueError):
                 continue  # the run ended while it wrote this line
-            known.damages[entry["site"], entry["recipe"]] = entry["damage"]
+            with reading(path, CheckpointError):
+                learned = _Entry(entry["site"], entry["recipe"], entry["damage"])
+                require_fit(learned, f"line {number}")
+                finite = all(map(math.isfinite, learned.damage.values()))
+                require(finite, f"line {number}", "has a damage that is no number")
+            known.damages[learned.site, learned.recipe] = dict(learned.damage)
         return known
 
     @classmethod

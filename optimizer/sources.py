@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Parquet, call_of, check_features, features_of, first_inputs
-from .errors import CaptureError, DataError
+from .errors import CaptureError, DataError, RankcError
 from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
@@ -177,7 +177,15 @@ def load_program(
             "in. If you made it or trust who did, give trust_code=True (--trust-code on the "
             "command line); an .onnx file holds no code."
         )
-    program: Program = frontend(suffix).load(path, signature=signature, outputs=outputs)
+    try:
+        program: Program = frontend(suffix).load(path, signature=signature, outputs=outputs)
+    except RankcError:
+        raise
+    except Exception as error:  # files come from anywhere, and libraries trust them
+        first = (str(error).strip() or repr(error)).split("\n", 1)[0][:300]
+        raise CaptureError(
+            f"{path} can't be captured, it may be damaged: {type(error).__name__}: {first}"
+        ) from error
     return program
 
 
