@@ -28,6 +28,7 @@ from .emulation import EMULATED, write_emulated
 from .native import library
 from .native.fusions import fuse_natively
 from .onnx import save_onnx, share_data, to_onnx
+from .ort_carry import fuse_carry
 from .ort_fusions import fuse_for_onnxruntime
 from .rowwise import inline_rowwise, outline_rowwise
 
@@ -132,7 +133,7 @@ class OnnxRuntime(Backend):
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         rowwise = {"rowwise-linear": outline_rowwise(model)}
-        return fuse_for_onnxruntime(model) | fuse_natively(model) | rowwise
+        return fuse_for_onnxruntime(model) | fuse_natively(model) | rowwise | fuse_carry(model)
 
     def _notes(self) -> tuple[str, ...]:
         found = library()

@@ -13,7 +13,7 @@ drop NaN (a `where`), it is added right behind the linear.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -64,7 +64,7 @@ _VIEWS = frozenset(
 _PARTS = frozenset(
     {
         *(_aten.slice.Tensor, _aten.select.int, _aten.index_select.default),
-        *(_aten.split_with_sizes.default, _aten.split.Tensor),
+        *(_aten.split_with_sizes.default, _aten.split.Tensor, _aten.index.Tensor),
     }
 )
 _MIXED = frozenset(
@@ -83,10 +83,12 @@ class _Origin:
     Attributes:
         nodes: Values, one of which isn't finite then.
         everywhere: Whether all of the row isn't finite then.
+        behind: Where a single value has it from, if it makes none itself.
     """
 
     nodes: frozenset[fx.Node] = frozenset()
     everywhere: bool = True
+    behind: frozenset[fx.Node] = frozenset()
 
 
 def carry_nan(rw: Rewriter) -> int:
@@ -115,7 +117,8 @@ def carry_nan(rw: Rewriter) -> int:
             for place in reached:
                 far.setdefault(place, set()).update(origin.nodes)
     for place, nodes in far.items():
-        _add_to_score(rw, place, nodes)
+        needed = {n for n in nodes if not known[n].behind or not known[n].behind <= nodes - {n}}
+        _add_to_score(rw, place, needed)
     return count
 
 
@@ -154,7 +157,7 @@ def _found(node: fx.Node, known: dict[fx.Node, _Origin]) -> _Origin:
         return _origin(node.args[0], known)
     if node.target in _PARTS or node.target in _BOUNDED:
         before = _origin(node.args[0], known)
-        return before if before.everywhere else itself
+        return before if before.everywhere else replace(itself, behind=before.nodes)
     if node.target in _ELEMENTWISE or node.target in _MIXED:
         before = [_origin(one, known) for one in node.all_input_nodes]
         nodes = frozenset[fx.Node]().union(*(one.nodes for one in before))

@@ -1,4 +1,4 @@
-"""Attacks on model files: ``.onnx`` with fields changed and bytes flipped, and ``.pt2`` likewise."""
+"""Attacks on model files: ``.onnx`` and ``.pt2`` with fields changed and bytes flipped."""
 
 from __future__ import annotations
 
