@@ -26,7 +26,10 @@ from ..optimizer.ir.ops import (
 )
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
+from .onnx_arithmetic import ARITHMETIC
+from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
+from .onnx_indexing import INDEXING
 from .rowwise import rowwise_linear
 
 #: Tensors of more bytes go into the data file, which runtimes map into memory.
@@ -82,8 +85,12 @@ def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
 
-#: Dialect ops with an ONNX form of their own; all others are decomposed by their reference.
+#: Dialect ops with an ONNX form of their own (all others are decomposed by their reference), and
+#: ATen's whose form by the exporter isn't what PyTorch computes.
 _TRANSLATIONS: dict[Any, Any] = {
+    **ARITHMETIC,
+    **INDEXING,
+    **ATTENTION,
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     HALF_LINEAR.op: _half_linear,

@@ -1,0 +1,158 @@
+"""Scatters and searches as PyTorch computes them, in standard ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from .onnx_arithmetic import constant, floor_divide, op
+
+_aten = torch.ops.aten
+#: Up to so many borders each value is compared with all of them.
+_COMPARED = 64
+_REDUCTIONS = {"sum": "add", "mean": "add", "prod": "mul", "amax": "max", "amin": "min"}
+
+
+def scatter_reduce(
+    x: Any, dim: int, index: Any, source: Any, reduce: str, include_self: bool = True
+) -> Any:
+    """``aten.scatter_reduce.two``: means too, from what reduces nothing, NaN where one goes in."""
+    dtype = x.dtype
+    rank = len(x.shape)
+    if rank == 0:
+        flat = op.Constant(value_ints=[-1])
+        parts = [op.Reshape(value, flat) for value in (x, index, source)]
+        for part, value in zip(parts, (x, index, source), strict=True):
+            part.dtype, part.shape = value.dtype, ir.Shape([1])
+        made = scatter_reduce(parts[0], 0, parts[1], parts[2], reduce, include_self)
+        return op.Reshape(made, op.Constant(value_ints=np.zeros(0, np.int64).tolist()))
+    # What lies beside the index isn't read.
+    source = _as_large(source, index)
+    base = x if include_self else _put(x, dim, index, _neutral(reduce, dtype))
+    mode = _REDUCTIONS[reduce]
+    total = op.ScatterElements(base, index, source, axis=dim, reduction=mode)
+    if reduce == "mean":
+        return _mean(total, x, dim, index, include_self, dtype)
+    if reduce in ("amax", "amin") and dtype.is_floating_point():
+        return _with_nan(total, base, dim, index, source, dtype)
+    return total
+
+
+def _as_large(source: Any, index: Any) -> Any:
+    if list(map(str, source.shape or ())) == list(map(str, index.shape or (None,))):
+        return source
+    rank = len(source.shape)
+    zeros = op.Constant(value_ints=[0] * rank)
+    return op.Slice(source, zeros, op.Shape(index), op.Constant(value_ints=list(range(rank))))
+
+
+def _neutral(reduce: str, dtype: ir.DataType) -> Any:
+    """What a reduction takes no notice of."""
+    if reduce in ("sum", "mean"):
+        return constant(0, dtype)
+    if reduce == "prod":
+        return constant(1, dtype)
+    if dtype.is_floating_point():
+        return constant(-np.inf if reduce == "amax" else np.inf, dtype)
+    bounds = np.iinfo(dtype.numpy())
+    return constant(bounds.min if reduce == "amax" else bounds.max, dtype)
+
+
+def _put(x: Any, dim: int, index: Any, value: Any) -> Any:
+    return op.ScatterElements(x, index, op.Expand(value, op.Shape(index)), axis=dim)
+
+
+def _mean(
+    total: Any, x: Any, dim: int, index: Any, include_self: bool, dtype: ir.DataType
+) -> Any:
+    """The sums over their counts; integers are floored, and what nothing goes to stays."""
+    one, zero = constant(1, dtype), constant(0, dtype)
+    counted = op.Expand(one if include_self else zero, op.Shape(x))
+    ones = op.Expand(one, op.Shape(index))
+    counts = op.ScatterElements(counted, index, ones, axis=dim, reduction="add")
+    counts = op.Max(counts, one)
+    if dtype.is_floating_point():
+        return op.Div(total, counts)
+    counts.dtype = total.dtype = dtype
+    return floor_divide(total, counts)
+
+
+def _with_nan(
+    total: Any, base: Any, dim: int, index: Any, source: Any, dtype: ir.DataType
+) -> Any:
+    to = int(dtype)
+    before = op.Cast(op.IsNaN(base), to=to)
+    put = op.Cast(op.IsNaN(source), to=to)
+    found = op.ScatterElements(before, index, put, axis=dim, reduction="max")
+    return op.Where(op.Greater(found, constant(0, dtype)), constant(np.nan, dtype), total)
+
+
+def searchsorted(
+    borders: Any,
+    values: Any,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> Any:
+    """``aten.searchsorted``: how many borders lie before a value; of NaN all of them."""
+    if sorter is not None:
+        raise NotImplementedError("searchsorted with a sorter; sort the borders before")
+    right = right or side == "right"
+    known = values.dtype if isinstance(values, ir.Value) else borders.dtype
+    if not isinstance(values, ir.Value):
+        values = constant(values, known)
+    count = borders.shape[-1]
+    compared = isinstance(count, int) and count <= _COMPARED
+    found = _counted(borders, values, right) if compared else _halved(borders, values, right)
+    return op.Cast(found, to=int(ir.DataType.INT32)) if out_int32 else found
+
+
+def bucketize(values: Any, borders: Any, out_int32: bool = False, right: bool = False) -> Any:
+    """``aten.bucketize``."""
+    return searchsorted(borders, values, out_int32, right)
+
+
+def _beyond(border: Any, value: Any, right: bool) -> Any:
+    """Whether a value belongs behind a border; NaN belongs behind all."""
+    return op.Not(op.Greater(border, value) if right else op.GreaterOrEqual(border, value))
+
+
+def _counted(borders: Any, values: Any, right: bool) -> Any:
+    last = op.Constant(value_ints=[-1])
+    if len(borders.shape) > 1:
+        borders = op.Unsqueeze(borders, op.Constant(value_ints=[-2]))
+    behind = _beyond(borders, op.Unsqueeze(values, last), right)
+    return op.ReduceSum(op.Cast(behind, to=int(ir.DataType.INT64)), last, keepdims=0)
+
+
+def _halved(borders: Any, values: Any, right: bool) -> Any:
+    """PyTorch's bisection, as many steps as the number of borders has bits."""
+    count = borders.shape[-1]
+    if not isinstance(count, int):
+        raise NotImplementedError("searchsorted in a number of borders that isn't fixed")
+    whole = ir.DataType.INT64
+    low = op.Expand(constant(0, whole), op.Shape(values))
+    high = op.Expand(constant(count, whole), op.Shape(values))
+    for _ in range(count.bit_length()):
+        middle = op.Div(op.Add(low, high), constant(2, whole))
+        place = op.Min(middle, constant(count - 1, whole))
+        row = len(borders.shape) > 1
+        border = op.GatherElements(borders, place, axis=-1) if row else op.Gather(borders, place)
+        behind, open_ = _beyond(border, values, right), op.Less(low, high)
+        up, down = op.And(open_, behind), op.And(open_, op.Not(behind))
+        low = op.Where(up, op.Add(middle, constant(1, whole)), low)
+        high = op.Where(down, middle, high)
+    return low
+
+
+#: What the exporter writes otherwise, or not at all.
+INDEXING: dict[Any, Any] = {
+    _aten.scatter_reduce.two: scatter_reduce,
+    _aten.searchsorted.Tensor: searchsorted,
+    _aten.searchsorted.Scalar: searchsorted,
+    _aten.bucketize.Tensor: bucketize,
+}

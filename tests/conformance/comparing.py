@@ -1,0 +1,263 @@
+"""Operators alone, eager beside what a backend runs."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from conformance.cases import GROUPS, Case
+from conformance.values import rows
+from rankc.backends.base import Backend
+from rankc.frontends.decompose import to_core
+from rankc.optimizer.context import PassContext
+from rankc.optimizer.errors import UnsupportedError
+from rankc.optimizer.ir import Form, Program
+from rankc.optimizer.ir.infer import infer_signature
+from rankc.optimizer.ir.program import flatten_exported
+from rankc.optimizer.ir.structure import Structure
+from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.target import Target
+from torch import Tensor, nn
+
+#: Of each group of cases.
+DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
+    "floats": (torch.float32, torch.float64),
+    "integers": (torch.int64, torch.int32),
+    "truths": (torch.bool,),
+}
+#: Steps of the format, relative to the value or, for sums, to the largest of the row.
+_STEPS = 64
+
+
+class Found(Enum):
+    """How a backend's values compare with eager's, worst last."""
+
+    EXACT = "exact"
+    ROUNDING = "rounding"
+    REFUSED = "refused"
+    DIFFERS = "differs"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case on a backend.
+
+    Attributes:
+        found: How it compares.
+        why: The first value that differs, or the refusal.
+    """
+
+    found: Found
+    why: str = ""
+
+    def worse(self, other: Outcome) -> Outcome:
+        """The worse of two."""
+        order = list(Found)
+        return max(self, other, key=lambda outcome: order.index(outcome.found))
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One case for one type of values.
+
+    Attributes:
+        group: Of `GROUPS`.
+        operator: aten's name of it.
+        variant: Which case of the operator.
+        dtype: Of the values.
+    """
+
+    group: str
+    operator: str
+    variant: str
+    dtype: torch.dtype
+
+    @property
+    def case(self) -> Case:
+        """The function."""
+        found: Case = GROUPS[self.group][self.operator][self.variant]
+        return found
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return " ".join(filter(None, (self.operator, self.variant and f"({self.variant})", dtype)))
+
+
+def every_case() -> list[Alone]:
+    """All cases, group by group."""
+    return [
+        Alone(group, operator, variant, dtype)
+        for group, operators in GROUPS.items()
+        for dtype in DTYPES[group]
+        for operator, variants in operators.items()
+        for variant in variants
+    ]
+
+
+class _Together(nn.Module):
+    """Many cases over the same rows, an output each."""
+
+    def __init__(self, cases: Sequence[Alone], names: Sequence[str]) -> None:
+        super().__init__()
+        self.cases = cases
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = SimpleNamespace(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(one.case(given).clone() for one in self.cases)
+
+
+def captured(cases: Sequence[Alone]) -> Program:
+    """The cases, of one type, as one program; captured without asking that rows be independent."""
+    example = vars(rows(cases[0].dtype, 5, 0))
+    names = tuple(example)
+    batch = torch.export.Dim("batch", min=0)
+    module = _Together(cases, names).eval()
+    with torch.no_grad():
+        exported = torch.export.export(
+            module,
+            tuple(example.values()),
+            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            strict=False,
+        )
+        exported = to_core(exported)
+    graph = flatten_exported(exported, names, prefix="module.")
+    structure = Structure.of(dict(example), "input", lambda value: isinstance(value, Tensor))
+    made = tuple(torch.empty(0) for _ in cases)
+    outputs = Structure.of(made, "score", lambda value: isinstance(value, Tensor))
+    signature = infer_signature(graph.graph, outputs.names)
+    return Program(graph, signature, structure, outputs, names, Form.CAPTURED)
+
+
+def compare(
+    cases: Sequence[Alone], backend: Backend, target: Target, batches: Sequence[tuple[int, int]]
+) -> dict[Alone, Outcome]:
+    """What a backend makes of cases of one type, built as one model.
+
+    Args:
+        cases: All of one type.
+        backend: Builds them.
+        target: What for.
+        batches: How many rows, and the seed they are drawn by.
+    """
+    left, found = list(cases), {}
+    while left:
+        program = captured(left)
+        context = PassContext(target=target)
+        Pipeline.parse("canonicalize,fold-constants,eliminate").run(program, context)
+        try:
+            return found | _run(left, program, backend, target, batches)
+        except Exception as error:
+            blamed = _blamed(error, left, program)
+            kind = Found.REFUSED if isinstance(error, UnsupportedError) else Found.DIFFERS
+            if not blamed and len(left) > 1:
+                half = len(left) // 2
+                for part in (left[:half], left[half:]):
+                    found |= compare(part, backend, target, batches)
+                return found
+            blamed = blamed or left
+            said = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+            found |= dict.fromkeys(blamed, Outcome(kind, said))
+            left = [one for one in left if one not in blamed]
+    return found
+
+
+def _blamed(error: Exception, cases: Sequence[Alone], program: Program) -> list[Alone]:
+    """The cases whose nodes an error names."""
+    text = str(error)
+    names = set(re.findall(r"\w+(?:\.\w+)?", text))
+    stripped = {name.removeprefix("node_") for name in names}
+    at = [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function" and (node.name in stripped or f"used at {node.name}:" in text)
+    ]
+    (output,) = program.graph.find_nodes(op="output")
+    blamed = []
+    for one, made in zip(cases, output.args[0], strict=True):
+        if set(at) & _sources(made):
+            blamed.append(one)
+    return blamed
+
+
+def _sources(node: Any) -> set[Any]:
+    found, todo = set(), [node]
+    while todo:
+        here = todo.pop()
+        if here not in found:
+            found.add(here)
+            todo += here.all_input_nodes
+    return found
+
+
+def _run(
+    cases: Sequence[Alone],
+    program: Program,
+    backend: Backend,
+    target: Target,
+    batches: Sequence[tuple[int, int]],
+) -> dict[Alone, Outcome]:
+    found = {one: Outcome(Found.EXACT) for one in cases}
+    with tempfile.TemporaryDirectory() as folder:
+        backend.build(program, target, Path(folder), {})
+        runner = backend.open(Path(folder), 1)
+        for count, seed in batches:
+            given = rows(cases[0].dtype, count, seed)
+            arrays = {
+                name: np.ascontiguousarray(value.numpy()) for name, value in vars(given).items()
+            }
+            scores = runner({name: arrays[name] for name in program.signature.names})
+            for one, name in zip(cases, program.signature.outputs, strict=True):
+                with torch.no_grad():
+                    expected = one.case(given)
+                found[one] = found[one].worse(_judged(expected, torch.as_tensor(scores[name])))
+    return found
+
+
+def _judged(expected: Tensor, found: Tensor) -> Outcome:
+    if found.shape != expected.shape:
+        return Outcome(Found.DIFFERS, f"shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+    if found.dtype != expected.dtype:
+        return Outcome(Found.DIFFERS, f"{found.dtype}, not {expected.dtype}")
+    if not expected.dtype.is_floating_point:
+        return _first(found == expected, expected, found, Outcome(Found.EXACT))
+    same = (found == expected) & (found.signbit() == expected.signbit())
+    same |= found.isnan() & expected.isnan()
+    if bool(same.all()):
+        return Outcome(Found.EXACT)
+    info = torch.finfo(expected.dtype)
+    finite = torch.where(expected.isfinite(), expected, 0.0).abs().double()
+    per_row = finite.flatten(1).amax(1) if finite.numel() else finite.new_zeros(len(finite))
+    scale = per_row.reshape([-1, *[1] * (expected.dim() - 1)]) if expected.dim() else finite
+    near = (found.double() - expected.double()).abs() <= _STEPS * info.eps * torch.maximum(
+        finite, torch.clamp(scale, max=1.0)
+    ) + info.tiny
+    return _first(same | (near & found.isfinite()), expected, found, Outcome(Found.ROUNDING))
+
+
+def _first(right: Tensor, expected: Tensor, found: Tensor, otherwise: Outcome) -> Outcome:
+    if bool(right.all()):
+        return otherwise
+    wrong = int((~right).sum())
+    place = tuple((~right).nonzero()[0].tolist())
+    return Outcome(
+        Found.DIFFERS,
+        f"{found[place].item()!r} in place of {expected[place].item()!r}, "
+        f"{wrong} of {right.numel()}",
+    )
+
+
+def arranged(cases: Sequence[Alone]) -> dict[Any, list[Alone]]:
+    """The cases by the type of their values."""
+    found: dict[Any, list[Alone]] = {}
+    for one in cases:
+        found.setdefault((one.group, one.dtype), []).append(one)
+    return found
