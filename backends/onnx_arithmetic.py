@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset21
+from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
 _aten = torch.ops.aten
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
@@ -27,7 +28,8 @@ def constant(value: Any, dtype: ir.DataType) -> Any:
 
 def _both(left: Any, right: Any) -> tuple[Any, Any, ir.DataType]:
     """Both operands as values of one type; a number takes the type of the other."""
-    known = left.dtype if isinstance(left, ir.Value) else right.dtype
+    # The annotation TTensor has the exporter give a number the other operand's type.
+    known: Any = left.dtype if isinstance(left, ir.Value) else right.dtype
     if not isinstance(left, ir.Value):
         left = constant(left, known)
     if not isinstance(right, ir.Value):
@@ -57,7 +59,7 @@ def _signs_differ(left: Any, right: Any, dtype: ir.DataType) -> Any:
     return op.Xor(op.Less(left, zero), op.Less(right, zero))
 
 
-def divide(left: Any, right: Any, rounding_mode: str | None = None) -> Any:
+def divide(left: TTensor, right: TTensor, rounding_mode: str | None = None) -> Any:
     """``aten.div`` with a rounding mode."""
     left, right, dtype = _both(left, right)
     if rounding_mode is None:
@@ -65,11 +67,11 @@ def divide(left: Any, right: Any, rounding_mode: str | None = None) -> Any:
     if rounding_mode == "floor":
         return floor_divide(left, right)
     if dtype.is_floating_point():
-        return truncate(op.Div(left, right))
+        return _truncated(op.Div(left, right), dtype)
     return _integer_quotient(left, right, dtype)[0]
 
 
-def floor_divide(left: Any, right: Any) -> Any:
+def floor_divide(left: TTensor, right: TTensor) -> Any:
     """``aten.floor_divide``; of floats as c10's ``div_floor_floating``, which corrects rounding."""
     left, right, dtype = _both(left, right)
     if not dtype.is_floating_point():
@@ -92,11 +94,15 @@ def floor_divide(left: Any, right: Any) -> Any:
 
 def truncate(x: Any) -> Any:
     """``aten.trunc``."""
-    zero = constant(0.0, x.dtype)
+    return _truncated(x, x.dtype)
+
+
+def _truncated(x: Any, dtype: ir.DataType) -> Any:
+    zero = constant(0.0, dtype)
     return op.Where(op.Less(x, zero), op.Ceil(x), op.Floor(x))
 
 
-def remainder(left: Any, right: Any) -> Any:
+def remainder(left: TTensor, right: TTensor) -> Any:
     """``aten.remainder``: has the divisor's sign."""
     left, right, dtype = _both(left, right)
     if not dtype.is_floating_point():
@@ -107,7 +113,7 @@ def remainder(left: Any, right: Any) -> Any:
     return op.Where(apart, op.Add(rest, right), rest)
 
 
-def fmod(left: Any, right: Any) -> Any:
+def fmod(left: TTensor, right: TTensor) -> Any:
     """``aten.fmod``: has the dividend's sign."""
     left, right, dtype = _both(left, right)
     if dtype.is_floating_point():
@@ -122,6 +128,89 @@ def relu(x: Any) -> Any:
     return op.Relu(x) if x.dtype.is_floating_point() else op.Max(x, constant(0, x.dtype))
 
 
+def masked_fill(x: TTensor, mask: Any, value: TTensor) -> Any:
+    """``aten.masked_fill``, of truths too, which ONNX Runtime's Where doesn't take."""
+    value, x, dtype = _both(value, x)
+    if dtype != ir.DataType.BOOL:
+        return op.Where(mask, value, x)
+    return op.Or(op.And(mask, value), op.And(op.Not(mask), x))
+
+
+def add(left: TTensor, right: TTensor, alpha: float = 1.0) -> Any:
+    """``aten.add``; a sum of truths is whether one holds."""
+    left, right, dtype = _both(left, right)
+    if dtype == ir.DataType.BOOL:
+        return op.Or(left, right)
+    if alpha != 1:
+        right = op.Mul(right, constant(alpha, dtype))
+    return op.Add(left, right)
+
+
+def integer_sum(x: Any, axes: Any, keepdim: bool, rank: int) -> Any:
+    """A sum over dimensions that wraps; ONNX Runtime sums int64 in float64."""
+    last = [axis for axis in range(rank) if axis not in axes]
+    turned = op.Transpose(x, perm=[*last, *axes])
+    flat = op.Flatten(turned, axis=len(last))
+    kept = op.Gather(op.Shape(x), op.Constant(value_ints=last)) if last else None
+    ones = op.Expand(
+        constant(1, ir.DataType.INT64),
+        op.Concat(
+            op.Gather(op.Shape(flat), op.Constant(value_ints=[1])),
+            op.Constant(value_ints=[1]),
+            axis=0,
+        ),
+    )
+    total = op.MatMul(flat, ones)
+    if kept is None:
+        kept = op.Constant(value=ir.tensor(np.zeros(0, np.int64), ir.DataType.INT64))
+    total = op.Reshape(total, kept, allowzero=1)
+    if not keepdim:
+        return total
+    return op.Unsqueeze(total, op.Constant(value_ints=sorted(axes)))
+
+
+def sum_dims(x: Any, dim: Any = None, keepdim: bool = False, dtype: int = -1) -> Any:
+    """``aten.sum.dim_IntList``."""
+    rank = len(x.shape)
+    axes = list(range(rank)) if not dim else [axis % rank for axis in dim]
+    if dtype not in (-1, None):
+        wanted = ir.DataType(dtype)
+        x, known = (x if x.dtype == wanted else op.Cast(x, to=int(wanted))), wanted
+    else:
+        known = x.dtype
+        if not known.is_floating_point() and known != ir.DataType.INT64:
+            x = op.Cast(x, to=int(ir.DataType.INT64))
+    if known == ir.DataType.INT64 and rank:
+        return integer_sum(x, axes, keepdim, rank)
+    if rank == 0:
+        return op.Identity(x)
+    return op.ReduceSum(x, op.Constant(value_ints=axes), keepdims=int(keepdim))
+
+
+def fmax(left: TTensor, right: TTensor) -> Any:
+    """``aten.fmax``: NaN only where both are."""
+    return _other_than_nan(left, right, op.Max(left, right))
+
+
+def fmin(left: TTensor, right: TTensor) -> Any:
+    """``aten.fmin``: NaN only where both are."""
+    return _other_than_nan(left, right, op.Min(left, right))
+
+
+def _other_than_nan(left: Any, right: Any, both: Any) -> Any:
+    if not left.dtype.is_floating_point():
+        return both
+    return op.Where(op.IsNaN(left), right, op.Where(op.IsNaN(right), left, both))
+
+
+def scalar_tensor(s: float, dtype: int = ir.DataType.FLOAT) -> Any:
+    """``aten.scalar_tensor``: a number in its own type; the exporter rounds it to float32 first."""
+    kind = ir.DataType(dtype if dtype != -1 else ir.DataType.FLOAT)
+    if isinstance(s, ir.Value):
+        return op.Cast(s, to=int(kind))
+    return constant(s, kind)
+
+
 #: What the exporter would write otherwise.
 ARITHMETIC: dict[Any, Any] = {
     _aten.div.Tensor_mode: divide,
@@ -134,4 +223,12 @@ ARITHMETIC: dict[Any, Any] = {
     _aten.fmod.Scalar: fmod,
     _aten.trunc.default: truncate,
     _aten.relu.default: relu,
+    _aten.add.Tensor: add,
+    _aten.add.Scalar: add,
+    _aten.masked_fill.Scalar: masked_fill,
+    _aten.masked_fill.Tensor: masked_fill,
+    _aten.sum.dim_IntList: sum_dims,
+    _aten.fmax.default: fmax,
+    _aten.fmin.default: fmin,
+    _aten.scalar_tensor.default: scalar_tensor,
 }

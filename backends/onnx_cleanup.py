@@ -127,7 +127,7 @@ _RULES = RewriteRuleSet(
 
 _UNUSED = Sequential(
     passes.RemoveUnusedNodesPass(),
-    passes.RemoveUnusedFunctionsPass(),
+    passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     passes.RemoveUnusedOpsetsPass(),
 )
 #: Nothing is said twice, and all constants are initializers.

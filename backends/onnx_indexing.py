@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
 from .onnx_arithmetic import constant, floor_divide, op
 
@@ -65,9 +66,7 @@ def _put(x: Any, dim: int, index: Any, value: Any) -> Any:
     return op.ScatterElements(x, index, op.Expand(value, op.Shape(index)), axis=dim)
 
 
-def _mean(
-    total: Any, x: Any, dim: int, index: Any, include_self: bool, dtype: ir.DataType
-) -> Any:
+def _mean(total: Any, x: Any, dim: int, index: Any, include_self: bool, dtype: ir.DataType) -> Any:
     """The sums over their counts; integers are floored, and what nothing goes to stays."""
     one, zero = constant(1, dtype), constant(0, dtype)
     counted = op.Expand(one if include_self else zero, op.Shape(x))
@@ -80,9 +79,7 @@ def _mean(
     return floor_divide(total, counts)
 
 
-def _with_nan(
-    total: Any, base: Any, dim: int, index: Any, source: Any, dtype: ir.DataType
-) -> Any:
+def _with_nan(total: Any, base: Any, dim: int, index: Any, source: Any, dtype: ir.DataType) -> Any:
     to = int(dtype)
     before = op.Cast(op.IsNaN(base), to=to)
     put = op.Cast(op.IsNaN(source), to=to)
@@ -91,8 +88,8 @@ def _with_nan(
 
 
 def searchsorted(
-    borders: Any,
-    values: Any,
+    borders: TTensor,
+    values: TTensor,
     out_int32: bool = False,
     right: bool = False,
     side: str | None = None,
@@ -105,13 +102,16 @@ def searchsorted(
     known = values.dtype if isinstance(values, ir.Value) else borders.dtype
     if not isinstance(values, ir.Value):
         values = constant(values, known)
-    count = borders.shape[-1]
+    shape: Any = borders.shape
+    count = shape[-1]
     compared = isinstance(count, int) and count <= _COMPARED
     found = _counted(borders, values, right) if compared else _halved(borders, values, right)
     return op.Cast(found, to=int(ir.DataType.INT32)) if out_int32 else found
 
 
-def bucketize(values: Any, borders: Any, out_int32: bool = False, right: bool = False) -> Any:
+def bucketize(
+    values: TTensor, borders: TTensor, out_int32: bool = False, right: bool = False
+) -> Any:
     """``aten.bucketize``."""
     return searchsorted(borders, values, out_int32, right)
 
@@ -149,10 +149,55 @@ def _halved(borders: Any, values: Any, right: bool) -> Any:
     return low
 
 
+def sort(x: Any, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """``aten.sort``, stable."""
+    return _largest_first(x, _size(x, dim), dim, descending)
+
+
+def stable_sort(
+    x: Any, stable: bool = True, dim: int = -1, descending: bool = False
+) -> tuple[Any, Any]:
+    """``aten.sort.stable``."""
+    return sort(x, dim, descending)
+
+
+def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """``aten.topk``: NaN counts as larger than all."""
+    if not len(x.shape):
+        return op.Identity(x), constant(0, ir.DataType.INT64)
+    return _largest_first(x, op.Constant(value_ints=[k]), dim, largest)
+
+
+def _size(x: Any, dim: int) -> Any:
+    return op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+
+
+def _largest_first(x: Any, count: Any, dim: int, descending: bool) -> tuple[Any, Any]:
+    """So many of the largest, or smallest, in order; of equals the first comes first.
+
+    TopK is stable, but has no place for NaN: those are told apart by a second, stable sort.
+    """
+    order = {"axis": dim, "largest": int(descending), "sorted": 1}
+    if not x.dtype.is_floating_point():
+        values, places = op.TopK(x, count, **order)
+        return values, places
+    size = _size(x, dim)
+    missing = op.IsNaN(x)
+    key = op.Where(missing, constant(np.inf, x.dtype), x)
+    _, first = op.TopK(key, size, **order)
+    flags = op.Cast(op.GatherElements(missing, first, axis=dim), to=int(ir.DataType.INT32))
+    _, second = op.TopK(flags, count, **order)
+    places = op.GatherElements(first, second, axis=dim)
+    return op.GatherElements(x, places, axis=dim), places
+
+
 #: What the exporter writes otherwise, or not at all.
 INDEXING: dict[Any, Any] = {
     _aten.scatter_reduce.two: scatter_reduce,
     _aten.searchsorted.Tensor: searchsorted,
     _aten.searchsorted.Scalar: searchsorted,
     _aten.bucketize.Tensor: bucketize,
+    _aten.sort.default: sort,
+    _aten.sort.stable: stable_sort,
+    _aten.topk.default: topk,
 }
