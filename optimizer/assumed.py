@@ -13,17 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .analysis.feature_moments import Moments, as_seen, feature_moments
 from .budget import Budget
 from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of, id_limits, synthesize
-from .errors import TargetError
+from .errors import DataError, TargetError
 from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
 from .placement import rows_to_use
 from .scoring import Judge, Runner, score
-from .verdict import Verdict
+from .verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from .context import PassContext
@@ -38,9 +40,15 @@ _ROOM = {"fp8": 8.0, "int8": 2.0}
 _TABLES = ("int8", "fp16")
 #: The share of the budget that a plan may use of it when the labels are to be of use at all.
 _HALF = 0.5
+#: Kinds of features that are no numbers of any size.
+_BOUNDED = (FeatureKind.UNUSED, FeatureKind.MASK, FeatureKind.LENGTHS, FeatureKind.OFFSETS)
 KNOWN = "known from tables, bounds and operators"
+_NOTHING = (
+    "no data was given, and no format was placed on what can be assumed: the report says why, site "
+    "by site"
+)
 #: What the reason says of a linear that keeps its format for a feature it reads.
-OPEN = "dense feature of unknown scale"
+OPEN = "feature of unknown scale"
 
 
 class Formats(StrEnum):
@@ -103,7 +111,8 @@ class Assumptions:
         judge: Measures damages on other made-up rows, on the original's own scores.
         fresh: Measures what was built, on made-up rows that nothing was chosen on.
         bounds: ``{feature: (low, high)}`` of floating-point features that are known to be bounded.
-        unknown: Dense features whose scale isn't known.
+        unknown: Features that are numbers and whose scale isn't known.
+        normed: Those whose scale batch norms know.
     """
 
     calibration: Rows
@@ -111,6 +120,7 @@ class Assumptions:
     fresh: Judge
     bounds: Mapping[str, tuple[Tensor, Tensor]]
     unknown: tuple[str, ...]
+    normed: tuple[str, ...]
 
     @classmethod
     def of(
@@ -125,21 +135,26 @@ class Assumptions:
             seed: For the rows.
 
         Raises:
-            DataError: The model's scores of made-up rows are NaN or Inf.
+            DataError: The model's scores of made-up rows are NaN or Inf, or all alike.
         """
         signature, budget = program.signature, _of_scores_alone(budget)
+        open_ = [f.name for f in signature if _is_open(f)]
+        silent = [name for name in open_ if not _tells(example.get(name))]
+        moments = feature_moments(program, synthesize(signature, 1, seed).features, silent)
         ranges, choice, fresh = (
-            made_up(signature, count, seed + step, example)
+            made_up(signature, count, seed + step, example, moments)
             for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)
         )
         judges = [Judge.of(program, rows, budget) for rows in (choice, fresh)]
         for judge in judges:
+            _require_spread(judge)
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
         return cls(
             ranges,
             *judges,
             {f.name: found for f in signature if (found := _bounds(f)) is not None},
-            tuple(f.name for f in signature if _is_open(f) and not _tells(example.get(f.name))),
+            tuple(name for name in silent if name not in moments),
+            tuple(moments),
         )
 
     def scaled(self, share: float) -> Assumptions:
@@ -175,13 +190,29 @@ class Assumptions:
         """
         return self.fresh.on(score(run, self.fresh.rows, signature))
 
-    def verdict(self, found: Verdict, report: Report) -> Verdict:
+    def allows(self, found: Verdict) -> bool:
+        """Whether what was measured on made-up rows is within every limit.
+
+        How many rows carry a change, which makes a real verdict inconclusive, says nothing here.
+        """
+        return found.status is not Status.FAIL and all(
+            check.interval.high <= check.limit for task in found.tasks for check in task.checks
+        )
+
+    def verdict(self, found: Verdict | None, report: Report) -> Verdict:
         """The verdict of what was built: unverified, with what was assumed.
 
         Args:
-            found: What was measured on made-up rows.
+            found: What was measured on made-up rows; None where no format was placed.
             report: Of the passes.
         """
+        said = [self._normed(), self._unknown(report), self._settling()]
+        placed = self._placed(found, report) if found is not None else [_NOTHING]
+        empty = Verdict.unverified("", self.judge.budget.confidence)
+        return replace(empty, reasons=tuple(reason for reason in (*placed, *said) if reason))
+
+    def _placed(self, found: Verdict, report: Report) -> list[str]:
+        """What was placed, at which cost on made-up rows, and on which ranges."""
         low: dict[str, list[str]] = {}
         for site in report.sites:
             if site.chosen != "fp32":
@@ -194,16 +225,17 @@ class Assumptions:
             f"task {task.task!r} by ΔNE {100 * task.delta_ne.estimate:+.4f} %"
             for task in found.tasks
         )
-        reasons = [
+        return [
             f"no data was given: {placed}, and what that costs on your rows is not known",
             f"on {found.rows:,} made-up rows, and the original's own scores as soft labels, it "
             f"moves {damages}",
             *(f"assumed range: {one}" for one in report.assumed),
-            self._unknown(report),
-            self._settling(),
         ]
-        empty = Verdict.unverified("", self.judge.budget.confidence)
-        return replace(empty, reasons=tuple(reason for reason in reasons if reason))
+
+    def _normed(self) -> str:
+        """What is said of features that batch norms know, where there are any."""
+        names = ", ".join(map(repr, self.normed))
+        return f"assumed: {names} like what the batch norms have seen of it" if names else ""
 
     def _unknown(self, report: Report) -> str:
         """What is said of features of unknown scale, where there are any."""
@@ -282,18 +314,34 @@ def formats_without_data(formats: Sequence[str], contending: Collection[str]) ->
     return tuple(name for name in formats if name not in behind)
 
 
-def made_up(signature: Signature, count: int, seed: int, example: Mapping[str, Tensor]) -> Rows:
-    """Made-up rows whose dense features are like those of an example, where there is one."""
+def _require_spread(judge: Judge) -> None:
+    """Raises where all rows score alike: then nothing can be damaged."""
+    alike = [task for task, scores in judge.reference.items() if np.ptp(scores) == 0.0]
+    if alike:
+        raise DataError(
+            f"task {alike[0]!r} scores all of them alike; give inputs=, an example whose values "
+            "are typical, or data="
+        )
+
+
+def made_up(
+    signature: Signature,
+    count: int,
+    seed: int,
+    example: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+) -> Rows:
+    """Made-up rows whose numbers are like an example's, or as batch norms have seen them."""
     rows = synthesize(signature, count, seed)
     generator = torch.Generator().manual_seed(seed)
     features = dict(rows.features)
     for feature in signature:
         given, made = example.get(feature.name), features.get(feature.name)
-        if feature.delimiter or given is None or made is None:
+        if feature.delimiter or made is None or not _is_open(feature):
             continue
-        if given.shape[1:] != made.shape[1:]:
-            continue  # a list whose length differs from row to row
-        if _is_open(feature) and _tells(given):
+        if feature.name in moments:
+            features[feature.name] = as_seen(moments, feature.name, made)
+        elif given is not None and _tells(given) and given.shape[1:] == made.shape[1:]:
             dense = _like(given, made, generator)
             ids = id_limits(feature) > 0 if feature.cardinalities else torch.tensor(False)
             features[feature.name] = torch.where(ids, made, dense)
@@ -318,7 +366,7 @@ def _of_scores_alone(budget: Budget) -> Budget:
 
 def _is_open(feature: Feature) -> bool:
     """Whether a feature may have values of any size, which the model takes as they are."""
-    if feature.is_integer or feature.bounds is not None or feature.kind is FeatureKind.UNUSED:
+    if feature.bounds is not None or feature.kind in _BOUNDED or feature.dtype == "bool":
         return False
     return not feature.cardinalities or not all(feature.cardinalities)
 
@@ -351,6 +399,8 @@ def _like(example: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
     """
     finite = torch.where(torch.isfinite(example), example, torch.zeros_like(example)).double()
     picked = finite[torch.randint(len(example), (len(made),), generator=generator)]
+    if not made.is_floating_point():
+        return picked.to(made.dtype)  # of a time, an id or a count what is between says nothing
     spread = finite.std(0, correction=0)
     # Of a column that never changes, its size is what is known.
     overall = finite.square().mean().sqrt()

@@ -222,26 +222,38 @@ class _Job:
         for share in _GUESSED_SHARES if assumed is not None else ():
             assert assumed is not None
             finish = self._first(rows, assumed.scaled(share))
-            if not finish.lossy:
-                finish.discard()
-                break
-            try:
-                told = finish.disagreement(rows, self.budget)
-                found = assumed.measured(finish.run, self.program.signature)
-            except DataError as error:
-                told, found = (str(error),), None
-            if not told and found is not None and found.status is Status.PASS:
+            verdict, why = self._guessed(finish, assumed, rows)
+            if verdict is not None:
                 finish.report.notes += [f"a faster plan was given up: {why}" for why in given_up]
-                return finish(assumed.verdict(found, finish.report))
-            given_up.append("; ".join([*told, *(found.reasons if found is not None else ())]))
+                return finish(verdict)
+            given_up.append(why)
             finish.discard()
         finish = self._first(rows, None)
-        told = finish.disagreement(rows, self.budget)
-        if told:
-            raise VerifyError("; ".join(told))
+        self._require_agreement(finish, rows)
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         finish.report.notes += [f"no format was placed without data: {why}" for why in given_up]
         return finish(Verdict.unverified(reason, self.budget.confidence))
+
+    def _require_agreement(self, finish: Finish, rows: Rows) -> None:
+        told = finish.disagreement(rows, self.budget)
+        if told:
+            raise VerifyError("; ".join(told))
+
+    def _guessed(
+        self, finish: Finish, assumed: Assumptions, rows: Rows
+    ) -> tuple[Verdict | None, str]:
+        """The verdict on what was built without data; or None, and what speaks against it."""
+        if not finish.lossy:
+            self._require_agreement(finish, rows)
+            return assumed.verdict(None, finish.report), ""
+        try:
+            told = finish.disagreement(rows, self.budget)
+            found = assumed.measured(finish.run, self.program.signature)
+        except DataError as error:
+            return None, f"what was built can't be judged: {error}"
+        if not told and assumed.allows(found):
+            return assumed.verdict(found, finish.report), ""
+        return None, "; ".join([*told, *found.reasons])
 
     def _assumptions(self, refused: list[str]) -> Assumptions | None:
         """What formats can be placed on without data; None where none can be, or none may."""

@@ -103,7 +103,7 @@ def test_an_example_lets_the_first_linear_take_a_format(name: str) -> None:
     assert chosen(placed(name, exemplified=True))["bottom"] != "fp32"
     (why,) = (s.reason for s in placed(name).report.sites if s.site == "bottom")
     assert why == (
-        "reads 'dense', a dense feature of unknown scale; give inputs=, an example whose values "
+        "reads 'dense', a feature of unknown scale; give inputs=, an example whose values "
         "are typical"
     )
 
@@ -260,8 +260,10 @@ def test_a_budget_that_needs_labels_and_groups_is_held_as_far_as_it_can_be() -> 
 
 def test_a_tight_budget_holds_for_made_up_rows() -> None:
     artifact = rankc.optimize(program(), eager("h100-fp8"), budget=rankc.Budget(ne=1e-12))
-    assert set(chosen(artifact).values()) <= {"fp32"}
+    assert set(chosen(artifact).values()) == {"fp32"}
     assert artifact.report.assumed == []
+    _, why, *_ = str(artifact.verdict).splitlines()
+    assert why.startswith("  - no data was given, and no format was placed on what can be assumed")
 
 
 @pytest.mark.parametrize("name", ["cpu-int8", "h100-fp8", "a100-int8", "h100-bf16"])
@@ -270,3 +272,51 @@ def test_the_report_says_that_low_formats_save_time(name: str) -> None:
     assert bought["insert-quantize"] > 0.0
     assert bought.get("quantize-tables", 0.0) >= 0.0
     assert "place-precision" not in bought
+
+
+# --- features whose size is known otherwise, or isn't ---------------------------------------------
+
+
+class Normed(nn.Module):
+    """A batch norm reads the dense feature first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(64)
+        self.norm.running_mean.fill_(500.0)
+        self.norm.running_var.fill_(1e6)
+        self.over = nn.Linear(64, 256)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        return torch.tanh(self.over(self.norm(dense))).mean(1)
+
+
+def test_what_batch_norms_have_seen_of_a_feature_is_its_size() -> None:
+    captured = rankc.capture(Normed().eval(), (500.0 + 1000.0 * torch.randn(8, 64),))
+    artifact = rankc.optimize(captured, eager("h100-fp8"), budget=LOOSE)
+    assert chosen(artifact) == {"over": "fp8"}
+    assert "assumed: 'dense' like what the batch norms have seen of it" in str(artifact.verdict)
+    (range_,) = artifact.report.assumed
+    assert 10_000 < range_.high < 100_000, "the norm is folded, so the linear reads the feature"
+
+
+class Clock(nn.Module):
+    """Takes an integer as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.rand(64) / 3600.0)
+        self.over = nn.Linear(64, 256)
+
+    def forward(self, seconds: Tensor) -> Tensor:
+        return torch.tanh(self.over(seconds.float().unsqueeze(1) * self.steps)).mean(1)
+
+
+def test_an_integer_that_is_taken_as_a_number_has_no_known_size_either() -> None:
+    seconds = torch.randint(0, 86_400, (64,))
+    captured = rankc.capture(Clock().eval(), (seconds,))
+    bare = rankc.optimize(captured, eager("cpu-bf16"), budget=LOOSE)
+    assert chosen(bare).get("over", "fp32") == "fp32"
+    assert "give inputs=, an example" in " ".join((*bare.report.notes, str(bare.verdict)))
+    told = rankc.optimize(captured, eager("cpu-bf16"), inputs=(seconds,), budget=LOOSE)
+    assert chosen(told) == {"over": "bf16"}

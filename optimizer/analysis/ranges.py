@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..context import Rows
-from ..ir.ops import DOT_INTERACTION
+from ..ir.ops import DOT_INTERACTION, REQUEST_BROADCAST
 from ..ir.pattern import argument
 from ..ir.program import Program
 from .sites import has_plain_weight
@@ -522,6 +522,7 @@ _RISING = (
     _aten.permute.default,
     _aten.expand.default,
     _aten.flatten.using_ints,
+    REQUEST_BROADCAST.op,
     _aten.repeat.default,
     _aten.relu.default,
     _aten.leaky_relu.default,
@@ -643,6 +644,9 @@ def first_linears(program: Program, features: Sequence[str]) -> dict[fx.Node, tu
 
 
 def _levels(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.dtype is torch.bool:
+        return True
     if node.target is _aten.clamp.default:
         ends = argument(node, 1, "min"), argument(node, 2, "max")
         return None not in ends
