@@ -23,6 +23,7 @@ from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of, id_limits, 
 from .errors import DataError, TargetError
 from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
+from .ordinary import ordinary
 from .placement import rows_to_use
 from .scoring import Judge, Runner, score
 from .verdict import Status, Verdict
@@ -142,7 +143,7 @@ class Assumptions:
         silent = [name for name in open_ if not _tells(example.get(name))]
         moments = feature_moments(program, synthesize(signature, 1, seed).features, silent)
         ranges, choice, fresh = (
-            made_up(signature, count, seed + step, example, moments)
+            made_up(program, count, seed + step, example, moments)
             for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)
         )
         judges = [Judge.of(program, rows, budget) for rows in (choice, fresh)]
@@ -325,22 +326,26 @@ def _require_spread(judge: Judge) -> None:
 
 
 def made_up(
-    signature: Signature,
+    program: Program,
     count: int,
     seed: int,
     example: Mapping[str, Tensor],
     moments: Mapping[str, Moments],
 ) -> Rows:
-    """Made-up rows whose numbers are like an example's, or as batch norms have seen them."""
-    rows = synthesize(signature, count, seed)
+    """Made-up rows whose numbers are like an example's, or as batch norms have seen them.
+
+    Raises:
+        DataError: The model scores no such row with a finite number.
+    """
+    rows = ordinary(program, count, seed)
     generator = torch.Generator().manual_seed(seed)
     features = dict(rows.features)
-    for feature in signature:
+    for feature in program.signature:
         given, made = example.get(feature.name), features.get(feature.name)
         if feature.delimiter or made is None or not _is_open(feature):
             continue
         if feature.name in moments:
-            features[feature.name] = as_seen(moments, feature.name, made)
+            features[feature.name] = as_seen(moments, feature.name, made, generator)
         elif given is not None and _tells(given) and given.shape[1:] == made.shape[1:]:
             dense = _like(given, made, generator)
             ids = id_limits(feature) > 0 if feature.cardinalities else torch.tensor(False)
@@ -394,7 +399,7 @@ def _like(example: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         example: ``[n, …]``.
-        made: ``[rows, …]`` normal values, in whose place they are.
+        made: ``[rows, …]``, in whose place they are.
         generator: Draws.
     """
     finite = torch.where(torch.isfinite(example), example, torch.zeros_like(example)).double()
@@ -406,7 +411,7 @@ def _like(example: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
     overall = finite.square().mean().sqrt()
     alone = torch.where(finite[0] == 0, overall, finite[0].abs())
     spread = torch.where(spread > 0, 0.25 * spread, 0.5 * alone)
-    moved = picked + made.double() * spread
+    moved = picked + torch.randn(made.shape, generator=generator).double() * spread
     if bool((finite >= 0).all()):
         moved = moved.abs()
     return moved.to(made.dtype)

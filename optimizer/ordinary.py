@@ -41,11 +41,11 @@ def ordinary(
         DataError: The model scores no such row with a finite number.
     """
     generator = torch.Generator().manual_seed(seed)
-    if example is None:
+    ragged = ragged_of(program.signature)
+    given = Rows(with_defaults(program.signature, example or {}), synthetic=True, ragged=ragged)
+    if example is None or len(given) == 0:
         rows = _guessed(program, synthesize(program.signature, count, seed), generator)
         return _sound(program, rows, None)
-    ragged = ragged_of(program.signature)
-    given = Rows(with_defaults(program.signature, example), synthetic=True, ragged=ragged)
     sound = _sound(program, given, example)
     rows = _varied(program.signature, sound.filled(count), len(sound), generator)
     return _sound(program, rows, example, sound)

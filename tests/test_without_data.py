@@ -10,7 +10,7 @@ import pytest
 import rankc
 import torch
 from rankc.optimizer.assumed import KNOWN
-from rankc.optimizer.errors import TargetError
+from rankc.optimizer.errors import DataError, TargetError
 from rankc.optimizer.target import TARGETS
 from rankers import LOOSE
 from torch import Tensor, nn
@@ -109,7 +109,6 @@ def test_an_example_lets_the_first_linear_take_a_format(name: str) -> None:
 
 
 EXAMPLES = {
-    "nothing finite": lambda dense: dense.fill_(float("nan")),
     "constant": lambda dense: dense.fill_(3.0),
     "zero": lambda dense: dense.zero_(),
     "empty": lambda dense: dense[:0],
@@ -124,6 +123,12 @@ def test_an_example_that_tells_no_size_keeps_the_first_linear_high(kind: str) ->
         program(), eager("h100-fp8"), inputs=(dense, ids[: len(dense)]), budget=LOOSE
     )
     assert chosen(found) == chosen(placed("h100-fp8"))
+
+
+def test_an_example_without_a_number_is_told() -> None:
+    dense, ids = wide_inputs()
+    with pytest.raises(DataError, match="feature 'dense' is NaN in row 0"):
+        rankc.optimize(program(), eager("h100-fp8"), inputs=(dense.fill_(float("nan")), ids))
 
 
 def test_missing_values_of_an_example_are_left_out() -> None:
@@ -143,29 +148,45 @@ def test_ranges_grow_with_the_example() -> None:
     assert 50 < after["bottom"] / before["bottom"] < 200
 
 
-def test_a_model_that_scores_no_made_up_row_keeps_its_formats() -> None:
-    class Positive(nn.Module):
-        """Has no score where its feature isn't positive."""
+class Positive(nn.Module):
+    """Has no score where its feature isn't positive."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.over = nn.Linear(64, 64)
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = nn.Linear(64, 64)
 
-        def forward(self, amount: Tensor) -> Tensor:
-            return self.over(amount.log()).sum(1)
+    def forward(self, amount: Tensor) -> Tensor:
+        return self.over(amount.log()).sum(1)
 
+
+def test_rows_are_made_up_as_the_model_takes_them() -> None:
     amounts = torch.rand(8, 64) + 0.5
-    target = eager("cpu-bf16")
-    bare = rankc.optimize(rankc.capture(Positive().eval(), (amounts,)), target, pipeline="exact")
-    assert bare.verdict.status is rankc.Status.UNVERIFIED
-    artifact = rankc.optimize(rankc.capture(Positive().eval(), (amounts,)), target)
+    captured = rankc.capture(Positive().eval(), (amounts,))
+    told = rankc.optimize(captured, eager("cpu-bf16"), inputs=(amounts,), budget=LOOSE)
+    assert chosen(told) == {"over": "bf16"}
+    bare = rankc.optimize(captured, eager("cpu-bf16"), budget=LOOSE)
+    assert chosen(bare) == {"over": "fp32"}
+    assert "'amount' of unknown scale" in str(bare.verdict)
+
+
+class Still(nn.Module):
+    """Scores alike whatever is made up, since it hardly ever looks at what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = nn.Linear(64, 64)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        return torch.relu(self.over(dense) - 1e3).sum(1)
+
+
+def test_where_all_made_up_rows_score_alike_no_format_is_placed() -> None:
+    model = Still().eval()
+    captured = rankc.capture(model, (torch.randn(8, 64),))
+    artifact = rankc.optimize(captured, eager("cpu-bf16"), budget=LOOSE)
     assert chosen(artifact) == {}
     (why,) = (note for note in artifact.report.notes if "made-up rows" in note)
-    assert why.startswith("no format was placed without data: made-up rows can't be judged on: ")
-    told = rankc.optimize(
-        rankc.capture(Positive().eval(), (amounts,)), target, inputs=(amounts,), budget=LOOSE
-    )
-    assert chosen(told) == {"over": "bf16"}
+    assert "task 'score' scores all of them alike; give inputs=, an example" in why
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -316,7 +337,7 @@ def test_an_integer_that_is_taken_as_a_number_has_no_known_size_either() -> None
     seconds = torch.randint(0, 86_400, (64,))
     captured = rankc.capture(Clock().eval(), (seconds,))
     bare = rankc.optimize(captured, eager("cpu-bf16"), budget=LOOSE)
-    assert chosen(bare).get("over", "fp32") == "fp32"
-    assert "give inputs=, an example" in " ".join((*bare.report.notes, str(bare.verdict)))
+    assert chosen(bare) == {"over": "fp32"}
+    assert "'seconds' of unknown scale" in str(bare.verdict)
     told = rankc.optimize(captured, eager("cpu-bf16"), inputs=(seconds,), budget=LOOSE)
     assert chosen(told) == {"over": "bf16"}

@@ -133,7 +133,10 @@ class _Places(fx.Interpreter):
                 self.seen[row, kept] = values[channel]
 
 
-def as_seen(moments: Mapping[str, Moments], name: str, normal: Tensor) -> Tensor:
-    """Normal values ``[rows, …]`` with the mean and the deviation of a feature."""
+def as_seen(
+    moments: Mapping[str, Moments], name: str, like: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Normal values with the mean and the deviation of a feature, in the shape of ``like``."""
     found = moments[name]
-    return (found.mean + normal.double() * found.deviation).to(normal.dtype)
+    normal = torch.randn(like.shape, generator=generator).double()
+    return (found.mean + normal * found.deviation).to(like.dtype)
