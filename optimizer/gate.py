@@ -158,13 +158,7 @@ def judge(
         budget = replace(budget, confidence=confidence)
     rows = task_rows(reference, optimized, labels or {}, frozenset(regression))
     count = len(rows[0].reference)
-    unknown = sorted(set(budget.overrides) - set(reference))
-    if unknown:
-        raise BudgetError(
-            f"budget: it limits task {', '.join(unknown)}, the model has {', '.join(reference)}"
-        )
-    clusters = Clusters.of(count, group, time, repeats.found(rows))
-    axes = _gated_axes(budget, cohorts or {}, count)
+    clusters, axes = _hung_together(rows, budget, group, time, cohorts)
 
     # Intersection-union test: the copy passes only if *every* task and limit passes, so passing a
     # bad copy needs the bad one among them to slip through its own test; its error rate is the
@@ -179,8 +173,7 @@ def judge(
         for cohort in damage
     ]
     statuses = [task.status for task in tasks]
-    statuses += [Status.FAIL for cohort in damage if cohort.status is CohortStatus.FAIL]
-    statuses += [Status.INCONCLUSIVE for cohort in damage if cohort.is_open]
+    statuses += _cohort_statuses(damage)
     soft = tuple(task.name for task in rows if task.soft)
     return Verdict(
         status=_worst(statuses),
@@ -192,6 +185,60 @@ def judge(
         reasons=tuple(filter(None, reasons)),
         notes=notes(tasks, soft, clusters, damage, unlisted),
     )
+
+
+def status_of(
+    reference: Mapping[str, ArrayLike],
+    optimized: Mapping[str, ArrayLike],
+    labels: Mapping[str, ArrayLike] | None,
+    budget: Budget,
+    *,
+    group: ArrayLike | None = None,
+    time: ArrayLike | None = None,
+    cohorts: Mapping[str, ArrayLike] | None = None,
+    regression: Collection[str] = (),
+) -> Status:
+    """What `judge` comes to, without its description; for simulations of many sets of rows.
+
+    Arguments and errors as `judge`.
+    """
+    rows = task_rows(reference, optimized, labels or {}, frozenset(regression))
+    clusters, axes = _hung_together(rows, budget, group, time, cohorts)
+    statuses = []
+    for task in rows:
+        limits = budget.for_task(task.name)
+        delta = task.delta_ne(clusters, budget.confidence)
+        shift = quality.shift_summary(task.reference, task.optimized)
+        statuses += [check.status for check in _checks(task, limits, clusters, delta, shift)]
+    damage, _ = _judge_cohorts(rows, budget, axes, (), clusters, MIN_COHORT_ROWS)
+    return _worst([*statuses, *_cohort_statuses(damage)])
+
+
+def _hung_together(
+    rows: Sequence[TaskRows],
+    budget: Budget,
+    group: ArrayLike | None,
+    time: ArrayLike | None,
+    cohorts: Mapping[str, ArrayLike] | None,
+) -> tuple[Clusters, dict[str, NDArray[np.str_]]]:
+    """What rows are clustered by, and the cohorts that are gated."""
+    count, names = len(rows[0].reference), [task.name for task in rows]
+    unknown = sorted(set(budget.overrides) - set(names))
+    if unknown:
+        raise BudgetError(
+            f"budget: it limits task {', '.join(unknown)}, the model has {', '.join(names)}"
+        )
+    clusters = Clusters.of(count, group, time, repeats.found(rows))
+    return clusters, _gated_axes(budget, cohorts or {}, count)
+
+
+def _cohort_statuses(damage: Iterable[CohortResult]) -> Iterable[Status]:
+    """What cohorts do to a verdict."""
+    for cohort in damage:
+        if cohort.status is CohortStatus.FAIL:
+            yield Status.FAIL
+        elif cohort.is_open:
+            yield Status.INCONCLUSIVE
 
 
 def _judge_task(task: TaskRows, budget: Budget, clusters: Clusters) -> TaskResult:
