@@ -76,7 +76,9 @@ _CHECK_ROWS = 256
 _KEPT_BYTES = 256 * 2**20
 #: Shares of the budget that a backend's plan may be expected to use, attempt by attempt; the last
 #: applies no lossy pass at all.
-_SHARES = (1.0, 0.5, 0.25, 0.0)
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)
+#: What a candidate that wasn't finetuned must gain of time over one that was, which was asked for.
+_WORTH = 0.98
 #: The same without data, of the damage on made-up rows, before no format is placed.
 _GUESSED_SHARES = (1.0, 0.25)
 
@@ -177,12 +179,14 @@ def optimize(
         job.pipeline = job.pipeline.keeping(lambda pass_: not (pass_.places or pass_.realises))
     job.given = given_rows(program, model, inputs) if rows is None else None
     if recover is not None:
+        job.unasked = replace(job, pipeline=job.pipeline.without(Exactness.TRAINED))
         job.recovery = prepare(recover, program, rows, seed, say.detail)
-        job.budget, job.pipeline = recover.relaxed(limits), recover.amended(steps)
+        job.budget, job.pipeline = recover.relaxed(limits), recover.amended(job.pipeline)
     if rows is not None:
-        job.read = rows.proof.notes
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
-        job.knowledge = _knowledge(checkpoint, subject)
+        knowledge = _knowledge(checkpoint, subject)
+        for arm in job.arms:
+            arm.read, arm.knowledge = rows.proof.notes, knowledge
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
@@ -212,6 +216,12 @@ class _Job:
     sample: Sample | None = None
     #: What the last artifact that was refused scores otherwise than its program, if that is why.
     wrong: str = ""
+    unasked: _Job | None = None
+
+    @property
+    def arms(self) -> tuple[_Job, ...]:
+        """This job, and what it would be had finetuning not been asked for."""
+        return (self,) if self.unasked is None else (self, self.unasked)
 
     def unverified(self) -> Artifact:
         """Without data: formats on assumed ranges, where there are any; checked on made-up rows."""
@@ -299,6 +309,9 @@ class _Job:
         The fastest is proved first. If it is refused, its backend tries a plan that may use less of
         the budget, which then races those of the others. Each further look at the proof rows takes
         a smaller share of the error rate, so that looking often doesn't make passing likelier.
+
+        Where finetuning was asked for, what comes without it races what comes of it: asking for
+        more never gives less.
         """
         self.say("scoring the original", 0.2)
         with naming_rows(self.program, rows.calibration):
@@ -310,31 +323,59 @@ class _Job:
             choice = Judge.of(self.program, rows.choice, self.budget)
         for judge in (choice, proof):
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
-        self.sample = Sample.of(self.program, rows.calibration, self.seed)
+        sample = Sample.of(self.program, rows.calibration, self.seed)
+        for arm in self.arms:
+            arm.sample = sample
         given_up: list[str] = []
         refusals: list[RankcError] = []
         smallest: float | None = None
-        shares = {name: iter(_SHARES) for name in self.target.backends}
+        names = self.target.backends
+        shares = {(id(arm), name): iter(_SHARES) for arm in self.arms for name in names}
+        made: dict[Finish, _Job] = {}
+        refused: set[tuple[str, str]] = set()
 
-        def planned(*names: str) -> list[Finish]:
+        def planned(arm: _Job, *names: str) -> list[Finish]:
             """What some backends, all at the same share, make of their next one."""
-            share = min(next(shares[name]) for name in names)
-            steps = self.pipeline
+            share = min(next(shares[id(arm), name]) for name in names)
+            steps = arm.pipeline
             if share == 0.0:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
-            context_for = partial(self._planning, rows=rows, choice=choice, share=share)
-            return self._built(names, steps, context_for, rows.calibration, refusals)
+            context_for = partial(arm._planning, rows=rows, choice=choice, share=share)
+            found = arm._built(names, steps, context_for, rows.calibration, refusals)
+            for finish in found:
+                made[finish] = arm
+                if arm is not self:
+                    finish.entry = f"{finish.backend}, not finetuned"
+            return found
 
-        standing = planned(*self.target.backends)
+        def another(finish: Finish) -> list[Finish]:
+            """The backend's next plan that wasn't refused before, if a plan can give way at all."""
+            arm, lossy = made.pop(finish), finish.lossy
+            while lossy:
+                found = planned(arm, finish.backend)
+                if not found or found[0].fingerprint not in refused:
+                    return found
+                lossy = found[0].lossy
+                del made[found[0]]
+                found[0].discard()
+            return []
+
+        standing = [finish for arm in self.arms for finish in planned(arm, *names)]
         try:
             while True:
                 standing = self._ranked(standing, rows.calibration, refusals)
                 finish = standing[0]
+                arm = made[finish]
                 self.say("proving on rows never seen before", 0.9)
-                verdict, damaged = self._verdict(finish, choice, proof, len(given_up))
+                verdict, damaged = arm._verdict(finish, choice, proof, len(given_up))
                 choice = replace(choice, slices=(*choice.slices, *damaged))
                 if verdict.status is Status.PASS:
                     notes = [f"a faster plan was given up: {why}" for why in given_up]
+                    if arm is not self:
+                        notes.append(
+                            "what was finetuned is no faster than this, which wasn't, or didn't "
+                            "pass: this is what is returned"
+                        )
                     finish.report.notes += notes
                     low = self.target.formats or self.target.table_formats
                     few = proof.advice() if low else []
@@ -343,18 +384,18 @@ class _Job:
                     return finish(verdict)
                 smallest = _least(smallest, verdict.worst_delta_ne)
                 given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
+                refused.add(finish.fingerprint)
                 standing.remove(finish)
                 finish.discard()
-                if finish.lossy:
-                    standing += planned(finish.backend)
+                standing += another(finish)
                 if not standing:
                     break
         finally:
             for finish in standing:
                 finish.discard()
             gc.collect()
-        if self.wrong:
-            raise TranslationError(self.wrong)
+        if arm.wrong:
+            raise TranslationError(arm.wrong)
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
             f"{self.target.name}'s highest format is not. {given_up[-1]}. {_reachable(smallest)} "
@@ -367,6 +408,7 @@ class _Job:
     ) -> tuple[Verdict, tuple[Slice, ...]]:
         """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
+        proof = replace(proof, budget=self.budget)
         signature = self.program.signature
         try:
             if finish.lossy:
@@ -502,17 +544,19 @@ class _Job:
             wrong = next((e for e in refusals if isinstance(e, TranslationError)), None)
             raise wrong or UnsupportedError("\n".join(map(str, refusals)))
         if not self.target.measured:
+            found = sorted(found, key=lambda f: f.seconds) if len(self.arms) > 1 else found
             found[0].report.notes += [f"not served by another backend: {why}" for why in refusals]
             return found
         self.say("timing the backends", 0.8)
         if len(found) == 1:
             found[0].report.notes += [f"not in the race: {why}" for why in refusals]
             return found
-        runs = {finish.backend: finish.open() for finish in found}
+        runs = {finish.entry: finish.open() for finish in found}
         race = Race.of(runs, self._timed(found[0], rows), self.batch_sizes)
         for finish in found:
             finish.report.race = race
-        return sorted(found, key=lambda finish: race.relative[finish.backend])
+        handicap = {f.entry: 1.0 if f.entry == f.backend else 1.0 / _WORTH for f in found}
+        return sorted(found, key=lambda f: race.relative[f.entry] * handicap[f.entry])
 
     def _build(self, steps: Pipeline, context: PassContext) -> Finish:
         """Runs the passes and lowers; the optimized program's tables, if large, are freed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ class Finish:
     Attributes:
         report: What the passes did.
         backend: What built it.
+        entry: What it is called in a race.
         program: What was built, as flat rows are scored; None where it is too large to keep.
     """
 
@@ -37,13 +39,24 @@ class Finish:
         self._scratch = scratch
         self._artifact = Artifact(scratch.path, manifest, report, scratch=scratch)
         self.report = report
-        self.backend = manifest.backend
+        self.backend = self.entry = manifest.backend
         self.program = program
 
     @property
     def signature(self) -> Signature:
         """What it takes and gives."""
         return self._artifact.signature
+
+    @property
+    def fingerprint(self) -> tuple[str, str]:
+        """What tells it from others: the backend, and the program that it was made from."""
+        return self.backend, self._artifact.manifest.fingerprints["optimized"]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, at the largest batch served; infinite where nothing was estimated."""
+        known = [r.estimate[1] for r in self.report.records if r.estimate is not None]
+        return known[-1] if known else math.inf
 
     @property
     def lossy(self) -> bool:

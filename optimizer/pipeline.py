@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from .analysis.cost import estimate, size_of
+from .backoff import REASON, drop_costliest
 from .context import PassContext
 from .errors import PassError, PipelineError, PreconditionError, PruneError, RecoverError
 from .ir.forms import Form
@@ -128,7 +129,7 @@ def run_pass(pass_: Pass, program: Program, ctx: PassContext) -> None:
     snapshot = program.clone()
     ctx.current = pass_
     try:
-        outcome, note, moved, delta_ne = _attempt(pass_, program, snapshot, ctx)
+        outcome, note, moved, delta_ne = _with_fewer_sites(pass_, program, snapshot, ctx)
     finally:
         ctx.current = None
     before = size_of(snapshot)
@@ -156,6 +157,29 @@ def _estimate(before: Program, after: Program, ctx: PassContext) -> tuple[float,
     known = [record.estimate for record in ctx.report.records if record.estimate is not None]
     first = known[-1][1] if known else estimate(before, ctx.target, batch)
     return first, estimate(after, ctx.target, batch)
+
+
+def _with_fewer_sites(
+    pass_: Pass, program: Program, snapshot: Program, ctx: PassContext
+) -> tuple[Outcome, str, Divergence | None, dict[str, float] | None]:
+    """`_attempt`; formats that are over budget together are tried again without those that hurt."""
+    told, dropped, begun = list(ctx.report.sites), list[str](), snapshot
+    while True:
+        ended = _attempt(pass_, program, begun, ctx)
+        judged = pass_.exactness is Exactness.LOSSY and ctx.judge is not None
+        if ended[0] is not Outcome.ROLLED_BACK or not pass_.realises or not judged:
+            break
+        undone, ctx.report.sites[:] = list(ctx.report.sites), told
+        found = drop_costliest(program, ctx.report, pass_.realises)
+        if not found:
+            ctx.report.sites[:] = undone
+            return ended
+        told, begun = list(ctx.report.sites), program.clone()
+        dropped += found
+        del ctx.report.remarks[-1]  # that it was rolled back, which it may not be in the end
+    if dropped:
+        ctx.missed(REASON, *dropped)
+    return ended
 
 
 def _attempt(

@@ -421,11 +421,12 @@ def test_a_plan_that_the_proof_rows_refute_is_backed_off(register: Register, val
         assert "'score' is nan" in told
         assert given_up == []
     else:
-        assert len(given_up) == 3
+        # However little of the budget it may use, the pass does the same: one look is enough.
+        assert len(given_up) == 1
         assert all("over the limit" in note for note in given_up)
     inputs = small_inputs(100, seed=5)
     assert (artifact(*inputs) - scores(model, *inputs)).abs().max() < ROUNDING
-    # Every look at the proof rows took a smaller share of the error rate.
+    # Every look at the proof rows takes a smaller share of the error rate.
     assert artifact.verdict.confidence == pytest.approx(1 - 0.05 / 2 ** (len(given_up) + 1))
 
 
