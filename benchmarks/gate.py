@@ -409,12 +409,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.cells.mkdir(parents=True, exist_ok=True)
     cells: dict[str, Any] = {}
     for number, kind in enumerate(KINDS):
-        kept = asked.cells / f"{number:02d}-{asked.sets}.json"
-        if not kept.exists() and asked.only in kind.name:
-            kept.write_text(json.dumps(cell(kind, asked.sets, asked.power)))
-            print(kind.name, kept.read_text(), flush=True)
-        if kept.exists():
-            cells[kind.name] = json.loads(kept.read_text())
+        kept = sorted(asked.cells.glob(f"{number:02d}-*.json"))
+        if not kept and asked.only in kind.name:
+            kept = [asked.cells / f"{number:02d}-{asked.sets:06d}.json"]
+            kept[0].write_text(json.dumps(cell(kind, asked.sets, asked.power)))
+            print(kind.name, kept[0].read_text(), flush=True)
+        if kept:  # the most sets that were ever drawn
+            cells[kind.name] = json.loads(kept[-1].read_text())
     asked.out.write_text(page(cells))
     print(asked.out)
 

@@ -47,8 +47,9 @@ def blocks_of(task: TaskRows, clusters: Clusters) -> BlockResult | None:
             return None  # all rows of one group, or no loss at all: nothing to compare
         found.append(Block(int(part.min()), len(part), delta.estimate, delta.standard_error))
     errors = np.array([block.standard_error for block in found])
-    if len(found) < 2 or not (errors > 0.0).all():
+    if len(found) < 2 or not errors.any():
         return BlockResult(tuple(found), 1.0)
+    errors = np.maximum(errors, 1e-3 * errors.max())  # none is certain where another isn't
     weights = 1.0 / np.square(errors)
     deltas = np.array([block.delta_ne for block in found])
     middle = float((weights * deltas).sum() / weights.sum())

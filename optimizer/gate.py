@@ -46,7 +46,7 @@ MIN_COHORT_ROWS: Final = 500
 MIN_COHORT_CLUSTERS: Final = 20
 """So are cohorts of fewer users or requests, whatever their rows."""
 
-SOFT_COHORT_ROWS: Final = 100
+SOFT_COHORT_ROWS: Final = 30
 """Smaller cohorts aren't judged by their damage on soft labels either."""
 
 MIN_CLASS_ROWS: Final = 10
@@ -321,9 +321,8 @@ def _enough(check: Check, task: TaskRows, confidence: float) -> Check:
     """A check of ΔNE, left open if it passed on too few rows for its interval to be trusted.
 
     Unless the shift bounds it, or the widest that Student's t can be is within the limit as well.
-    Soft labels have no noise: `rare_bound` holds on however few rows.
     """
-    known = None if task.soft else check.interval.carriers
+    known = check.interval.carriers
     carriers = math.inf if known is None else known
     wider = float(special.stdtrit([1.0, check.interval.freedom], 0.5 + confidence / 2.0) @ [1, -1])
     if check.interval.high + wider * check.interval.standard_error <= check.limit:

@@ -152,7 +152,7 @@ def rare_bound(values: FloatArray, confidence: float) -> float:
 
     Each value counts as an event of a Poisson process with that weight: the bound is Fay and
     Feuer's gamma interval (Statist. Med. 1997), which holds for weights however uneven, where
-    normal theory fails: of one row it makes 7 at 97.5 %.
+    normal theory fails: of one row it makes 5.6 at 95 %.
 
     Args:
         values: ``[N]``, not negative.

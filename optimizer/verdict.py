@@ -305,6 +305,7 @@ class Verdict:
                 lines.append(
                     f"  worst {worst.name} ({worst.task}): "
                     f"ΔNE {_range(worst.delta_ne, _percent)}, {worst.status.value}"
+                    + _bounded(worst)
                 )
         return "\n".join([*lines, *_bullets(self.reasons), *_bullets(self.notes)])
 
@@ -463,6 +464,14 @@ def notes(
                 f"largest number of a format); {before:,} of the original's"
             )
     return tuple(found)
+
+
+def _bounded(cohort: CohortResult) -> str:
+    """What soft labels say of a cohort that its labels leave open."""
+    if cohort.status is not CohortStatus.INCONCLUSIVE or cohort.soft is None:
+        return ""
+    within = "which bounds it" if cohort.bounded else "which doesn't bound it"
+    return f"; {_range(cohort.soft, _percent)} on soft labels, {within}"
 
 
 def _by_time(found: BlockResult) -> str:

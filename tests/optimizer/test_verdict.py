@@ -29,7 +29,7 @@ def judged(noise: float | NDArray[np.float64], limits: Budget, **more: Any) -> V
 def test_verdicts_survive_json() -> None:
     limits = Budget(auc=1e-3, gauc=1e-3, calibration=0.01, recall_at=(3, 0.9))
     occupation = np.array([f"job{row % 20}" for row in range(ROWS)])
-    region = np.where(np.arange(ROWS) < 60, "tiny", "rest")
+    region = np.where(np.arange(ROWS) < 25, "tiny", "rest")
     verdict = judged(
         np.where(occupation == "job7", 1.0, 0.002),
         limits,
