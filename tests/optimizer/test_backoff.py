@@ -86,13 +86,15 @@ class Burden(Pass):
         rw = ctx.rewriter(program)
         (output,) = program.graph.find_nodes(op="output")
         score = output.args[0][0]
-        large = rw.parameter("burden", torch.eye(700) * 0.5)
+        wide = rw.parameter("wide", torch.ones(1, 300))
+        large = rw.parameter("large", torch.eye(300) * 0.5)
         with rw.before(output):
-            product = large
-            for _ in range(6):
+            nothing = rw.emit(torch.ops.aten.mul.Tensor, score, 0.0, like=score)
+            column = rw.emit(torch.ops.aten.unsqueeze.default, nothing, 1, like=score)
+            product = rw.emit(torch.ops.aten.mm.default, column, wide, like=score)
+            for _ in range(4):
                 product = rw.emit(torch.ops.aten.mm.default, product, large, like=score)
-            nothing = rw.emit(torch.ops.aten.mul.Tensor, product, 0.0, like=score)
-            total = rw.emit(torch.ops.aten.sum.default, nothing, like=score)
+            total = rw.emit(torch.ops.aten.sum.dim_IntList, product, [1], like=score)
             added = rw.emit(torch.ops.aten.add.Tensor, score, total, like=score)
         rw.set_argument(output, 0, (added, *output.args[0][1:]))
         ctx.applied("added a burden")
