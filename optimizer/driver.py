@@ -24,8 +24,6 @@ from .data import (
     Parquet,
     Rows,
     Split,
-    collect,
-    split,
 )
 from .distill import Distill, Recovery, prepare
 from .domain import naming_rows
@@ -59,12 +57,11 @@ from .requests import (
     Request,
     as_flat,
     as_request,
-    check_shared,
     with_requests,
 )
 from .scoring import Judge, score
 from .slices import Slice
-from .sources import captured, given_rows
+from .sources import captured, given_rows, rows_of
 from .target import Target
 from .translation import Sample
 from .verdict import Status, Verdict
@@ -168,7 +165,7 @@ def optimize(
     if request is not None:
         shared, steps = request.features(program.signature), with_requests(steps)
     say("reading the data", 0.15)
-    rows = _rows(program, data, calibration, shared)
+    rows = rows_of(program, data, calibration, shared)
     watching = tuple(instruments)
     job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
     job.request, job.shared = request, shared
@@ -686,26 +683,6 @@ def replan(
         trust_code=trust_code,
         checkpoint=artifact,
     )
-
-
-def _rows(
-    program: Program,
-    data: Any,
-    calibration: Iterable[Any] | None,
-    shared: Sequence[str],
-) -> Split | None:
-    if data is None:
-        if calibration is not None:
-            raise DataError("calibration rows alone prove nothing; give data= as well.")
-        return None
-    if isinstance(data, (str, Path)):
-        data = Parquet(data)
-    if isinstance(data, Parquet):
-        data = data.batches(program)
-    apart = collect(calibration, program) if calibration is not None else None
-    rows = collect(data, program)
-    check_shared(rows, shared)
-    return split(rows, apart)
 
 
 def _reachable(smallest: float | None) -> str:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,12 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Parquet, call_of, check_features, features_of, first_inputs
+from .data import (
+    Parquet,
+    Split,
+    call_of,
+    check_features,
+    collect,
+    features_of,
+    first_inputs,
+    split,
+)
 from .errors import CaptureError, DataError, RankcError
 from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .registry import frontend
+from .requests import check_shared
 
 
 def capture(
@@ -237,3 +247,34 @@ def captured(
         _blame_inputs(module, inputs)
         raise
     return program, data
+
+
+def rows_of(
+    program: Program,
+    data: Any,
+    calibration: Iterable[Any] | None,
+    shared: Sequence[str],
+) -> Split | None:
+    """The rows that calibrate, choose and prove; None without data.
+
+    Args:
+        program: What they are for.
+        data: As `optimize` takes it.
+        calibration: Rows to calibrate on, if they are given apart.
+        shared: Features that the candidates of a request have in common.
+
+    Raises:
+        DataError: Rows that can't be used; which, and where first.
+    """
+    if data is None:
+        if calibration is not None:
+            raise DataError("calibration rows alone prove nothing; give data= as well.")
+        return None
+    if isinstance(data, (str, Path)):
+        data = Parquet(data)
+    if isinstance(data, Parquet):
+        data = data.batches(program)
+    apart = collect(calibration, program) if calibration is not None else None
+    rows = collect(data, program)
+    check_shared(rows, shared)
+    return split(rows, apart)
