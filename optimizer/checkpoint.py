@@ -59,6 +59,7 @@ class Checkpoint:
             digest = found.pop("sha256", None)
             values = {name: float(value) for name, value in found.items()}
             require(all(map(math.isfinite, values.values())), "a value", "is no number")
+            require(values.keys() >= {"seconds", "flops"}, "it", "lacks the seconds or the flops")
         # A program is unpickled: one that this run didn't write isn't opened.
         with reading(saved, CheckpointError):
             require(digest in (None, _sha256(saved)), "it", "isn't what was written")

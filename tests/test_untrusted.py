@@ -16,18 +16,22 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import rankc
 import torch
+from attack import folders, models
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from rankc.optimizer import integrity
 from rankc.optimizer.artifact import verify
+from rankc.optimizer.checkpoint import Checkpoint
 from rankc.optimizer.cli import main
 from rankc.optimizer.debugger import program_of
-from rankc.optimizer.errors import ArtifactError, CaptureError
+from rankc.optimizer.errors import ArtifactError, CaptureError, CheckpointError
 from rankc.optimizer.integrity import OpenFiles, checksum, file_facts
 from rankc.optimizer.ir import Program
+from rankc.optimizer.knowledge import Knowledge, Subject
 from rankc.optimizer.signing import sign
 from rankers import EAGER_FP32, dlrm_inputs, optimized, small, small_inputs
 
@@ -478,3 +482,89 @@ def test_only_what_is_whole_is_signed(
     assert "Load and save it again" in capsys.readouterr().err
     rankc.load(folder).save(tmp_path / "again")
     assert main(["sign", str(tmp_path / "again"), "--key", str(secret)]) == 0
+
+
+# --- hostile files, in a short form ---------------------------------------------------------------
+
+
+def numpy_inputs(rows: int) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(value.numpy() for value in dlrm_inputs(rows, seed=0))
+
+
+def test_changed_fields_of_a_manifest_or_report(saved: Path, tmp_path: Path) -> None:
+    """``make attack`` tries one in eight; here it is one in 499."""
+    counts, faults = folders.forgeries(saved, numpy_inputs(4), tmp_path, 499)
+    assert faults == []
+    assert counts["refused"] >= 5
+
+
+def test_folders_that_were_tampered_with(saved: Path, tmp_path: Path) -> None:
+    counts, faults = folders.tampered(saved, numpy_inputs(4), tmp_path, 60)
+    assert faults == []
+    assert counts["refused"] >= 50
+
+
+def test_hostile_checkpoints_of_a_probe(tmp_path: Path) -> None:
+    path, subject = tmp_path / "probe.jsonl", Subject("model", "rows")
+    head = json.dumps({"format": 1, "model": "model", "rows": "rows"})
+    line = json.dumps({"site": "over.0", "recipe": "int8", "damage": {"click": 0.1}})
+    texts = [b"\xff\xfe", b"\0" * 100, b"null\n[]", b"[" * 100_000, f"{head}\n[]\n5\n".encode()]
+    for keys in folders.places(json.loads(head)):
+        changed = (folders.changed(json.loads(head), keys, v) for v in (None, *folders.VALUES))
+        texts += [f"{text}\n{line}\n".encode(errors="surrogatepass") for text in changed]
+    for keys in folders.places(json.loads(line)):
+        changed = (folders.changed(json.loads(line), keys, v) for v in (None, *folders.VALUES))
+        texts += [f"{head}\n{text}\n".encode(errors="surrogatepass") for text in changed]
+    refused = 0
+    for text in texts:
+        path.write_bytes(text)
+        try:
+            known = Knowledge.open(path, subject)
+        except CheckpointError as error:
+            said = str(error)
+            refused += 1
+            assert str(path) in said
+        else:
+            assert all(np.isfinite(list(d.values())).all() for d in known.damages.values())
+    assert refused > len(texts) / 2
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint of a probe"):
+        Knowledge.open(path, subject)
+
+
+def test_hostile_rounds_of_a_distillation(tmp_path: Path) -> None:
+    program = rankc.capture(small(), small_inputs(4, 0))
+    checkpoint = Checkpoint(tmp_path / "kept", "signature", "stage")
+    checkpoint.save(0, program, {"seconds": 1.0, "flops": 0.5})
+    found = checkpoint.load(0)
+    assert found is not None
+    assert found[1] == {"seconds": 1.0, "flops": 0.5}
+    folder, mark = tmp_path / "kept" / "round-01", tmp_path / "ran"
+    good = (folder / "state.json").read_text()
+    for text in ("", "[]", "5", "[" * 100_000, '{"seconds": "x"}', '{"seconds": NaN}', "\udcff"):
+        (folder / "state.json").write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+            checkpoint.load(0)
+    (folder / "state.json").write_text(good)
+    poisoned(folder / "program.pt2", mark)
+    with pytest.raises(CheckpointError, match="isn't what was written"):
+        checkpoint.load(0)
+    assert not mark.exists()
+    (folder / "program.pt2").write_bytes(b"PK")
+    (folder / "state.json").write_text('{"seconds": 1.0, "flops": 0.5}')
+    with pytest.raises(CheckpointError, match=r"program\.pt2 is damaged"):
+        checkpoint.load(0)
+
+
+def test_hostile_model_files(tmp_path: Path) -> None:
+    made = rankc.optimize(small(), "cpu-fp32", inputs=small_inputs(4, 0), pipeline="exact")
+    model = onnx.load(str(made.onnx_path))
+    onnx.save(model, tmp_path / "model.onnx")
+    counts, faults = models.onnx_files(tmp_path / "model.onnx", tmp_path, 0, 8)
+    assert faults == []
+    assert counts["refused"] >= 1
+    rankc.capture(small(), small_inputs(4, 0)).save(tmp_path / "model.pt2")
+    counts, faults = models.pt2_files(tmp_path / "model.pt2", tmp_path, 199)
+    assert faults == []
+    assert counts["refused"] >= 1

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import sanitized
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import onnx
+import rankc
+from attack import folders, models
+from rankers import dlrm_inputs, optimized, small, small_inputs
 
 _BUILD = Path(__file__).parents[2] / "build" / "attack"
 #: Seeds a process; they differ from those of the short form.
@@ -17,10 +25,39 @@ def main() -> int:
     """Runs the attacks; 1 if any found a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plans", type=int, default=5000, help="plans of native operators")
+    parser.add_argument("--folders", type=int, default=400, help="folders that are tampered with")
+    parser.add_argument("--every", type=int, default=8, help="one in so many changed fields")
+    parser.add_argument("--models", type=int, default=500, help="changed .onnx files")
     arguments = parser.parse_args()
     faults = _plans(arguments.plans)
+    with tempfile.TemporaryDirectory(prefix="rankc-attack-") as place:
+        faults += _files(Path(place), arguments)
     print("no fault" if not faults else f"{faults} faults")
     return int(faults > 0)
+
+
+def _files(scratch: Path, arguments: argparse.Namespace) -> int:
+    source = optimized("cpu-int8").save(scratch / "artifact")
+    inputs = tuple(value.numpy() for value in dlrm_inputs(16, seed=0))
+    made = rankc.optimize(small(), "cpu-fp32", inputs=small_inputs(4, 0), pipeline="exact")
+    onnx.save(onnx.load(str(made.onnx_path)), scratch / "model.onnx")
+    rankc.capture(small(), small_inputs(4, 0)).save(scratch / "model.pt2")
+    return sum(
+        _told(what, *found)
+        for what, found in (
+            ("tampered folders", folders.tampered(source, inputs, scratch, arguments.folders)),
+            ("changed fields", folders.forgeries(source, inputs, scratch, arguments.every)),
+            ("onnx files", models.onnx_files(scratch / "model.onnx", scratch, 0, arguments.models)),
+            ("pt2 files", models.pt2_files(scratch / "model.pt2", scratch, arguments.every)),
+        )
+    )
+
+
+def _told(what: str, counts: Any, faults: list[str]) -> int:
+    print(f"{sum(counts.values())} {what}: {dict(counts)}", flush=True)
+    for fault in faults:
+        print(f"  {fault}")
+    return len(faults)
 
 
 def _plans(count: int) -> int:
