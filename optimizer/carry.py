@@ -159,9 +159,9 @@ def _found(node: fx.Node, known: dict[fx.Node, _Origin]) -> _Origin:
         before = _origin(node.args[0], known)
         return before if before.everywhere else replace(itself, behind=before.nodes)
     if node.target in _ELEMENTWISE or node.target in _MIXED:
-        before = [_origin(one, known) for one in node.all_input_nodes]
-        nodes = frozenset[fx.Node]().union(*(one.nodes for one in before))
-        all_of_it = len(before) == 1 and before[0].everywhere
+        inputs = [_origin(one, known) for one in node.all_input_nodes]
+        nodes = frozenset[fx.Node]().union(*(one.nodes for one in inputs))
+        all_of_it = len(inputs) == 1 and inputs[0].everywhere
         return _Origin(nodes, everywhere=all_of_it or not nodes)
     return itself
 

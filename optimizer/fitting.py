@@ -6,7 +6,7 @@ import dataclasses
 import math
 import reprlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache
@@ -37,6 +37,8 @@ def require_fit(value: Any, place: str) -> None:
         MisfitError: The place of the first field that isn't, what it holds, and what is expected.
     """
     kind: Any = type(value)
+    if _fits(kind)(value):
+        return
     for name, hint in _hints(kind).items():
         _check(getattr(value, name), hint, f"{place}.{name}" if place else name)
 
@@ -45,6 +47,35 @@ def require_fit(value: Any, place: str) -> None:
 def _hints(kind: Any) -> dict[str, Any]:
     known = get_type_hints(kind)
     return {field.name: known[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _fits(hint: Any) -> Callable[[Any], bool]:
+    """Tells whether a value is of a type; where in it and why not, `_check` tells."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        fields = [(name, _fits(kind)) for name, kind in _hints(hint).items()]
+        return lambda value: (
+            isinstance(value, hint) and all(fits(getattr(value, name)) for name, fits in fields)
+        )
+    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
+        each = _fits(inner[0])
+        return lambda value: isinstance(value, (tuple, list)) and all(map(each, value))
+    if hint is str:
+        return lambda value: isinstance(value, str)
+    if hint is float:
+        return lambda value: isinstance(value, float)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return lambda value: isinstance(value, hint)
+
+    def slowly(value: Any) -> bool:
+        try:
+            _check(value, hint, "")
+        except MisfitError:
+            return False
+        return True
+
+    return slowly
 
 
 def _check(value: Any, hint: Any, place: str) -> None:
