@@ -19,7 +19,7 @@ from pathlib import Path
 import rankc
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-from random_rankers import PIECES, RandomRanker, rankers
+from random_rankers import PIECES, RandomRanker, every_form, rankers
 from rankc.optimizer.errors import RankcError
 from torch import Tensor
 
@@ -101,8 +101,10 @@ def main() -> int:
     )
     @given(rankers())
     def tried(model: RandomRanker) -> None:
-        if time.monotonic() > until:
-            return
+        if time.monotonic() < until:
+            attempt(model)
+
+    def attempt(model: RandomRanker) -> None:
         counts["tried"] += 1
         try:
             found, kind = wrong(model, target), "wrong"
@@ -114,6 +116,8 @@ def main() -> int:
             counts[kind] += 1
             print(f"{kind}: {described(model)}: {found}", flush=True)
 
+    for model in every_form(together=6) if chosen.models >= 100 else ():
+        attempt(model)
     tried()
     print(f"{len(PIECES)} kinds of pieces on {chosen.backend}: {dict(counts)}")
     return 1 if counts["wrong"] or counts["crashed"] else 0
