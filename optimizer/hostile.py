@@ -199,7 +199,8 @@ def _of_integers(
         values |= {some + off: f"all {some + off}" for off in (-1, 0)}
     fits = torch.iinfo(row.dtype)
     large = () if bool(known.all()) else (*_TIMES, *_WHOLE, fits.max, fits.min)
-    for v, what in {**{v: f"all {v}" for v in large}, **values}.items():
+    numbers: dict[Number, str] = {v: f"all {v}" for v in large}
+    for v, what in (numbers | values).items():
         if fits.min <= v <= fits.max:
             yield _Edit(name, what, torch.full_like(row, int(v)), core=v in values)
 

@@ -148,11 +148,11 @@ def _other(feature: Feature, value: Tensor, generator: torch.Generator) -> Tenso
     if value.dtype is torch.bool:
         return moved
     if value.is_floating_point():
-        known = value[value.isfinite()]
-        if known.numel() < 2 or bool((known == known.round()).all()):
+        finite = value[value.isfinite()]
+        if finite.numel() < 2 or bool((finite == finite.round()).all()):
             return moved  # ids, masks or counts: in between there is nothing
         noise = torch.randn(value.shape, generator=generator).to(value.dtype)
-        return moved + 0.1 * known.std() * noise
+        return moved + 0.1 * finite.std() * noise
     known = feature.cardinalities
     if known and all(known) and feature.kind is not FeatureKind.LENGTHS:
         limits = torch.tensor(known)

@@ -247,7 +247,13 @@ def check_requests(
                 found = _scored(reference, run, given)
             if found is not None:
                 what = f"{made_by} in a request of {len(places)} candidates"
-                raise _error(what, made_by, replace(found, row=places[found.row]), sample, "")
+                raise _error(
+                    what,
+                    f"the translation for {made_by}",
+                    replace(found, row=places[found.row]),
+                    sample,
+                    "",
+                )
 
 
 def _reference_of(program: Program, rows: Rows) -> Reference | None:
