@@ -202,7 +202,11 @@ def check_built(
         row = places[found.row]
         site = _site(program, picked(sample.rows, [row]), target) if target else ""
         raise _error(
-            f"{made_by} at batch {len(places)}", made_by, replace(found, row=row), sample, site
+            f"{made_by} at batch {len(places)}",
+            f"the translation for {made_by}",
+            replace(found, row=row),
+            sample,
+            site,
         )
 
 
