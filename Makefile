@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -56,6 +56,10 @@ bench-tables: $(VENV)/test
 # What is decided for an H100 on trained models, without one; about twenty minutes.
 bench-h100: $(VENV)/test
 	$(BIN)/python benchmarks/h100.py $(BENCH)
+
+# Formats without data, and what real rows say afterwards; half an hour.
+bench-without-data: $(VENV)/test
+	$(BIN)/python benchmarks/without_data.py $(BENCH)
 
 # What is built, run and verified for which target; the table goes to docs/backends.md.
 docs-backends: $(VENV)/test

@@ -146,13 +146,14 @@ class Assumptions:
             made_up(program, count, seed + step, example, moments)
             for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)
         )
-        judges = [Judge.of(program, rows, budget) for rows in (choice, fresh)]
-        for judge in judges:
-            _require_spread(judge)
-            judge.on(judge.reference)  # rows that can't be judged on are found before the work
+        judge, last = (Judge.of(program, rows, budget) for rows in (choice, fresh))
+        for one in (judge, last):
+            _require_spread(one)
+            one.on(one.reference)  # rows that can't be judged on are found before the work
         return cls(
             ranges,
-            *judges,
+            judge,
+            last,
             {f.name: found for f in signature if (found := _bounds(f)) is not None},
             tuple(name for name in silent if name not in moments),
             tuple(moments),

@@ -115,8 +115,8 @@ class _Tracker(fx.Interpreter):
         """Of an operator with several results: those of pieces of one value are known."""
         if node.target in _PIECES and isinstance(whole := self.of(node.args[0]), Range):
             rest = node.args[1:]
-            low = node.target(whole.low, *rest, **node.kwargs)  # type: ignore[operator]
-            high = node.target(whole.high, *rest, **node.kwargs)  # type: ignore[operator]
+            low = node.target(whole.low, *rest, **node.kwargs)
+            high = node.target(whole.high, *rest, **node.kwargs)
             return [Range(a, b) for a, b in zip(low, high, strict=True)]
         return [
             _anything(value)
@@ -206,7 +206,7 @@ def _piece(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     known = tracker.of(node.args[0])
     if not isinstance(known, list):
         return None
-    found = known[int(node.args[1])]  # type: ignore[call-overload]
+    found = known[int(node.args[1])]  # type: ignore[arg-type]
     return found if isinstance(found, Range) else None
 
 
@@ -236,7 +236,7 @@ def _is_parameter(node: Any) -> bool:
 def _picked(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     """Places of a value that ids may choose: those of parameters are known, others any."""
     source, index = _first(tracker, node), node.args[2]
-    dim = int(node.args[1])  # type: ignore[call-overload]
+    dim = int(node.args[1])  # type: ignore[arg-type]
     if _is_parameter(index):
         return _along(tracker, node, value)
     low, high = (
@@ -315,7 +315,7 @@ def _multiplied(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None
 
 def _product(left: Range, right: Range) -> Range:
     ends = torch.stack(
-        torch.broadcast_tensors(
+        (
             left.low * right.low,
             left.low * right.high,
             left.high * right.low,
@@ -365,8 +365,8 @@ def _either(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     first, second = (tracker.of(a) for a in node.args[1:3])
     assert isinstance(first, Range)
     assert isinstance(second, Range)
-    low = torch.minimum(*torch.broadcast_tensors(first.low, second.low))
-    high = torch.maximum(*torch.broadcast_tensors(first.high, second.high))
+    low = torch.minimum(first.low, second.low)
+    high = torch.maximum(first.high, second.high)
     return Range(low.expand(value.shape), high.expand(value.shape))
 
 
@@ -448,7 +448,7 @@ def _normed(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     """One of n numbers is at most √(n − 1) of their standard deviations from their mean."""
     shape = node.args[1]
     assert isinstance(shape, (list, tuple))
-    count = prod(shape)  # type: ignore[arg-type]
+    count = prod(shape)
     most = torch.full(value.shape, max(count - 1, 0) ** 0.5, dtype=torch.float64)
     return _affine(tracker, Range(-most, most), argument(node, 2, "w"), argument(node, 3, "b"))
 
@@ -457,7 +457,7 @@ def _root_normed(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | Non
     """One of n numbers is at most √n of their root mean square."""
     shape = node.args[1]
     assert isinstance(shape, (list, tuple))
-    most = torch.full(value.shape, prod(shape) ** 0.5, dtype=torch.float64)  # type: ignore[arg-type]
+    most = torch.full(value.shape, prod(shape) ** 0.5, dtype=torch.float64)
     return _affine(tracker, Range(-most, most), argument(node, 2, "weight"), None)
 
 
