@@ -6,11 +6,12 @@ something else than they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..optimizer.ir.torchapi import weight_norm
@@ -22,6 +23,8 @@ class Recordable(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if getattr(func, "__name__", "") == "lstm" and _is_projected(args):
+            return _projected_lstm(*args)
         instead = _INSTEAD.get(func, func)
         return instead(*args, **(kwargs or {}))
 
@@ -49,6 +52,52 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     if v.dim() == 1 and dim == 0:
         return v * (g / v.abs())
     return weight_norm(v, g, dim)
+
+
+def _is_projected(args: tuple[Any, ...]) -> bool:
+    """Whether the hidden states of an LSTM are narrower than its cells, for which ONNX has no form.
+
+    Packed sequences come with another second argument.
+    """
+    states = args[1]
+    return isinstance(states, (list, tuple)) and bool(states[0].shape[-1] != states[1].shape[-1])
+
+
+def _projected_lstm(
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``torch.lstm`` with ``proj_size`` in eval mode, step by step."""
+    steps = input.transpose(0, 1) if batch_first else input
+    count = 5 if has_biases else 3
+    hidden, cells = [], []
+    for _ in range(layers):
+        outputs = []
+        for backwards in (False, True)[: 1 + bidirectional]:
+            place = len(hidden)
+            own = weights[place * count : (place + 1) * count]
+            biases = own[2:4] if has_biases else (None, None)
+            gates = functional.linear(steps, own[0], biases[0])
+            order = range(steps.shape[0])
+            h, c, made = states[0][place], states[1][place], [states[0][place]] * len(order)
+            for step in reversed(order) if backwards else order:
+                now = gates[step] + functional.linear(h, own[1], biases[1])
+                into, kept, new, out = now.chunk(4, 1)
+                c = kept.sigmoid() * c + into.sigmoid() * new.tanh()
+                h = made[step] = functional.linear(out.sigmoid() * c.tanh(), own[-1])
+            hidden.append(h)
+            cells.append(c)
+            outputs.append(torch.stack(made))
+        steps = torch.cat(outputs, 2)
+    output = steps.transpose(0, 1) if batch_first else steps
+    return output, torch.stack(hidden), torch.stack(cells)
 
 
 _INSTEAD: dict[Any, Callable[..., Any]] = {

@@ -20,7 +20,7 @@ from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import silenced, stacks_of
+from ..optimizer.ir.torchapi import plain_transformers, silenced, stacks_of
 from ..optimizer.ragged import Ragged
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
@@ -198,6 +198,7 @@ def _flat_graph(
         silenced(),
         stacks_of(users_frames),
         plain_torchrec(),
+        plain_transformers(),
         sizes(wrapper.model),
     ):
         exported = torch.export.export(

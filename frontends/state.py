@@ -31,7 +31,7 @@ class Writes(TorchDispatchMode):
         super().__init__()
         self._owned: dict[int, list[tuple[str, Tensor]]] = {}
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, tensor in _tensors(model):
+        for name, tensor in held_tensors(model):
             self._owned.setdefault(_place(tensor), []).append((name, tensor))
 
     def __torch_dispatch__(
@@ -120,7 +120,7 @@ def _restore(container: Any, before: Any) -> None:
         container.update(before)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a model holds: parameters, buffers, and plain attributes."""
     for path, module in model.named_modules():
         for members in (module._parameters, module._buffers, vars(module)):

@@ -30,6 +30,7 @@ from torch.fx.experimental.symbolic_shapes import (
     free_unbacked_symbols,
 )
 from torch.fx.proxy import TracerBase
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -58,6 +59,8 @@ __all__ = [
     "int_mm",
     "is_composite",
     "is_fake",
+    "no_dispatch",
+    "plain_transformers",
     "quiet",
     "scaled_mm",
     "shared_copy",
@@ -155,6 +158,27 @@ def silenced() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def plain_transformers() -> Iterator[None]:
+    """While exporting, transformer layers compute by their parts, whatever mask they are given.
+
+    Their fused kernel has no decomposition, and whether a mask is causal is asked of its values;
+    a mask that is given is applied either way.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    as_given = mock.patch.object(
+        torch.nn.modules.transformer,
+        "_detect_is_causal_mask",
+        lambda mask, is_causal=None, size=None: bool(is_causal),
+    )
+    try:
+        with as_given:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextlib.contextmanager

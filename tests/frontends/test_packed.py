@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import rankc
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.errors import CaptureError
@@ -68,6 +69,24 @@ def test_every_form_scores_as_the_layer_does(
     program = capture(model, rows(9))
     for count in (1, 3, 64):
         assert torch.allclose(program(*rows(count)), model(*rows(count)), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_projected_lstm_goes_step_by_step(options: dict[str, Any], first: bool) -> None:
+    class Plain(Packed):
+        def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+            steps = self.items(ids) if first else self.items(ids).transpose(0, 1)
+            states, (last, cells) = self.recurrent(steps)
+            return states.sum(2).sum(1 if first else 0) + (
+                last.sum((0, 2)) + cells.sum((0, 2)) + lengths
+            )
+
+    model = Plain(nn.LSTM, "last", {"proj_size": 2, "batch_first": first, **options}).eval()
+    artifact = rankc.optimize(model, "cpu-fp32", inputs=rows(9))
+    for count in (1, 3, 64):
+        with torch.no_grad():
+            assert torch.allclose(artifact(*rows(count)), model(*rows(count)), atol=1e-5)
 
 
 def test_a_width_that_the_longest_row_sets_is_told_and_its_remedy_works() -> None:
