@@ -77,7 +77,8 @@ def _projected_lstm(
     """``torch.lstm`` with ``proj_size`` in eval mode, step by step."""
     steps = input.transpose(0, 1) if batch_first else input
     count = 5 if has_biases else 3
-    hidden, cells = [], []
+    hidden: list[Tensor] = []
+    cells: list[Tensor] = []
     for _ in range(layers):
         outputs = []
         for backwards in (False, True)[: 1 + bidirectional]:

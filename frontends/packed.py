@@ -141,12 +141,16 @@ def _run(
     layer: nn.RNNBase, weights: Sequence[Tensor], steps: Tensor, first: tuple[Tensor, ...]
 ) -> Tensor:
     """One layer in one direction: its states ``[T, B, H]``."""
-    options = (layer.bias, 1, 0.0, False, False, False)
-    if isinstance(layer, nn.LSTM):
-        states: Tensor = torch.lstm(steps, first, weights, *options)[0]
-        return states
-    named = {"GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
-    states = named[layer.mode](steps, first[0], weights, *options)[0]
+    named: dict[str, Callable[..., Any]] = {
+        "LSTM": torch.lstm,
+        "GRU": torch.gru,
+        "RNN_TANH": torch.rnn_tanh,
+        "RNN_RELU": torch.rnn_relu,
+    }
+    start = first if isinstance(layer, nn.LSTM) else first[0]
+    # One layer, no dropout, not in training, forwards, steps first.
+    found = named[layer.mode](steps, start, weights, layer.bias, 1, 0.0, False, False, False)
+    states: Tensor = found[0]
     return states
 
 

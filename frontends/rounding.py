@@ -52,13 +52,13 @@ def is_rounding(moved: float, moved_in_fp64: float) -> bool:
 def in_fp64(call: Callable[..., tuple[Tensor, ...]], leaves: Mapping[str, Tensor]) -> Any:
     """What a model gives when every float32 value in it is float64; None if it doesn't run so."""
     try:
-        with _Wide():
+        with _Wide():  # type: ignore[no-untyped-call]
             return call({name: _wide(leaf) for name, leaf in leaves.items()})
     except Exception:  # whatever it is: the model insists on float32, and nothing can be told
         return None
 
 
-class _Wide(TorchDispatchMode):
+class _Wide(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every operator gets float64 for float32, and makes it."""
 
     def __torch_dispatch__(

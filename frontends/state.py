@@ -21,14 +21,14 @@ from ..optimizer.ir.torchapi import TorchDispatchMode
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
-class Writes(TorchDispatchMode):
+class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, a tensor of the model is copied before an operator first writes into it.
 
     Tables are too large to be copied in case.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owned: dict[int, list[tuple[str, Tensor]]] = {}
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tensor in held_tensors(model):
@@ -131,7 +131,7 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _place(tensor: Tensor) -> int:
     """What tensors that share memory have in common."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def changed_state(model: nn.Module, call: Callable[[], object]) -> tuple[str, ...]:
