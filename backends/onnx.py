@@ -154,12 +154,13 @@ def _explain(error: BaseException, program: Program) -> str:
     text = "\n".join(str(reason) for reason in reasons[1:] or reasons)
     reason = str(reasons[-1]).split("\n", 1)[0][:300]
     # The exporter decomposes on its own: it may say prims.bessel_j0 for aten.special_bessel_j0.
-    refused = re.search(r"OpOverload\(op='\w+\.(\w+)'", text)
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
+    refused = re.search(r"OpOverload\(op='\w+\.(\w+)', overload='(\w+)'", text)
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    whole = f"aten.{refused[1]}.{refused[2]}" if refused else ""
+    exact = [node for node in calls if str(node.target) == whole]
+    for node in exact or calls:
         inner = refused is not None and operator(node).split(".")[0].endswith(refused[1])
-        if inner or str(node.target) in text:
+        if node in exact or inner or str(node.target) in text:
             return f"ONNX has no form for {node.target}, used at {site_of(node)}: {reason}"
     return f"the program can't be written as ONNX: {type(reasons[-1]).__name__}: {reason}"
 

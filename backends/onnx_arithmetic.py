@@ -19,6 +19,8 @@ from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 _aten = torch.ops.aten
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
 op: Any = opset21
+#: The most integers that are multiplied one by one.
+_MULTIPLIED = 64
 
 
 def constant(value: Any, dtype: ir.DataType) -> Any:
@@ -187,6 +189,26 @@ def sum_dims(x: Any, dim: Any = None, keepdim: bool = False, dtype: int = -1) ->
     return op.ReduceSum(x, op.Constant(value_ints=axes), keepdims=int(keepdim))
 
 
+def prod_dim(x: Any, dim: int, keepdim: bool = False, dtype: int = -1) -> Any:
+    """``aten.prod.dim_int``; of integers one by one: ONNX Runtime multiplies int64 in float64."""
+    wanted = ir.DataType(dtype) if dtype not in (-1, None) else x.dtype
+    if not wanted.is_floating_point():
+        wanted = ir.DataType.INT64 if dtype in (-1, None) else wanted
+    rank, size = len(x.shape), x.shape[dim] if len(x.shape) else 1
+    x = x if x.dtype == wanted else op.Cast(x, to=int(wanted))
+    if rank == 0:
+        return op.Identity(x)
+    axes = op.Constant(value_ints=[dim % rank])
+    if wanted.is_floating_point() or size == 0:
+        return op.ReduceProd(x, axes, keepdims=int(keepdim))
+    if not isinstance(size, int) or size > _MULTIPLIED:
+        raise NotImplementedError(f"a product of {size} integers; at most {_MULTIPLIED}")
+    made = op.Gather(x, op.Constant(value_ints=[0]), axis=dim)
+    for index in range(1, size):
+        made = op.Mul(made, op.Gather(x, op.Constant(value_ints=[index]), axis=dim))
+    return made if keepdim else op.Squeeze(made, axes)
+
+
 def fmax(left: TTensor, right: TTensor) -> Any:
     """``aten.fmax``: NaN only where both are."""
     return _other_than_nan(left, right, op.Max(left, right))
@@ -228,6 +250,7 @@ ARITHMETIC: dict[Any, Any] = {
     _aten.masked_fill.Scalar: masked_fill,
     _aten.masked_fill.Tensor: masked_fill,
     _aten.sum.dim_IntList: sum_dims,
+    _aten.prod.dim_int: prod_dim,
     _aten.fmax.default: fmax,
     _aten.fmin.default: fmin,
     _aten.scalar_tensor.default: scalar_tensor,

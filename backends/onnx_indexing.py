@@ -42,6 +42,11 @@ def scatter_reduce(
     return total
 
 
+def scatter_with(x: Any, dim: int, index: Any, src: Any, reduce: str) -> Any:
+    """``aten.scatter.reduce``: the older name of sums and products."""
+    return scatter_reduce(x, dim, index, src, {"add": "sum", "multiply": "prod"}[reduce])
+
+
 def _as_large(source: Any, index: Any) -> Any:
     if list(map(str, source.shape or ())) == list(map(str, index.shape or (None,))):
         return source
@@ -194,6 +199,7 @@ def _largest_first(x: Any, count: Any, dim: int, descending: bool) -> tuple[Any,
 #: What the exporter writes otherwise, or not at all.
 INDEXING: dict[Any, Any] = {
     _aten.scatter_reduce.two: scatter_reduce,
+    _aten.scatter.reduce: scatter_with,
     _aten.searchsorted.Tensor: searchsorted,
     _aten.searchsorted.Scalar: searchsorted,
     _aten.bucketize.Tensor: bucketize,

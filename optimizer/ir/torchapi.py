@@ -46,6 +46,7 @@ __all__ = [
     "WeakIdKeyDictionary",
     "aoti_compile",
     "aoti_load",
+    "captured_operators",
     "compiled",
     "core_decompositions",
     "core_program",
@@ -286,6 +287,18 @@ _KEPT_WHOLE = (
     "aten::group_norm",
     "aten::dropout",
 )
+
+
+def captured_operators() -> frozenset[str]:
+    """ATen's names, without overloads, of what capture leaves: core ATen and what is whole."""
+    packets = (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten))
+    found = [packet for packet in packets if isinstance(packet, torch._ops.OpOverloadPacket)]
+    core = {
+        packet.__name__
+        for packet in found
+        if any(torch.Tag.core in getattr(packet, name).tags for name in packet.overloads())
+    }
+    return frozenset(core | {name.removeprefix("aten::") for name in _KEPT_WHOLE})
 
 
 def is_composite(target: OpOverload) -> bool:

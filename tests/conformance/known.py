@@ -1,0 +1,61 @@
+"""What is known of operators alone: what differs and why, what is refused, what has no case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Cases whose values on ONNX Runtime aren't eager's, and what becomes of it.
+DIFFERS: Mapping[str, str] = {}
+
+#: Cases that are refused when a model is built, by the operator's name and the user's line.
+REFUSED: Mapping[str, str] = {}
+
+_TRAINING = "only training has it"
+_IMAGES = "of images; ranking models have none"
+_RANDOM = "random: capture refuses a score that changes from call to call"
+_INSIDE = "a part of another operator that has a case"
+_SIZES = "of sizes or memory, not of values; folded or read when a model is captured"
+
+#: Operators of the table that aren't tried alone, and why.
+WITHOUT_CASE: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("_adaptive_avg_pool2d_backward", "avg_pool2d_backward", "convolution_backward"),
+            *("embedding_dense_backward", "max_pool2d_with_indices_backward"),
+            *("native_group_norm_backward", "native_layer_norm_backward", "native_dropout"),
+            *("dropout", "_native_batch_norm_legit"),
+        ),
+        _TRAINING,
+    ),
+    **dict.fromkeys(
+        (
+            *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d"),
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d", "col2im", "conv2d", "grid_sampler_2d"),
+            *("max_pool2d_with_indices", "max_pool3d_with_indices", "reflection_pad1d"),
+            *("reflection_pad2d", "reflection_pad3d", "replication_pad2d", "replication_pad3d"),
+            *("upsample_bilinear2d", "upsample_nearest2d"),
+        ),
+        _IMAGES,
+    ),
+    **dict.fromkeys(("rand", "randn", "randperm"), _RANDOM),
+    **dict.fromkeys(
+        (
+            *("_embedding_bag", "_log_softmax", "_softmax", "native_group_norm"),
+            *("native_layer_norm", "conv1d", "pad", "_cdist_forward", "_pdist_forward"),
+        ),
+        _INSIDE,
+    ),
+    **dict.fromkeys(
+        (
+            *("_local_scalar_dense", "alias", "arange", "as_strided", "clone", "copy", "empty"),
+            *("empty_strided", "fill", "full", "scalar_tensor", "sym_numel", "sym_size"),
+            *("sym_storage_offset", "sym_stride"),
+        ),
+        _SIZES,
+    ),
+    **dict.fromkeys(("_fft_c2r", "_fft_r2c"), "complex numbers, which ranking models have none of"),
+    **dict.fromkeys(
+        ("nonzero", "masked_scatter"), "as many values as a batch happens to have: refused"
+    ),
+    **dict.fromkeys(("embedding_bag", "gru", "lstm"), "a test of its own compares it with eager"),
+}
