@@ -189,6 +189,14 @@ def sum_dims(x: Any, dim: Any = None, keepdim: bool = False, dtype: int = -1) ->
     return op.ReduceSum(x, op.Constant(value_ints=axes), keepdims=int(keepdim))
 
 
+def clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:
+    """``aten.clamp``; Clip with one bound would take infinity for the largest number."""
+    dtype = x.dtype
+    if min is not None:
+        x = op.Max(x, constant(min, dtype))
+    return x if max is None else op.Min(x, constant(max, dtype))
+
+
 def prod_dim(x: Any, dim: int, keepdim: bool = False, dtype: int = -1) -> Any:
     """``aten.prod.dim_int``; of integers one by one: ONNX Runtime multiplies int64 in float64."""
     wanted = ir.DataType(dtype) if dtype not in (-1, None) else x.dtype
@@ -250,6 +258,7 @@ ARITHMETIC: dict[Any, Any] = {
     _aten.masked_fill.Scalar: masked_fill,
     _aten.masked_fill.Tensor: masked_fill,
     _aten.sum.dim_IntList: sum_dims,
+    _aten.clamp.default: clamp,
     _aten.prod.dim_int: prod_dim,
     _aten.fmax.default: fmax,
     _aten.fmin.default: fmin,
