@@ -192,8 +192,10 @@ def sum_dims(x: Any, dim: Any = None, keepdim: bool = False, dtype: int = -1) ->
 def clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:
     """``aten.clamp``; Clip with one bound would take infinity for the largest number."""
     dtype = x.dtype
+    if min is not None and max is not None:
+        return op.Clip(x, constant(min, dtype), constant(max, dtype))
     if min is not None:
-        x = op.Max(x, constant(min, dtype))
+        return op.Max(x, constant(min, dtype))
     return x if max is None else op.Min(x, constant(max, dtype))
 
 
