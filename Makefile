@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit attack bench-structure bench-precision bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-gate bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -40,6 +40,10 @@ bench-structure: $(VENV)/bench
 # Ours beside the peers on trained models, each judged by the same gate; two minutes a model and seed.
 bench-precision: $(VENV)/bench
 	$(BIN)/python benchmarks/precision.py $(BENCH)
+
+# How often the gate passes what it mustn't, and what is sound; an hour, goes on where it was stopped.
+bench-gate: $(VENV)/test
+	$(BIN)/python benchmarks/gate.py $(BENCH)
 
 # Each native operator and whole models, with the library and without; some twenty minutes.
 bench-native: $(VENV)/bench
