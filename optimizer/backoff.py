@@ -65,5 +65,5 @@ def _damage(site: SiteRecord) -> float:
     """What its format costs alone, of the task or cohort that it costs most."""
     for candidate in site.candidates:
         if candidate.get("format") == site.chosen:
-            return max([0.0, *candidate.get("damage", {}).values()])
+            return max(0.0, *map(float, candidate.get("damage", {}).values()), 0.0)
     return 0.0

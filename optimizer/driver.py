@@ -321,8 +321,10 @@ class _Job:
         for judge in (choice, proof):
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
         sample = Sample.of(self.program, rows.calibration, self.seed)
+        known = proof.seen_by(choice)
         for arm in self.arms:
             arm.sample = sample
+            arm.read = (*arm.read, *known)
         given_up: list[str] = []
         refusals: list[RankcError] = []
         smallest: float | None = None

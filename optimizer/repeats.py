@@ -41,6 +41,17 @@ def found(tasks: Sequence[TaskRows]) -> IntArray | None:
     return whole if int(whole.max()) + 1 < count else None
 
 
+def shared(tasks: Sequence[TaskRows], earlier: int) -> int:
+    """How many rows from a place on repeat rows before it.
+
+    Args:
+        tasks: The same rows, by task.
+        earlier: How many rows come before.
+    """
+    codes = found(tasks)
+    return 0 if codes is None else int(np.isin(codes[earlier:], codes[:earlier]).sum())
+
+
 def codes_of(columns: Sequence[FloatArray]) -> IntArray:
     """Codes ``[N]`` from 0, equal where all columns are."""
     codes: IntArray = np.zeros(len(columns[0]), dtype=np.int64)

@@ -29,6 +29,7 @@ from .ir.signature import Score, Signature, TaskKind
 from .placement import allowance, rows_to_use
 from .quality import logits_from_probabilities
 from .ragged import row_count
+from .repeats import shared
 from .replay import Replay
 from .slices import Slice, columns_of, find_slices, rows_needed
 from .taskrows import task_rows
@@ -273,6 +274,26 @@ class Judge:
                 f"of labels takes the rest; with about {needed:,} it may use half"
             )
         return found
+
+    def seen_by(self, other: Judge) -> tuple[str, ...]:
+        """What to say of rows that are among another's: the same features and labels."""
+        both = {
+            name: np.concatenate([other.reference[name], self.reference[name]])
+            for name in self.reference
+        }
+        mine, theirs = self.rows.labels or {}, other.rows.labels or {}
+        labels = {
+            name: np.concatenate([theirs[name], mine[name]])
+            for name in both
+            if name in mine and name in theirs
+        }
+        known = shared(task_rows(both, both, labels, self._regressions), len(other.rows))
+        if not known:
+            return ()
+        return (
+            f"{known:,} of the {len(self.rows):,} rows that prove are among those that chose the "
+            "plan, features and labels alike: they prove less than new ones",
+        )
 
     @property
     def _proof_rows(self) -> int:

@@ -19,7 +19,7 @@ from rankc.optimizer.gate import judge
 from rankc.optimizer.intervals import paired_delta
 from rankc.optimizer.taskrows import rare_bound
 from rankc.optimizer.verdict import CohortStatus, Status, Verdict
-from rankers import small, small_inputs
+from rankers import EAGER_FP32, LOOSE, drawn_labels, small, small_inputs
 from scipy.special import expit
 from support import capture_small
 
@@ -222,6 +222,17 @@ def test_a_row_counts_once_however_often_it_comes() -> None:
     assert ten.standard_error == pytest.approx(once.standard_error, rel=0.15)
     assert ten.clusters == 3000
     assert any(note.startswith("27,000 of 30,000 rows repeat others") for note in verdict.notes)
+
+
+def test_rows_that_prove_and_chose_are_told() -> None:
+    model = small()
+    inputs = small_inputs(900, seed=1)
+    labels = drawn_labels(model, inputs)
+    data = [rankc.Batch(inputs, labels)]
+    told = rankc.optimize(model, EAGER_FP32, data=[*data, *data, *data], budget=LOOSE).report.notes
+    assert any("rows that prove are among those that chose the plan" in note for note in told)
+    once = rankc.optimize(model, EAGER_FP32, data=data, budget=LOOSE).report.notes
+    assert not any("are among those that chose" in note for note in once)
 
 
 def test_users_that_share_rows_count_as_one() -> None:
