@@ -372,8 +372,7 @@ class _Job:
                     notes = [f"a faster plan was given up: {why}" for why in given_up]
                     if arm is not self:
                         notes.append(
-                            "what was finetuned is no faster than this, which wasn't, or didn't "
-                            "pass: this is what is returned"
+                            "finetuned it was no faster, or failed: this is what is returned"
                         )
                     finish.report.notes += notes
                     low = self.target.formats or self.target.table_formats
