@@ -227,8 +227,9 @@ def _of_reals(
     for value in _REAL:
         large = abs(value) > 1e3 or 0.0 < abs(value) < 1e-20
         yield edit(f"all {value:g}", torch.full_like(row, value), extreme=large, core=False)
-    limit = torch.finfo(row.dtype)
-    for value in (limit.max, limit.min):
+    # Squares of larger ones overflow, and then runtimes differ in when: a norm of 3e38 is no score.
+    largest = min(1e18, torch.finfo(row.dtype).max)
+    for value in (largest, -largest):
         yield edit(f"all {value:g}", torch.full_like(row, value), extreme=True, core=False)
     yield edit("all NaN", torch.full_like(row, math.nan), extreme=True)
     if row.numel() > 1:
