@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import CheckpointError, RecoverError
+from .errors import ArtifactError, CheckpointError, RecoverError
 from .fitting import reading, require
 from .ir.program import Program
+from .ir.scratch import remove_left, write_whole, written_folder
 
 _SIGNATURE, _STATE, _PROGRAM = "signature.json", "state.json", "program.pt2"
 
@@ -32,12 +32,17 @@ class Checkpoint:
         self._folder = None if folder is None else Path(folder)
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         mark = self._folder / _SIGNATURE
         own = json.dumps({"signature": signature, "stage": stage}, indent=1)
-        if not mark.exists():
-            mark.write_text(own)
-        elif mark.read_bytes() != own.encode():
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            remove_left(self._folder)
+            if not mark.exists():
+                write_whole(mark, own)
+            theirs = mark.read_bytes()
+        except OSError as error:
+            raise RecoverError(f"the checkpoint {self._folder} can't be used: {error}") from error
+        if theirs != own.encode():
             raise RecoverError(
                 f"the checkpoint in {self._folder} is of another model, of other rows, or of other "
                 "settings of Distill or the budget. Give another folder, or remove this one to "
@@ -69,17 +74,21 @@ class Checkpoint:
             raise CheckpointError(f"{saved} is damaged: {error}") from error
 
     def save(self, number: int, program: Program, values: Mapping[str, float]) -> None:
-        """Keeps a round."""
+        """Keeps a round.
+
+        Raises:
+            RecoverError: The folder can't be written.
+        """
         folder = self._place(number)
         if folder is None:
             return
-        half = folder.with_suffix(".half")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir()
-        program.save(half / _PROGRAM)
-        state = {**values, "sha256": _sha256(half / _PROGRAM)}
-        (half / _STATE).write_text(json.dumps(state))
-        half.rename(folder)
+        try:
+            with written_folder(folder) as half:
+                program.save(half / _PROGRAM)
+                state = {**values, "sha256": _sha256(half / _PROGRAM)}
+                (half / _STATE).write_text(json.dumps(state))
+        except (ArtifactError, OSError) as error:
+            raise RecoverError(f"the checkpoint {folder} can't be written: {error}") from error
 
     def _place(self, number: int) -> Path | None:
         return None if self._folder is None else self._folder / f"round-{number + 1:02d}"

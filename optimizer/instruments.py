@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import ArtifactError
 from .ir.printer import diff, text
+from .ir.scratch import write_whole
 from .ir.verify import verify
 from .report import Outcome, PassRecord
 
@@ -100,11 +102,14 @@ class Dump(Instrument):
         """Writes the two files."""
         if record.outcome is not Outcome.CHANGED:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = record.spec.split("{", 1)[0]
         stem = self.folder / f"{record.index:03d}-{name}"
-        stem.with_suffix(".txt").write_text(text(program))
-        stem.with_suffix(".diff").write_text(diff(before, program))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(stem.with_suffix(".txt"), text(program))
+            write_whole(stem.with_suffix(".diff"), diff(before, program))
+        except OSError as error:
+            raise ArtifactError(f"{self.folder} can't be written to: {error}") from error
 
 
 class Progress(Instrument):

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from .data import Rows
 from .errors import CheckpointError
 from .fitting import reading, require, require_fit
 from .ir.program import Program, content_hash
+from .ir.scratch import write_whole
 from .report import SiteRecord
 
 #: Raised when what is measured changes.
@@ -82,8 +82,7 @@ class Knowledge:
         """
         known = cls(subject, path=path)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"format": _FORMAT, **vars(subject)}) + "\n")
+            known._write_anew()
             return known
         try:
             head, *lines = path.read_text().splitlines() or [""]
@@ -96,18 +95,32 @@ class Knowledge:
         _require_same(other, subject, f"the checkpoint {path}")
         if stale:
             raise CheckpointError(f"{path} was written by another version of rankc. Remove it.")
+        cut_off = False
         for number, line in enumerate(lines, 2):
             try:
                 entry = json.loads(line)
             except (RecursionError, ValueError):
-                continue  # the run ended while it wrote this line
+                cut_off = True  # the run ended while it wrote this line
+                continue
             with reading(path, CheckpointError):
                 learned = _Entry(entry["site"], entry["recipe"], entry["damage"])
                 require_fit(learned, f"line {number}")
                 finite = all(map(math.isfinite, learned.damage.values()))
                 require(finite, f"line {number}", "has a damage that is no number")
             known.damages[learned.site, learned.recipe] = dict(learned.damage)
+        if cut_off:
+            known._write_anew()  # or what is measured next would go on behind half a line
         return known
+
+    def _write_anew(self) -> None:
+        assert self.path is not None
+        head = json.dumps({"format": _FORMAT, **vars(self.subject)}) + "\n"
+        lines = (_line(*key, damage) for key, damage in self.damages.items())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, "".join((head, *lines)))
+        except OSError as error:
+            raise CheckpointError(f"{self.path} can't be written: {error}") from error
 
     @classmethod
     def of_artifact(
@@ -141,9 +154,18 @@ class Knowledge:
         self.damages[site, recipe] = dict(damage)
         if self.path is None:
             return
-        entry: dict[str, Any] = {"site": site, "recipe": recipe, "damage": dict(damage)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(_line(site, recipe, damage))
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint {self.path} can't be written: {error}. Free space there, or give "
+                "another file; what it holds is kept."
+            ) from error
+
+
+def _line(site: str, recipe: str, damage: Mapping[str, float]) -> str:
+    return json.dumps({"site": site, "recipe": recipe, "damage": dict(damage)}) + "\n"
 
 
 def _require_same(theirs: Subject, ours: Subject, what: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import TargetError
+from .errors import ArtifactError, TargetError
+from .ir.scratch import written_whole
 from .probe import Candidate, Probe
 
 #: Damages that plans are solved for, besides none at all.
@@ -90,6 +91,7 @@ class Pareto:
 
         Raises:
             TargetError: matplotlib isn't installed.
+            ArtifactError: The file can't be written, or its ending says nothing.
         """
         try:
             from matplotlib.figure import Figure
@@ -113,7 +115,11 @@ class Pareto:
         axes.set_ylabel(f"{how} milliseconds of the sites, batch {size}")
         axes.set_ylim(bottom=0.0)
         axes.legend()
-        figure.savefig(path)
+        try:
+            with written_whole(Path(path)) as place:
+                figure.savefig(place)
+        except (OSError, ValueError) as error:  # no place to write to, or an ending it can't draw
+            raise ArtifactError(f"{path} can't be drawn to: {error}") from error
         return Path(path)
 
     def __str__(self) -> str:

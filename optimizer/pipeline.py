@@ -14,7 +14,14 @@ from typing import ClassVar, Self
 from .analysis.cost import estimate, size_of
 from .backoff import REASON, drop_costliest
 from .context import PassContext
-from .errors import PassError, PipelineError, PreconditionError, PruneError, RecoverError
+from .errors import (
+    CheckpointError,
+    PassError,
+    PipelineError,
+    PreconditionError,
+    PruneError,
+    RecoverError,
+)
 from .ir.forms import Form
 from .ir.program import Program
 from .ir.rewrite import sweep
@@ -207,7 +214,7 @@ def _attempt(
             program.restore(snapshot.clone())
         ctx.missed(str(skip))
         return Outcome.SKIPPED, str(skip), None, None
-    except (PruneError, RecoverError):
+    except (CheckpointError, PruneError, RecoverError):
         raise  # what was asked for by name can't be done, which only the user can mend
     except Exception as error:
         if ctx.strict:

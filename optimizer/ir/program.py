@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -186,9 +187,12 @@ class Program:
         exported = self.exported()
         try:
             with written_whole(Path(path)) as place:
-                torch.export.save(exported, place, extra_files=extra)
-        except (OSError, RuntimeError) as error:  # torch's writer turns the one into the other
-            raise ArtifactError(f"{path} can't be written: {_first_line(error)}") from error
+                with _Sink(place, "w") as sink:
+                    torch.export.save(exported, sink, extra_files=extra)
+                if sink.error is not None:
+                    raise sink.error
+        except OSError as error:
+            raise ArtifactError(f"{path} can't be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path, *, trust_code: bool = False) -> Program:
@@ -226,8 +230,21 @@ class Program:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+class _Sink(io.FileIO):
+    """A file that keeps the first error of writing; torch's writer would end the process for it."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes all of it, or nothing any more after an error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.error is None and rest:
+                rest = rest[super().write(rest) or 0 :]
+        except OSError as error:
+            self.error = error
+        return size
 
 
 def bind_arguments(
