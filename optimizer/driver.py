@@ -28,7 +28,6 @@ from .data import (
 from .distill import Distill, Recovery, prepare
 from .domain import naming_rows
 from .errors import (
-    ArtifactError,
     BudgetExceeded,
     DataError,
     RankcError,
@@ -593,14 +592,9 @@ class _Job:
             self.say("comparing with the model", 0.75)
             sizes = self.batch_sizes
             finish.compare(self.program, flat, self.sample, context.target, sizes)
-        except OSError as error:
-            scratch.remove()
-            raise ArtifactError(
-                f"{name} can't write to {folder} ({error}). Free space there, or set TMPDIR to a "
-                "folder that has some."
-            ) from error
-        except BaseException:
-            scratch.remove()
+        except BaseException as error:
+            if told := scratch.failed(error):
+                raise told from error
             raise
         context.report.notes += built.notes
         return finish

@@ -67,6 +67,16 @@ class Scratch:
         self._end.detach()
         os.close(self._lock)
 
+    def failed(self, error: BaseException) -> ArtifactError | None:
+        """Removes the folder after an error; one of writing to it in our words, None if another."""
+        self.remove()
+        if not isinstance(error, OSError):
+            return None
+        return ArtifactError(
+            f"{self.path} can't be written to ({error}). Free space there, or set TMPDIR to a "
+            "folder that has some."
+        )
+
     def __enter__(self) -> Path:
         return self.path
 
