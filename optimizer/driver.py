@@ -130,8 +130,7 @@ def optimize(
         batch_sizes: The batch sizes that will be served.
         checkpoint: A file in which the probe keeps what it measured, so that an interrupted run
             goes on from there; or an artifact of the same model and rows, whose probe is used.
-        cache: The folder that measured times of kernels are remembered in; ``~/.cache/rankc`` when
-            None.
+        cache: The folder of measured kernel times; ``~/.cache/rankc`` when None.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
         trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
@@ -593,8 +592,7 @@ class _Job:
             sizes = self.batch_sizes
             finish.compare(self.program, flat, self.sample, context.target, sizes)
         except BaseException as error:
-            if told := scratch.failed(error):
-                raise told from error
+            scratch.failed(error)
             raise
         context.report.notes += built.notes
         return finish

@@ -67,15 +67,18 @@ class Scratch:
         self._end.detach()
         os.close(self._lock)
 
-    def failed(self, error: BaseException) -> ArtifactError | None:
-        """Removes the folder after an error; one of writing to it in our words, None if another."""
+    def failed(self, error: BaseException) -> None:
+        """Removes the folder after an error, and tells one of writing to it in our words.
+
+        Raises:
+            ArtifactError: It couldn't be written to.
+        """
         self.remove()
-        if not isinstance(error, OSError):
-            return None
-        return ArtifactError(
-            f"{self.path} can't be written to ({error}). Free space there, or set TMPDIR to a "
-            "folder that has some."
-        )
+        if isinstance(error, OSError):
+            raise ArtifactError(
+                f"{self.path} can't be written to ({error}). Free space there, or set TMPDIR to a "
+                "folder that has some."
+            ) from error
 
     def __enter__(self) -> Path:
         return self.path
