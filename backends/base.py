@@ -72,6 +72,8 @@ class Backend(ABC):
     name: ClassVar[str]
     #: Whether it can time parts of a program on this machine (`seconds_apart`).
     times: ClassVar[bool] = False
+    #: Whether what it builds refuses ids beyond their tables; else they are checked before it runs.
+    refuses: ClassVar[bool] = False
 
     def formats(self, target: Target) -> tuple[str, ...]:
         """The target's formats for linears that the backend has a form for."""

@@ -21,6 +21,7 @@ class Eager(Backend):
     """Saves the program as an exported program, and runs it in PyTorch."""
 
     name: ClassVar[str] = "eager"
+    refuses: ClassVar[bool] = True
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None: it takes everything."""

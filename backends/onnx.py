@@ -26,6 +26,7 @@ from ..optimizer.ir.ops import (
 )
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
+from . import bounds
 from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
@@ -97,6 +98,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     CODED_LINEAR.op: _coded_linear,
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
     ROWWISE_LINEAR.op: rowwise_linear,
+    **bounds.TRANSLATIONS,
 }
 
 
@@ -128,6 +130,7 @@ def to_onnx(program: Program) -> ir.Model:
     clean_up(model)
     _name(model, program)
     _keep_origins(model, exported)
+    bounds.bound_inputs(model, program.signature)
     _pack_fours(model)
     return model
 

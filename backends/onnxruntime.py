@@ -47,6 +47,7 @@ class OnnxRuntime(Backend):
 
     name: ClassVar[str] = "onnxruntime"
     times: ClassVar[bool] = True
+    refuses: ClassVar[bool] = True
     #: Whether its files have native operators, for which a session needs their library to be fast.
     _native: ClassVar[bool] = True
 
@@ -108,6 +109,8 @@ class OnnxRuntime(Backend):
         """Writes ``<entry>.onnx``, which reads what it can from ``model.onnx.data``."""
         path = folder / f"{entry}.onnx"
         built = self._write(program, target, path, metadata)
+        if not (folder / MODEL).exists():
+            return built
         return replace(built, files=share_data(path, folder / MODEL))
 
     def open(self, folder: Path, threads: int | None = None) -> Runner:
@@ -232,7 +235,7 @@ class OrtRunner:
         native: bool = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         if threads is not None:
             options.intra_op_num_threads = threads
         # What Q/DQ should become was decided when the model was built. ONNX Runtime's own rewrite

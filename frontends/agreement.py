@@ -112,7 +112,11 @@ def _check_rows(program: Program, leaves: Leaves) -> str:
     # An example of equal rows can't show that rows mix, so no two rows are scored alike here.
     varied = _varied(leaves, program.signature)
     ragged = ragged_of(program.signature)
-    whole = program.run(varied)
+    try:
+        whole = program.run(varied)
+    except IndexError:  # ids that one table has, and another behind arithmetic hasn't
+        varied = dict(leaves)
+        whole = program.run(varied)
     for rows in _SLICES:
         few = take(varied, ragged, rows)
         size = row_count(few, ragged)
@@ -178,7 +182,8 @@ def _varied(leaves: Leaves, signature: Signature) -> dict[str, Tensor]:
             and feature.cardinalities[0] > 0
             and bool((leaf == leaf[:1]).all())
         ):
-            leaf = ((leaf + rows) % feature.cardinalities[0]).to(leaf.dtype)
+            (low,), (high,) = feature.least, feature.cardinalities
+            leaf = (low + (leaf - low + rows) % (high - low)).to(leaf.dtype)
         varied[feature.name] = leaf
     return varied
 

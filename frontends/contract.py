@@ -6,17 +6,27 @@ from dataclasses import replace
 
 from ..optimizer.errors import SignatureError
 from ..optimizer.ir import Program, Signature
+from ..optimizer.ir.bounds import bound_lookups
 from ..optimizer.ir.structure import Structure
+from ..optimizer.missing import with_missing
 
 
 def with_contract(
     program: Program, signature: Signature | None, outputs: tuple[str, ...] | None
 ) -> Program:
-    """The program under a given signature, its outputs renamed or picked.
+    """The program under a given signature, its outputs renamed or picked, its lookups bounded.
 
     Raises:
         SignatureError: It doesn't fit the program.
     """
+    program = _with_contract(program, signature, outputs)
+    bound_lookups(program)
+    return with_missing(program)
+
+
+def _with_contract(
+    program: Program, signature: Signature | None, outputs: tuple[str, ...] | None
+) -> Program:
     if signature is not None:
         if signature.names != program.signature.names:
             raise SignatureError(

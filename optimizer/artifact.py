@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from .manifest_rules import check_facts, check_manifest, field_of
 from .pareto import Pareto
 from .pieces import ArrayRunner, Pieces, in_pieces
 from .probe import Probe
+from .refusal import Check, Guard, opened_checks
 from .registry import backend
 from .reopened import reopened
 from .report import Report, SiteRecord
@@ -79,6 +81,7 @@ class Manifest:
         request: How it takes requests; None where it takes flat batches alone.
         pieces: ``(rows of a batch, rows of a piece)``, a thread's: from how many rows on batches
             are run in pieces, and of how many rows; 0 is whole.
+        checks: Ids behind arithmetic that the program ``checks`` computes, and where they go.
     """
 
     target: str
@@ -98,6 +101,7 @@ class Manifest:
     verdict: Verdict
     request: Entry | None = None
     pieces: Pieces = ()
+    checks: tuple[Check, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` reads them back."""
@@ -120,6 +124,7 @@ class Manifest:
             "verdict": self.verdict.to_json(),
             "request": self.request.to_json() if self.request else None,
             "pieces": [list(rule) for rule in self.pieces],
+            "checks": [check.to_json() for check in self.checks],
         }
 
     @classmethod
@@ -154,6 +159,7 @@ class Manifest:
             verdict=field_of(data, "verdict", Verdict.from_json),
             request=field_of(data, "request", entry, None),
             pieces=field_of(data, "pieces", pieces, ()),
+            checks=field_of(data, "checks", lambda items: tuple(map(Check.from_json, items)), ()),
         )
         check_manifest(manifest)
         return manifest
@@ -184,12 +190,20 @@ class Artifact:
         self._files = files
         self.scratch = scratch
         self.saved: Path | None = None
+        self._guard = self._guarded(manifest.signature)
         self._runner = self._opened(None)
         entry = manifest.request
         self._request = self.open_request() if entry else None
         self._items: ArrayRunner | None = None
         if entry is not None and entry.ahead:
-            self._items = self._opened(ITEMS)
+            self._items = self._guard.around(self._opened(ITEMS))
+
+    def _guarded(self, signature: Signature, shared: tuple[str, ...] = ()) -> Guard:
+        """What tells why a batch, or a request, can't be scored."""
+        made = self.manifest
+        opening = partial(opened_checks, self.folder, self._files, self.scratch)
+        first = not backend(made.backend).refuses
+        return Guard(signature, made.checks, opening, first=first, shared=shared)
 
     def _watched(self, run: ArrayRunner) -> ArrayRunner:
         """A runner whose calls fail if a file of a loaded folder was changed."""
@@ -294,7 +308,7 @@ class Artifact:
         found = {name: features[name] for name in own.names if name in features}
         given = with_defaults(own, tensors_of(own, found))
         check_features(own, given)
-        return _ahead(entry, self._items, _arrays(given))
+        return entry.made_ahead(self._items, _arrays(given))
 
     def open(self, threads: int | None = None) -> ArrayRunner:
         """What scores flat batches, feature arrays by name, opened anew.
@@ -305,7 +319,8 @@ class Artifact:
         Raises:
             ArtifactError: That many threads can't be, or the files can't be read.
         """
-        return in_pieces(self._opened(None, threads), self.manifest.pieces, threads)
+        run = in_pieces(self._opened(None, threads), self.manifest.pieces, threads)
+        return self._guard.around(run)
 
     def open_request(self, threads: int | None = None) -> ArrayRunner:
         """What scores requests, feature arrays by name, opened anew.
@@ -314,17 +329,18 @@ class Artifact:
             ArtifactError: It takes flat batches alone.
         """
         entry = self._entry()
+        guard = self._guarded(entry.signature(self.signature), entry.shared)
         request = self._opened(REQUEST, threads)
         if not entry.ahead:
-            return request
+            return guard.around(request)
         items = self._opened(ITEMS, threads)
 
         def scored(arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
             if all(name in arrays for name in entry.ahead):
                 return request(arrays)
-            return request({**arrays, **_ahead(entry, items, arrays)})
+            return request({**arrays, **entry.made_ahead(items, arrays)})
 
-        return scored
+        return guard.around(scored)
 
     def _opened(self, entry: str | None, threads: int | None = None) -> ArrayRunner:
         """One of its programs: that for flat batches, or another by its name."""
@@ -354,11 +370,18 @@ class Artifact:
         return self.manifest.outputs.unflatten(results)
 
     def run(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Output arrays by name, from features by name, unchecked: the fast path."""
+        """Output arrays by name, from features by name: the fast path.
+
+        Only what can't be scored is refused: NaN and what a shape broadcasts aren't looked for.
+
+        Raises:
+            SignatureError: Ids beyond their table, or what doesn't fit; which feature and row.
+        """
         if any(name not in features for name in self.signature.optional):
             given = {name: torch.as_tensor(value) for name, value in features.items()}
             features = with_defaults(self.signature, given)
-        return in_pieces(self._runner, self.manifest.pieces, None)(_arrays(features))
+        runner = in_pieces(self._runner, self.manifest.pieces, None)
+        return self._guard.run(runner, _arrays(features))
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
@@ -549,14 +572,6 @@ def _arrays(features: Mapping[str, Any]) -> dict[str, Any]:
         name: value.numpy() if isinstance(value, Tensor) else value
         for name, value in features.items()
     }
-
-
-def _ahead(
-    entry: Entry, items: ArrayRunner, features: Mapping[str, Any]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """What is computed ahead, and the features that requests need as they are."""
-    made = {**features, **items(features)}
-    return {name: made[name] for name in entry.ahead}
 
 
 def check_destination(folder: Path) -> None:

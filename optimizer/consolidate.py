@@ -175,10 +175,12 @@ def _difference(one: Feature, other: Feature) -> str:
         if one.cardinalities and other.cardinalities and one.axis != other.axis:
             return f"its ids are counted along dimension {one.axis} and {other.axis}"
         columns = list(zip(_limits(one, other), _limits(other, one), strict=False))
-        for column, (left, right) in enumerate(columns):
+        for column, ((low, left), (least, right)) in enumerate(columns):
+            where = f" in column {column}" if len(columns) > 1 else ""
             if left and right and left != right:
-                where = f" in column {column}" if len(columns) > 1 else ""
                 return f"its ids{where} are below {left:,} and below {right:,}"
+            if left and right and low != least:
+                return f"its ids{where} begin at {low:,} and at {least:,}"
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         shapes = (f"{f.dtype} [{', '.join(map(str, f.shape))}]" for f in (one, other))
         return f"it is {' and '.join(shapes)}"
@@ -190,10 +192,11 @@ def _difference(one: Feature, other: Feature) -> str:
     return ""
 
 
-def _limits(one: Feature, other: Feature) -> tuple[int, ...]:
-    """The cardinalities, one a column where the other has so many."""
+def _limits(one: Feature, other: Feature) -> tuple[tuple[int, int], ...]:
+    """The least ids and the cardinalities, one a column where the other has so many."""
+    limits = tuple(zip(one.least, one.cardinalities, strict=True))
     wide = max(len(one.cardinalities), len(other.cardinalities))
-    return one.cardinalities * wide if len(one.cardinalities) == 1 else one.cardinalities
+    return limits * wide if len(limits) == 1 else limits
 
 
 def _hashing(one: _Member, other: _Member, name: str) -> str:
@@ -215,11 +218,15 @@ def _union(one: Feature, other: Feature) -> Feature:
     """One feature that serves both."""
     used = other if one.kind is FeatureKind.UNUSED else one
     left, right = _limits(one, other), _limits(other, one)
-    limits = tuple(max(pair) for pair in zip(left, right, strict=True)) if left and right else ()
+    both = zip(left, right, strict=True) if left and right else ()
+    limits = tuple(a if a[1] else b for a, b in both) or left or right
+    lows = tuple(low for low, _ in limits)
     return replace(
         used,
         tables=one.tables + other.tables,
-        cardinalities=limits or left or right,
+        cardinalities=tuple(high for _, high in limits),
+        lows=lows if any(lows) else (),
+        missing=one.missing if one.missing == other.missing else (),
         side=other.side if one.side is Side.UNKNOWN else one.side,
     )
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from .clusters import time_column
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
-from .ir.signature import Feature, FeatureKind, Signature, TaskKind
+from .ir.signature import MISSING, Feature, FeatureKind, Signature, TaskKind
 from .ir.structure import Structure
 from .listcolumns import from_lists
-from .ragged import Ragged, join, ragged_of, row_count, take
+from .ragged import Delimits, Ragged, join, ragged_of, row_count, take
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
 CALIBRATION_ROWS = 4096
@@ -359,6 +359,8 @@ def _check_delimiter(one: Ragged, features: Mapping[str, Tensor], batch: int | N
             f"feature {one.delimiter!r} delimits {rows} rows, the others have {batch}."
         )
     bounds = one.bounds(features)
+    if rows == 0 and one.delimits is Delimits.STARTS:
+        return  # values that no row has are looked at by nothing
     if int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
         row = int((bounds.diff() < 0).to(torch.int8).argmax())
         raise SignatureError(
@@ -396,11 +398,14 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
         return
     if value.is_floating_point():
         bad = ~torch.isfinite(value)
+        if bool(bad.any()) and feature.missing:
+            bad &= ~_takes(feature, value)
         if bool(bad.any()):
             rows = bad.reshape(len(value), -1).any(1).nonzero().flatten()
             raise DataError(
                 f"feature {feature.name!r} has NaN or Inf in {len(rows):,} rows, first in row "
-                f"{first_row + int(rows[0])}. Fill missing values before scoring."
+                f"{first_row + int(rows[0])}. Fill missing values as in training, before scoring "
+                "or in the model's forward: its own scores of them are NaN or Inf."
             )
     if feature.bounds is not None:
         low, high = feature.bounds
@@ -415,34 +420,52 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
         _check_ids(feature, value.to(torch.int64), first_row)
 
 
+def _takes(feature: Feature, value: Tensor) -> Tensor:
+    """Which values are missing and may be."""
+    found = torch.zeros_like(value, dtype=torch.bool)
+    for word in MISSING:
+        columns = torch.tensor([word in words.split() for words in feature.missing])
+        here = torch.isnan(value) if word == "nan" else value == float(word)
+        found |= here & columns  # one entry for all of it, or one a column of [B, columns]
+    return found
+
+
 def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
-    limits = id_limits(feature)
-    bad = ((ids >= limits) | (ids < 0)) & (limits > 0)
+    lows, limits = id_lows(feature), id_limits(feature)
+    bad = ((ids >= limits) | (ids < lows)) & (limits > 0)
     if not bool(bad.any()):
         return
     rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
     first = 0
     if len(feature.cardinalities) > 1:
         first = int(bad.movedim(feature.axis, 0).flatten(1).any(1).nonzero()[0])
-        bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(
-            id_limits(feature).shape
-        )
+        bad = bad & (torch.arange(len(feature.cardinalities)) == first).reshape(limits.shape)
         rows = bad.reshape(len(ids), -1).any(1).nonzero().flatten()
     column = f", column {first}" if len(feature.cardinalities) > 1 else ""
-    limit = feature.cardinalities[first]
+    low, limit = feature.least[first], feature.cardinalities[first]
+    table = f"its table of {limit:,} rows" if low == 0 else f"{low:,} to {limit - 1:,}"
     raise SignatureError(
-        f"feature {feature.name!r}{column} has ids beyond its table of {limit:,} rows in "
+        f"feature {feature.name!r}{column} has ids beyond {table} in "
         f"{len(rows):,} rows: from {int(ids[bad].min())} to {int(ids[bad].max())}, first in row "
         f"{first_row + int(rows[0])}. Map unknown ids to a known row, or hash them into the table."
     )
 
 
 def id_limits(feature: Feature) -> Tensor:
-    """The rows of each id's table, shaped to broadcast over the ids."""
-    limits = torch.tensor(feature.cardinalities)
-    if len(limits) == 1:
-        return limits
-    return limits.reshape([-1 if d == feature.axis else 1 for d in range(len(feature.shape))])
+    """One more than the largest of each id, shaped to broadcast over the ids."""
+    return _by_column(feature, feature.cardinalities)
+
+
+def id_lows(feature: Feature) -> Tensor:
+    """The least of each id, shaped to broadcast over the ids."""
+    return _by_column(feature, feature.least)
+
+
+def _by_column(feature: Feature, numbers: tuple[int, ...]) -> Tensor:
+    values = torch.tensor(numbers)
+    if len(numbers) == 1:
+        return values
+    return values.reshape([-1 if d == feature.axis else 1 for d in range(len(feature.shape))])
 
 
 def _labels(
@@ -565,11 +588,12 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
         return held
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
-        ids = (uniform * id_limits(feature)).floor().to(dtype)
+        lows, limits = id_lows(feature), id_limits(feature)
+        ids = (lows + (uniform * (limits - lows)).floor()).to(dtype)
         if not dtype.is_floating_point or all(feature.cardinalities):
             return ids
         dense = torch.randn(sizes, generator=generator).to(dtype)
-        return torch.where(id_limits(feature) > 0, ids, dense)
+        return torch.where(limits > 0, ids, dense)
     if feature.bounds is not None:
         low, high = feature.bounds
         return (low + torch.rand(sizes, generator=generator) * (high - low)).to(dtype)

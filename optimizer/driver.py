@@ -40,6 +40,7 @@ from .finish import Finish
 from .gate import split_confidence
 from .instruments import Instrument, Progress, Verify
 from .integrity import file_facts
+from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
 from .ir.scratch import Scratch
 from .ir.signature import Signature
@@ -51,6 +52,7 @@ from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
 from .race import Race
+from .refusal import CHECKED_BY, CHECKS, checks_of
 from .registry import backend, served
 from .report import Report
 from .requests import (
@@ -575,6 +577,14 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
+        checked, checks, left_out = checks_of(self.program)
+        if not backend(name).refuses:
+            if left_out:
+                raise UnsupportedError(
+                    f"{name} reads whatever lies behind a table, and ids of {', '.join(left_out)} "
+                    "can't be checked before it runs: they are computed of too much."
+                )
+            optimized = without_bounds(optimized)
         flat = as_flat(optimized, self.shared)
         try:
             built = backend(name).build(flat, context.target, folder, metadata)
@@ -582,7 +592,12 @@ class _Job:
             for kind, program in beside.items():
                 more = backend(name).build_beside(kind, program, context.target, folder, metadata)
                 built = replace(built, files=(*built.files, *more.files))
-            manifest = replace(self._manifest(flat, steps, name, folder, built), request=entry)
+            if checked is not None:
+                by = backend(CHECKED_BY)
+                more = by.build_beside(CHECKS, checked, context.target, folder, metadata)
+                built = replace(built, files=(*built.files, *more.files))
+            manifest = self._manifest(flat, steps, name, folder, built)
+            manifest = replace(manifest, request=entry, checks=checks)
             if self.strict:
                 built.require_plan(name)
             kept = flat if flat.nbytes <= _KEPT_BYTES else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RankcError
 from .fitting import MisfitError, is_finite, require, require_fit
-from .ir.signature import Feature, Signature
+from .ir.signature import MISSING, Feature, Signature
 
 if TYPE_CHECKING:
     from .artifact import Manifest
@@ -121,6 +121,10 @@ def _check_feature(feature: Feature, place: str) -> None:
     fits = all(size >= 0 for size in sizes) and prod(sizes) <= _ROW_NUMBERS
     require(fits, f"{place}.shape", f"is {list(feature.shape)}, no shape of a row")
     require(min(feature.cardinalities, default=0) >= 0, f"{place}.cardinalities", "are negative")
+    lows = len(feature.lows) in (0, len(feature.cardinalities))
+    require(lows, f"{place}.lows", "are not as many as its cardinalities")
+    words = {word for entry in feature.missing for word in str(entry).split()}
+    require(words <= set(MISSING), f"{place}.missing", f"has none of {MISSING}")
     require(
         0 <= feature.axis <= len(feature.shape), f"{place}.axis", "is no dimension of the shape"
     )

@@ -111,7 +111,7 @@ def _items(program: Program, names: dict[str, str]) -> Program:
     nodes = {node.name: node for node in result.graph.nodes}
     (output,) = result.graph.find_nodes(op="output")
     output.args = (tuple(nodes[name] for name in names),)
-    return _with_contract(result, {}, tuple(names.values()))
+    return with_outputs(result, {}, tuple(names.values()))
 
 
 def _rest(program: Program, names: dict[str, str]) -> Program:
@@ -135,10 +135,10 @@ def _rest(program: Program, names: dict[str, str]) -> Program:
                 node.args = (last, 0)
         elif node.target is REQUEST_BROADCAST.op:
             node.args = (node.args[0], last)
-    return _with_contract(result, vectors, program.signature.outputs)
+    return with_outputs(result, vectors, program.signature.outputs)
 
 
-def _with_contract(
+def with_outputs(
     program: Program, vectors: dict[str, Feature], outputs: tuple[str, ...]
 ) -> Program:
     """Drops inputs that nothing needs, and describes what is left."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -154,6 +154,13 @@ class Entry:
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
         """The entry that `to_json` wrote."""
         return cls(tuple(data["shared"]), tuple(data["ahead"]))
+
+    def made_ahead(
+        self, items: Callable[[Mapping[str, Any]], Mapping[str, Any]], features: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What is computed ahead, and the features that requests need as they are."""
+        made = {**features, **items(features)}
+        return {name: made[name] for name in self.ahead}
 
     def signature(self, signature: Signature) -> Signature:
         """The signature of requests, from that of flat batches."""

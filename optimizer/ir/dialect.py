@@ -30,12 +30,16 @@ class DialectOp:
 _OPS: dict[str, DialectOp] = {}
 
 
-def define_op(schema: str, reference: Callable[..., Any]) -> DialectOp:
+def define_op(
+    schema: str, reference: Callable[..., Any], shape: Callable[..., Any] | None = None
+) -> DialectOp:
     """Defines ``rankc::<schema>`` by its reference.
 
     Args:
         schema: Such as ``"quantize(Tensor x, Tensor scale) -> Tensor"``.
         reference: A function of the same arguments, written in ATen only.
+        shape: Of the same arguments, an empty result of the right shape and dtype, for a reference
+            that looks at values: the op then stays whole wherever it is traced.
 
     Raises:
         ValueError: The name is taken.
@@ -44,7 +48,11 @@ def define_op(schema: str, reference: Callable[..., Any]) -> DialectOp:
     if name in _OPS:
         raise ValueError(f"the dialect has an op called {name!r} already")
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
+    if shape is None:
+        _LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
+    else:
+        _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rankc::{name}", shape, lib=_LIBRARY)
     made = DialectOp(name, getattr(torch.ops.rankc, name).default, reference)
     _OPS[name] = made
     return made

@@ -86,6 +86,7 @@ class Part:
         aligned: Whether the value still has the input's dimensions.
         scale: What the ids were multiplied by.
         reach: The most that was added to all of them.
+        least: The least that was added to all of them.
         shifts: What was added to each of ``columns``, or to each column of the input.
         bounded: Whether something ahead of the table (a modulo, a clamp) makes any id valid.
     """
@@ -95,6 +96,7 @@ class Part:
     aligned: bool = True
     scale: int = 1
     reach: int = 0
+    least: int = 0
     shifts: tuple[int, ...] = ()
     bounded: bool = False
 
@@ -119,15 +121,19 @@ class Lookup:
 
     Attributes:
         table: The parameter's name.
-        rows: Rows of the table.
+        rows: One more than the largest id that is valid; 0 where any is.
         part: Which part of the input.
         pooled: Whether several ids of a row are looked up and pooled.
+        site: The lookup.
+        low: The least id that is valid.
     """
 
     table: str
     rows: int
     part: Part
     pooled: bool
+    site: fx.Node
+    low: int = 0
 
 
 def infer_signature(
@@ -164,7 +170,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             name = parameter_name(table)
             if ids is node and name is not None:
                 rows = int(shape_of(table)[0])
-                yield from _read(Lookup(name, rows, part, _is_pooled(user)))
+                yield from _read(Lookup(name, rows, part, _is_pooled(user), user))
         elif user.op != "call_function" or user.args[0] is not node:
             continue
         elif is_op(user, _aten.select.int, _aten.slice.Tensor):
@@ -175,7 +181,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             yield from _split_lookups(node, user, part, seen)
         elif is_op(user, *_BOUNDS):
             yield from _lookups(user, replace(part, bounded=True), seen)
-        elif is_op(user, _aten.add.Tensor, _aten.mul.Tensor):
+        elif is_op(user, _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor):
             moved = _moved(node, user, part)
             if moved is not None:
                 yield from _lookups(user, moved, seen)
@@ -188,7 +194,9 @@ def _read(lookup: Lookup) -> Iterator[Lookup]:
         yield replace(lookup, rows=_ANY)
         return
     if not part.shifts:
-        yield replace(lookup, rows=_valid(part, lookup.rows))
+        # Rounded up: ids times the scale must reach 0 again.
+        low = -(part.least // part.scale)
+        yield replace(lookup, rows=_valid(part, lookup.rows), low=low)
         return
     columns = range(len(part.shifts)) if part.columns is None else part.columns
     ends = [*sorted(set(part.shifts)), lookup.rows]
@@ -196,12 +204,13 @@ def _read(lookup: Lookup) -> Iterator[Lookup]:
         # A column's ids end where the next column's begin, if they lie one behind the other.
         end = next((end for end in ends if end > shift), lookup.rows)
         rows = _valid(part, end - shift)
-        yield replace(lookup, rows=rows, part=replace(part, columns=(column,), shifts=()))
+        one = replace(part, columns=(column,), shifts=())
+        yield replace(lookup, rows=rows, part=one, low=max(0, -(shift // part.scale)))
 
 
 def _valid(part: Part, rows: int) -> int:
     """How many ids, scaled and shifted as the part's are, stay below ``rows``."""
-    return max(1, (rows - 1 - part.reach) // part.scale + 1)
+    return (rows - 1 - part.reach) // part.scale + 1
 
 
 def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
@@ -209,20 +218,26 @@ def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
     other = _constant(user.args[1])
     if other is None or other.is_floating_point() or other.dtype is torch.bool:
         return None
+    if other.numel() == 0 or argument(user, 2, "alpha", 1) != 1:
+        return None
+    if is_op(user, _aten.sub.Tensor):
+        other = -other
     value: Tensor = user.meta["val"]
     rank = value.dim()
     sizes = (1,) * (rank - other.dim()) + tuple(other.shape)
     wide = [d for d, size in enumerate(sizes) if size > 1]
     flat = [int(v) for v in other.flatten()]
     if is_op(user, _aten.mul.Tensor):
-        fits = not wide and not part.shifts and not part.reach and flat[0] > 0
+        moved = part.shifts or part.reach or part.least
+        fits = not wide and not moved and flat[0] > 0
         return replace(part, scale=part.scale * flat[0]) if fits else None
-    if part.shifts or len(wide) > 1 or any(v < 0 for v in flat):
+    if part.shifts or len(wide) > 1:
         return None
     if wide and wide[0] < node.meta["val"].dim() and _same_shape(node, user):
         fits = part.aligned and (part.columns is None or part.axis == wide[0])
+        fits = fits and part.least >= 0 and min(flat) >= 0
         return replace(part, axis=wide[0], shifts=tuple(flat)) if fits else None
-    return replace(part, reach=part.reach + max(flat))
+    return replace(part, reach=part.reach + max(flat), least=part.least + min(flat))
 
 
 def _constant(value: Any) -> Tensor | None:
@@ -314,7 +329,7 @@ def _feature(node: fx.Node) -> Feature:
     value: Tensor = node.meta["val"]
     found = list(lookups(node))
     dtype = str(value.dtype).removeprefix("torch.")
-    kind = _kind(node, value, found)
+    kind, limits = _kind(node, value, found), _limits(value, found)
     return Feature(
         name=str(node.target),
         side=side_of(str(node.target)),
@@ -323,7 +338,8 @@ def _feature(node: fx.Node) -> Feature:
         shape=tuple(_size(size, index) for index, size in enumerate(value.shape)),
         default=0.0 if kind is FeatureKind.UNUSED else None,
         tables=tuple(dict.fromkeys(lookup.table for lookup in found)),
-        cardinalities=_cardinalities(value, found),
+        cardinalities=tuple(high for _, high in limits),
+        lows=tuple(low for low, _ in limits) if any(low for low, _ in limits) else (),
         axis=next((lookup.part.axis for lookup in found if lookup.part.columns), 1),
     )
 
@@ -397,30 +413,38 @@ _COMPARED = (
 )
 
 
-def _cardinalities(value: Tensor, found: list[Lookup]) -> tuple[int, ...]:
-    """Rows of the smallest table each column, or the whole input, is looked up in.
+def _limits(value: Tensor, found: list[Lookup]) -> tuple[tuple[int, int], ...]:
+    """The least id and one more than the largest that are valid in each column, or in all of it.
 
-    A column that is looked up nowhere, beside others that are, has 0: dense values packed with
-    ids, or ids that a modulo makes fit.
+    Those of the smallest table it is looked up in. A column that is looked up nowhere, beside
+    others that are, has 0 and 0: dense values packed with ids, or ids that a modulo makes fit.
     """
-    sizes = {lookup.rows for lookup in found if lookup.rows != _ANY}
+    known = [lookup for lookup in found if lookup.rows != _ANY]
+    sizes = {(lookup.low, lookup.rows) for lookup in known}
     if not sizes:
         return ()
+    smallest = (max(low for low, _ in sizes), min(high for _, high in sizes))
     if all(lookup.part.is_all for lookup in found):
-        return (min(sizes),)
+        return _valid_limits((smallest,))
     axes = {lookup.part.axis for lookup in found if not lookup.part.is_all}
     width = value.shape[min(axes)] if max(axes) < value.dim() else None
     unknown = any(lookup.part.columns == () for lookup in found)
     if unknown or len(axes) > 1 or not isinstance(width, int):
         # Which ids go where isn't known: a limit can be given only if it is the same for all.
-        return (min(sizes),) if len(sizes) == 1 and not value.is_floating_point() else ()
-    limits: dict[int, int] = {}
-    for lookup in found:
-        if lookup.rows == _ANY:
-            continue
+        same = len(sizes) == 1 and not value.is_floating_point()
+        return _valid_limits((smallest,)) if same else ()
+    limits: dict[int, tuple[int, int]] = {}
+    for lookup in known:
         for column in range(width) if lookup.part.columns is None else lookup.part.columns:
-            limits[column] = min(limits.get(column, lookup.rows), lookup.rows)
-    return tuple(limits.get(column, 0) for column in range(width))
+            low, high = limits.get(column, (lookup.low, lookup.rows))
+            limits[column] = max(low, lookup.low), min(high, lookup.rows)
+    return _valid_limits(tuple(limits.get(column, (0, 0)) for column in range(width)))
+
+
+def _valid_limits(limits: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Limits between which there are ids, and none where they can't be told from those of none."""
+    kept = tuple((low, high) if high > max(0, low) else (0, 0) for low, high in limits)
+    return kept if any(high for _, high in kept) else ()
 
 
 def _size(size: int | torch.SymInt, index: int) -> int | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -196,3 +198,43 @@ def _request_matmul(x: Tensor, y: Tensor) -> Tensor:
 #: x ``[B, …, m, k]``, y ``[1, …, k, n]`` -> ``[B, …, m, n]``: ``x @ y`` where all candidates share
 #: one matrix (a head). With y ``[B, …]`` it is ``x @ y`` as well.
 REQUEST_MATMUL = define_op("request_matmul(Tensor x, Tensor y) -> Tensor", _request_matmul)
+
+
+def limits_of(rows: Sequence[int], axis: int, ids: Tensor) -> Tensor:
+    """The rows of each id's table, shaped to broadcast over the ids; 0 is any number."""
+    limits = torch.tensor(rows, dtype=torch.int64)
+    if len(rows) == 1:
+        return limits.reshape([])
+    return limits.reshape([-1 if d == axis % ids.dim() else 1 for d in range(ids.dim())])
+
+
+def _bounded(ids: Tensor, rows: Sequence[int], axis: int, alone: bool) -> Tensor:
+    """The ids, if all are in their tables."""
+    limits = limits_of(rows, axis, ids)
+    outside = ((ids < 0) | (ids >= limits)) & (limits > 0)
+    if bool(outside.any()):
+        found = ids[outside]
+        raise IndexError(
+            f"ids from {int(found.min())} to {int(found.max())} are beyond a table of "
+            f"{max(rows):,} rows"
+        )
+    return ids.clone()
+
+
+#: ids ``[...]`` integers -> the same, or an error where one isn't in 0 to ``rows`` - 1: one number,
+#: or one a column along ``axis``, 0 for a column that takes any. It stands before lookups whose
+#: ids nothing else bounds. ``alone``: what reads the ids doesn't refuse any itself.
+BOUNDED = define_op(
+    "bounded(Tensor ids, int[] rows, int axis, bool alone) -> Tensor",
+    _bounded,
+    lambda ids, rows, axis, alone: torch.empty_like(ids),
+)
+
+
+def _wrapped(ids: Tensor, rows: int) -> Tensor:
+    """Negative ids count from the end, as ONNX counts."""
+    return torch.where(ids < 0, ids + rows, ids)
+
+
+#: ids ``[...]`` integers -> ids of a table of ``rows``, where -1 is the last row (ONNX's Gather).
+WRAPPED = define_op("wrapped(Tensor ids, int rows) -> Tensor", _wrapped)

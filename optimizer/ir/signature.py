@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
 from typing import Any
 
+#: What may stand for a value that is missing, as `float` reads it.
+MISSING = ("nan", "inf", "-inf")
 #: How the batch dimension is written in a shape.
 BATCH = "batch"
 
@@ -74,6 +76,11 @@ class Feature:
         default: What stands in every row where a caller leaves the feature out; None where it must
             be given.
         bounds: The least and the largest value it may have; None for any.
+        lows: The least id of each column, as cardinalities has one more than the largest; empty
+            where all begin at 0.
+        missing: Of what stands for missing values, those for which the model's scores are finite,
+            as words: ``"nan inf -inf"``; one entry for the whole input, or one per column. Empty
+            where the model takes none.
     """
 
     name: str
@@ -87,6 +94,13 @@ class Feature:
     delimiter: str = ""
     default: float | None = None
     bounds: tuple[float, float] | None = None
+    lows: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The least id of each column that has a cardinality."""
+        return self.lows or (0,) * len(self.cardinalities)
 
     @property
     def is_integer(self) -> bool:
@@ -204,6 +218,8 @@ class Signature:
                     delimiter=f.get("delimiter", ""),
                     default=f.get("default"),
                     bounds=tuple(f["bounds"]) if f.get("bounds") else None,
+                    lows=tuple(f.get("lows", ())),
+                    missing=tuple(f.get("missing", ())),
                 )
                 for f in data["features"]
             ),

@@ -85,6 +85,11 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
         (X, torch.ones(2, 4, dtype=torch.float16), ROWS),
     ],
+    "bounded": [
+        (torch.tensor([[0, 19], [3, 2]]), [20], 0, False),
+        (torch.tensor([[0, 900], [3, -2]], dtype=torch.int32), [4, 0], 1, True),
+    ],
+    "wrapped": [(torch.tensor([0, -1, 4, -5]), 5)],
     "dot_interaction": [
         (
             torch.arange(24.0).reshape(2, 4, 3),
