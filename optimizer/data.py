@@ -14,8 +14,9 @@ from torch import Tensor
 from .clusters import time_column
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
-from .ir.signature import MISSING, Feature, FeatureKind, Signature, TaskKind
+from .ir.signature import Feature, FeatureKind, Signature, TaskKind
 from .ir.structure import Structure
+from .limits import id_limits, id_lows, taken
 from .listcolumns import from_lists
 from .ragged import Delimits, Ragged, join, ragged_of, row_count, take
 
@@ -399,7 +400,7 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
     if value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bool(bad.any()) and feature.missing:
-            bad &= ~_takes(feature, value)
+            bad &= ~taken(feature, value)
         if bool(bad.any()):
             rows = bad.reshape(len(value), -1).any(1).nonzero().flatten()
             raise DataError(
@@ -418,16 +419,6 @@ def _check_values(feature: Feature, value: Tensor, first_row: int) -> None:
             )
     if feature.cardinalities and feature.kind not in _DELIMITERS:
         _check_ids(feature, value.to(torch.int64), first_row)
-
-
-def _takes(feature: Feature, value: Tensor) -> Tensor:
-    """Which values are missing and may be."""
-    found = torch.zeros_like(value, dtype=torch.bool)
-    for word in MISSING:
-        columns = torch.tensor([word in words.split() for words in feature.missing])
-        here = torch.isnan(value) if word == "nan" else value == float(word)
-        found |= here & columns  # one entry for all of it, or one a column of [B, columns]
-    return found
 
 
 def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
@@ -449,23 +440,6 @@ def _check_ids(feature: Feature, ids: Tensor, first_row: int) -> None:
         f"{len(rows):,} rows: from {int(ids[bad].min())} to {int(ids[bad].max())}, first in row "
         f"{first_row + int(rows[0])}. Map unknown ids to a known row, or hash them into the table."
     )
-
-
-def id_limits(feature: Feature) -> Tensor:
-    """One more than the largest of each id, shaped to broadcast over the ids."""
-    return _by_column(feature, feature.cardinalities)
-
-
-def id_lows(feature: Feature) -> Tensor:
-    """The least of each id, shaped to broadcast over the ids."""
-    return _by_column(feature, feature.least)
-
-
-def _by_column(feature: Feature, numbers: tuple[int, ...]) -> Tensor:
-    values = torch.tensor(numbers)
-    if len(numbers) == 1:
-        return values
-    return values.reshape([-1 if d == feature.axis else 1 for d in range(len(feature.shape))])
 
 
 def _labels(
