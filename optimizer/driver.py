@@ -52,7 +52,7 @@ from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
 from .race import Race
-from .refusal import CHECKED_BY, CHECKS, checks_of
+from .refusal import built_checks
 from .registry import backend, served
 from .report import Report
 from .requests import (
@@ -577,13 +577,7 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
-        checked, checks, left_out = checks_of(self.program)
         if not backend(name).refuses:
-            if left_out:
-                raise UnsupportedError(
-                    f"{name} reads whatever lies behind a table, and ids of {', '.join(left_out)} "
-                    "can't be checked before it runs: they are computed of too much."
-                )
             optimized = without_bounds(optimized)
         flat = as_flat(optimized, self.shared)
         try:
@@ -592,10 +586,8 @@ class _Job:
             for kind, program in beside.items():
                 more = backend(name).build_beside(kind, program, context.target, folder, metadata)
                 built = replace(built, files=(*built.files, *more.files))
-            if checked is not None:
-                by = backend(CHECKED_BY)
-                more = by.build_beside(CHECKS, checked, context.target, folder, metadata)
-                built = replace(built, files=(*built.files, *more.files))
+            checks, files = built_checks(self.program, name, context.target, folder)
+            built = replace(built, files=(*built.files, *files))
             manifest = self._manifest(flat, steps, name, folder, built)
             manifest = replace(manifest, request=entry, checks=checks)
             if self.strict:

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from .data import check_features
-from .errors import RankcError, SignatureError
+from .errors import RankcError, SignatureError, UnsupportedError
 from .integrity import OpenFiles
 from .ir.facts import site_of
 from .ir.ops import BOUNDED
@@ -27,7 +27,9 @@ from .ir.rewrite import Rewriter
 from .ir.signature import BATCH, Signature
 from .pieces import ArrayRunner
 from .precompute import with_outputs
+from .registry import backend
 from .reopened import reopened
+from .target import Target
 
 #: The name of the program that computes ids behind arithmetic.
 CHECKS = "checks"
@@ -107,6 +109,29 @@ def _above(node: fx.Node) -> list[fx.Node]:
                 found.add(source)
                 pending.append(source)
     return [one for one in node.graph.nodes if one in found]
+
+
+def built_checks(
+    program: Program, name: str, target: Target, folder: Path
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """Writes the program that computes ids behind arithmetic beside what a backend built.
+
+    Returns:
+        What is to be checked of its outputs, and the files.
+
+    Raises:
+        UnsupportedError: The backend refuses nothing, and ids can't be checked before it runs.
+    """
+    checked, checks, left_out = checks_of(program)
+    if left_out and not backend(name).refuses:
+        raise UnsupportedError(
+            f"{name} reads whatever lies behind a table, and ids of {', '.join(left_out)} can't "
+            "be checked before it runs: they are computed of too much."
+        )
+    if checked is None:
+        return (), ()
+    built = backend(CHECKED_BY).build_beside(CHECKS, checked, target, folder, {})
+    return checks, tuple(built.files)
 
 
 def opened_checks(folder: Path, files: OpenFiles | None, held: object) -> ArrayRunner:
