@@ -66,7 +66,7 @@ from .slices import Slice
 from .sources import captured, given_rows, rows_of
 from .target import Target
 from .translation import Sample
-from .verdict import Status, Verdict
+from .verdict import Status, Verdict, least
 from .windows import Windows
 
 #: Rows the numerics of passes are checked on.
@@ -381,7 +381,7 @@ class _Job:
                     finish.report.notes += [f"rows apart: {rows}", *few]
                     standing.remove(finish)
                     return finish(verdict)
-                smallest = _least(smallest, verdict.worst_delta_ne)
+                smallest = least(smallest, verdict.worst_delta_ne)
                 given_up.append("; ".join([*verdict.reasons, *self._where(finish, rows)]))
                 refused.add(finish.fingerprint)
                 standing.remove(finish)
@@ -699,8 +699,3 @@ def _reachable(smallest: float | None) -> str:
         f"The smallest reachable ΔNE (upper bound) is {smallest:.3g}; it comes from the backend's "
         "own rounding."
     )
-
-
-def _least(left: float | None, right: float | None) -> float | None:
-    known = [value for value in (left, right) if value is not None]
-    return min(known, default=None)

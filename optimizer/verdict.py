@@ -507,3 +507,9 @@ def _share(value: float) -> str:
 
 def _plain(value: float) -> str:
     return f"{value:.4g}"
+
+
+def least(left: float | None, right: float | None) -> float | None:
+    """The smaller of two, of which either may be missing."""
+    known = [value for value in (left, right) if value is not None]
+    return min(known, default=None)
