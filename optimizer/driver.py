@@ -577,8 +577,7 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
-        if not backend(name).refuses:
-            optimized = without_bounds(optimized)
+        optimized = optimized if backend(name).refuses else without_bounds(optimized)
         flat = as_flat(optimized, self.shared)
         try:
             built = backend(name).build(flat, context.target, folder, metadata)
