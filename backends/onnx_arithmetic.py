@@ -3,7 +3,8 @@
 The exporter divides integers in float32, takes the floor of a rounded quotient, and loses NaN in
 maxima. ONNX's Div of integers truncates, its Mod has the sign of the divisor, and Mod with ``fmod``
 that of the dividend. A divisor of 0 is an error in PyTorch; ONNX Runtime's Mod says so too, where
-its Div would end the process, so a divisor that may be 0 goes through Mod first.
+its Div would end the process, so a divisor that may be 0 goes through Mod first. Div also ends the
+process for the least number over -1, which PyTorch wraps: what may be -1 divides as 1, negated.
 """
 
 from __future__ import annotations
@@ -39,21 +40,23 @@ def _both(left: Any, right: Any) -> tuple[Any, Any, ir.DataType]:
     return left, right, known
 
 
-def _never_zero(divisor: Any) -> bool:
-    """Whether it is known, and nowhere 0."""
+def _divides_safely(divisor: Any) -> bool:
+    """Whether it is known, and nowhere 0 or -1."""
     maker = divisor.producer()
     tensor = divisor.const_value if maker is None else maker.attributes.get_tensor("value")
-    return tensor is not None and tensor.size < 1024 and bool((tensor.numpy() != 0).all())
+    return tensor is not None and tensor.size < 1024 and not np.isin(tensor.numpy(), (0, -1)).any()
 
 
 def _integer_quotient(left: Any, right: Any, dtype: ir.DataType) -> tuple[Any, Any]:
     """The truncated quotient, and the remainder with the divisor's sign."""
     remainder = op.Mod(left, right)
-    zero = constant(0, dtype)
-    if not _never_zero(right):
-        # Mod refuses 0; Div waits for it, since what it divides by is made of both.
-        right = op.Add(right, op.BitwiseAnd(remainder, zero))
-    return op.Div(left, right), remainder
+    if _divides_safely(right):
+        return op.Div(left, right), remainder
+    # Mod refuses 0; Div waits for it, since what it divides by is made of both.
+    right = op.Add(right, op.BitwiseAnd(remainder, constant(0, dtype)))
+    back = op.Equal(right, constant(-1, dtype))
+    left = op.Where(back, op.Neg(left), left)
+    return op.Div(left, op.Where(back, constant(1, dtype), right)), remainder
 
 
 def _signs_differ(left: Any, right: Any, dtype: ir.DataType) -> Any:

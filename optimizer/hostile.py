@@ -18,7 +18,7 @@ from .data import Rows
 from .domain import Domain, finite_rows, picked
 from .ir.program import Program, with_defaults
 from .ir.signature import BATCH, Feature, FeatureKind
-from .landmarks import Landmarks, Number, landmarks
+from .landmarks import Landmarks, Number, landmarks, truncates_integers
 
 #: Rows of the user's that stay as they are among the hostile ones; the first is there twice.
 _PLAIN = 8
@@ -83,6 +83,8 @@ def hostile(program: Program, base: Rows, count: int = 224, seed: int = 0) -> Ho
         for feature in program.signature
         for edit in _edits(feature, marks[feature.name], base, generator)
     ]
+    if truncates_integers(program):
+        edits = [edit for edit in edits if not _least(edit.value)]
     # Those that the model refuses lie together then, and are found in fewer runs.
     edits.sort(key=lambda edit: edit.what)
     domain = Domain(program)
@@ -121,6 +123,14 @@ def _sane(scores: Mapping[str, Tensor], rows: int) -> Tensor:
         if value.is_floating_point():
             found &= (value.abs().nan_to_num(0.0) < _LARGE).reshape(rows, -1).all(1)
     return found
+
+
+def _least(value: Tensor) -> bool:
+    """Whether an integer is the least of its type, or of int32 once it is cast."""
+    if value.is_floating_point() or value.dtype is torch.bool:
+        return False
+    least = torch.iinfo(value.dtype).min
+    return bool(((value == least) | (value.abs() == 2**31)).any())
 
 
 def _edits(

@@ -81,6 +81,21 @@ def landmarks(program: Program) -> dict[str, Landmarks]:
     return found
 
 
+def truncates_integers(program: Program) -> bool:
+    """Whether a truncated integer quotient may be of the least number over -1.
+
+    PyTorch computes it by an instruction that ends the process then, where its floor wraps.
+    """
+    return any(
+        node.op == "call_function"
+        and _name(node) == "div"
+        and node.kwargs.get("rounding_mode") == "trunc"
+        and not node.meta["val"].is_floating_point()
+        and (isinstance(node.args[1], fx.Node) or node.args[1] == -1)
+        for node in program.graph.nodes
+    )
+
+
 def _follow(node: fx.Node, path: _Path, marks: Landmarks, seen: set[fx.Node]) -> None:
     if path.depth > _DEPTH:
         return

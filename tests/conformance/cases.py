@@ -38,6 +38,11 @@ def _small(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1e-2, 0.0, x.clamp(-1e3, 1e3))
 
 
+def _other_than_back(t: Rows) -> Tensor:
+    """Divisors without -1 of the least number: eager's ``trunc`` ends the process there."""
+    return torch.where((t.x == torch.iinfo(t.x.dtype).min) & (t.d == -1), 3, t.d)
+
+
 def _w(t: Rows) -> Tensor:
     return _W.to(t.p.dtype)
 
@@ -362,7 +367,7 @@ INTEGERS: Mapping[str, Mapping[str, Case]] = {
         "true": lambda t: t.x / t.d,
         "true by a number": lambda t: t.x / 7,
         "floor": lambda t: torch.div(t.x, t.d, rounding_mode="floor"),
-        "trunc": lambda t: torch.div(t.x, t.d, rounding_mode="trunc"),
+        "trunc": lambda t: torch.div(t.x, _other_than_back(t), rounding_mode="trunc"),
         "floor by a number": lambda t: t.x // 3600,
         "floor by a negative": lambda t: t.x // -7,
         "trunc by a number": lambda t: torch.div(t.x, -7, rounding_mode="trunc"),
