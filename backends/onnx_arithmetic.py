@@ -238,7 +238,13 @@ def _other_than_nan(left: Any, right: Any, both: Any) -> Any:
     return op.Where(op.IsNaN(left), right, op.Where(op.IsNaN(right), left, both))
 
 
-def scalar_tensor(s: float, dtype: int = ir.DataType.FLOAT) -> Any:
+def scalar_tensor(
+    s: float,
+    dtype: int = ir.DataType.FLOAT,
+    layout: str = "",
+    device: str = "",
+    pin_memory: bool = False,
+) -> Any:
     """``aten.scalar_tensor``: a number in its own type; the exporter rounds it to float32 first."""
     kind = ir.DataType(dtype if dtype != -1 else ir.DataType.FLOAT)
     if isinstance(s, ir.Value):

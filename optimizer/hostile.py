@@ -126,11 +126,10 @@ def _sane(scores: Mapping[str, Tensor], rows: int) -> Tensor:
 
 
 def _least(value: Tensor) -> bool:
-    """Whether an integer is the least of its type, or of int32 once it is cast."""
+    """Whether it holds the least integer of its type, or of int32 once it is cast."""
     if value.is_floating_point() or value.dtype is torch.bool:
         return False
-    least = torch.iinfo(value.dtype).min
-    return bool(((value == least) | (value.abs() == 2**31)).any())
+    return bool(((value == torch.iinfo(value.dtype).min) | (value.abs() == 2**31)).any())
 
 
 def _edits(

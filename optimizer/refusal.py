@@ -299,4 +299,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     _, _, said = text.rpartition("Status Message: ")
     first = (said or text).strip().split("\n", 1)[0]
+    if "by zero" in first:
+        return "an integer is divided by 0. Leave such rows out, or divide by at least 1 (clamp)."
     return re.sub(r"^\S+\.(?:cc|h|cpp|cu):\d+ .*?\)?\s(?=\w)", "", first)[:300]
