@@ -30,6 +30,7 @@ _SAME = frozenset(
     {"view", "reshape", "flatten", "unsqueeze", "squeeze", "clone", "alias", "expand", "select"}
     | {"slice", "permute", "transpose", "_to_copy", "to", "floor", "ceil", "round", "trunc", "abs"}
     | {"where", "relu", "nan_to_num", "unbind", "split", "split_with_sizes", "cat", "stack"}
+    | {"bounded"}
 )
 #: What undoes a function of one number.
 _INVERSE: dict[str, Callable[[float], float]] = {
