@@ -31,6 +31,7 @@ from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
 from .onnx_indexing import INDEXING
+from .onnx_reductions import REDUCTIONS, drop_needless
 from .rowwise import rowwise_linear
 
 #: Tensors of more bytes go into the data file, which runtimes map into memory.
@@ -91,6 +92,7 @@ def _byte(value: int) -> Any:
 _TRANSLATIONS: dict[Any, Any] = {
     **ARITHMETIC,
     **INDEXING,
+    **REDUCTIONS,
     **ATTENTION,
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
@@ -127,6 +129,7 @@ def to_onnx(program: Program) -> ir.Model:
         raise UnsupportedError(_explain(error, program)) from error
     assert made is not None
     model: ir.Model = made.model
+    drop_needless(model)
     clean_up(model)
     _name(model, program)
     _keep_origins(model, exported)
