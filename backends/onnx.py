@@ -30,6 +30,7 @@ from . import bounds
 from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
+from .onnx_functions import FUNCTIONS
 from .onnx_indexing import INDEXING
 from .onnx_reductions import REDUCTIONS, drop_needless
 from .rowwise import rowwise_linear
@@ -92,6 +93,7 @@ def _byte(value: int) -> Any:
 _TRANSLATIONS: dict[Any, Any] = {
     **ARITHMETIC,
     **INDEXING,
+    **FUNCTIONS,
     **REDUCTIONS,
     **ATTENTION,
     QUANTIZE.op: _quantize,

@@ -43,6 +43,11 @@ def _other_than_back(t: Rows) -> Tensor:
     return torch.where((t.x == torch.iinfo(t.x.dtype).min) & (t.d == -1), 3, t.d)
 
 
+def _near(x: Tensor, limit: float = 1e18) -> Tensor:
+    """Numbers whose square is finite, and NaN."""
+    return torch.where(x.abs() > limit, 3.0, x)
+
+
 def _w(t: Rows) -> Tensor:
     return _W.to(t.p.dtype)
 
@@ -88,7 +93,11 @@ FLOATS: Mapping[str, Mapping[str, Case]] = {
     "relu6": {"": lambda t: F.relu6(t.x)},
     "elu": {"": lambda t: F.elu(t.x), "alpha": lambda t: F.elu(t.x, 0.3)},
     "selu": {"": lambda t: F.selu(t.x)},
-    "gelu": {"": lambda t: F.gelu(t.x), "tanh": lambda t: F.gelu(t.x, approximate="tanh")},
+    "gelu": {
+        "": lambda t: F.gelu(_near(t.x)),
+        "at the edge": lambda t: F.gelu(t.x),
+        "tanh": lambda t: F.gelu(t.x, approximate="tanh"),
+    },
     "silu": {"": lambda t: F.silu(t.x)},
     "mish": {"": lambda t: F.mish(t.x)},
     "softplus": {"": lambda t: F.softplus(t.x), "beta": lambda t: F.softplus(t.x, 3.0, 5.0)},
@@ -137,6 +146,8 @@ FLOATS: Mapping[str, Mapping[str, Case]] = {
         "2": lambda t: t.x**2,
         "3": lambda t: t.x**3,
         "half": lambda t: t.x**0.5,
+        "minus half": lambda t: t.x**-0.5,
+        "a third": lambda t: t.x ** (1 / 3),
         "minus one": lambda t: t.x**-1,
         "of a number": lambda t: 2.0**t.x,
     },
@@ -174,7 +185,10 @@ FLOATS: Mapping[str, Mapping[str, Case]] = {
     },
     "masked_fill": {"": lambda t: t.x.masked_fill(t.m, -1e9)},
     "lerp": {"": lambda t: torch.lerp(t.p, t.p.flip(1), 0.3)},
-    "addcmul": {"": lambda t: torch.addcmul(t.x, t.x, t.y, value=0.5)},
+    "addcmul": {
+        "": lambda t: torch.addcmul(t.x, _near(t.x), _near(t.y), value=0.5),
+        "at the edge": lambda t: torch.addcmul(t.x, t.x, t.y, value=0.5),
+    },
     "addcdiv": {"": lambda t: torch.addcdiv(t.p, t.p, t.x, value=0.5)},
     "mse_loss": {"": lambda t: F.mse_loss(t.x, t.y, reduction="none")},
     # casts
@@ -278,7 +292,8 @@ FLOATS: Mapping[str, Mapping[str, Case]] = {
     "layer_norm": {
         "": lambda t: F.layer_norm(t.v, [4]),
         "of equals": lambda t: F.layer_norm(torch.ones_like(t.v), [4]),
-        "of anything": lambda t: F.layer_norm(t.x, [6]),
+        "of anything": lambda t: F.layer_norm(_near(t.x), [6]),
+        "at the edge": lambda t: F.layer_norm(t.x, [6]),
     },
     "rms_norm": {"": lambda t: F.rms_norm(t.v, [4])},
     "group_norm": {"": lambda t: F.group_norm(t.v.transpose(1, 2), 2)},
