@@ -264,7 +264,8 @@ class Guard:
     def _sentence(
         self, one: Check, ids: np.ndarray[Any, Any], bad: np.ndarray[Any, Any], arrays: Any
     ) -> str:
-        rows = bad.reshape(len(ids), -1).any(1).nonzero()[0] if ids.ndim else np.zeros(1, int)
+        wrong = bad.reshape(len(ids), -1).any(axis=1) if ids.ndim else np.ones(1, bool)
+        rows = np.flatnonzero(wrong)
         names = " and ".join(map(repr, one.features))
         plural = "s" if len(one.features) > 1 else ""
         whole = all(self._by_row(name) for name in one.features)

@@ -16,7 +16,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from . import DOMAIN
-from .rows import Column, Products, Row, Tracer, Vector, dims, vectors_of
+from .ids import Column
+from .rows import Products, Row, Tracer, Vector, vectors_of
+from .values import dims
 
 #: Lookups may be repeated for the sake of fusing by this much; otherwise their rows are made once.
 _REPEATED = 1.25
@@ -169,6 +171,8 @@ class _Plan:
         segments = _segments(row)
         self.numbers = [number for segment in segments for number in self._of(segment)]
         self.factors = [segment.vectors[0].factor for segment in segments]
+        vectors = [vector for segment in segments for vector in segment.vectors]
+        self.limits = [one.limit for vector in vectors for one in vector.ids]
 
     def _of(self, segment: _Segment) -> list[int]:
         first, count = segment.vectors[0], len(segment.vectors)
@@ -240,6 +244,8 @@ def _call_for(value: ir.Value, row: Row, overload: str) -> _Call:
         ir.AttrFloat32s("factors", plan.factors),
         ir.AttrInt64s("shape", dims(value)[1:]),
     ]
+    if any(plan.limits):
+        attributes.append(ir.AttrInt64s("limits", plan.limits))
     if pairs:
         attributes.append(ir.AttrInt64s("pairs", pairs))
     if any(part.elementwise for part in _products(row)):

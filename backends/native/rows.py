@@ -13,23 +13,23 @@ from math import prod
 
 import onnx_ir as ir
 
-_VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Flatten"})
-_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
-#: Constants of more elements are no sizes, places or pairs.
-_MANY = 65536
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a matrix with a row for each row of the batch, and what is added to it."""
-
-    matrix: ir.Value
-    index: int
-    shift: int = 0
-
-    def precedes(self, other: Column) -> bool:
-        """Whether the other is the next column of the same matrix."""
-        return other.matrix is self.matrix and other.index == self.index + 1
+from .ids import Column, columns_of
+from .values import (
+    VIEWS,
+    before,
+    dims,
+    fill,
+    first_input,
+    first_of,
+    integers,
+    is_table,
+    joins_columns,
+    made_by,
+    number,
+    one_place,
+    rank,
+    within,
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Tracer:
         place = integers(ids)
         if node.attributes.get_int("axis", 0) != 1 or place is None or rank(ids) != 0:
             return None
-        return self._cut(data, *_one_place(place[0], data))
+        return self._cut(data, *one_place(place[0], data))
 
     def _lookup(
         self, value: ir.Value, table: ir.Value, scales: ir.Value | None, ids: ir.Value | None
@@ -172,7 +172,7 @@ class Tracer:
 
     def _cast(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Rows of a table of halves, wherever they were moved before."""
-        source = _first(node)
+        source = first_input(node)
         row = self.row(source) if source.dtype == ir.DataType.FLOAT16 else None
         vectors = None if row is None else _lookups(row)
         if vectors:
@@ -189,7 +189,7 @@ class Tracer:
 
     def _view(self, node: ir.Node, value: ir.Value) -> Row | None:
         """The same parts in other dimensions; or rows of a table of codes, whose ids were flat."""
-        source = _first(node)
+        source = first_input(node)
         node_before = source.producer()
         if node_before is None or node_before.op_type != "Add":
             return self.row(source)
@@ -205,13 +205,13 @@ class Tracer:
         if len(bounds) < 3 or any(bound is None or len(bound) != 1 for bound in bounds):
             return None
         start, end, axis, *step = (bound[0] for bound in bounds if bound is not None)
-        return self._cut(_first(node), start, end) if axis == 1 and step in ([], [1]) else None
+        return self._cut(first_input(node), start, end) if axis == 1 and step in ([], [1]) else None
 
     def _cut(self, source: ir.Value, start: int, end: int) -> Row | None:
         row, sizes = self.row(source), dims(source)
         if row is None or len(sizes) < 2:
             return None
-        bounds = _within(start, end, sizes[1])
+        bounds = within(start, end, sizes[1])
         if bounds is None:
             return None
         ends = [0]
@@ -224,7 +224,7 @@ class Tracer:
 
     def _concat(self, node: ir.Node, value: ir.Value) -> Row | None:
         """The parts of all inputs; an input that isn't made of such is a dense value."""
-        if not _joins_columns(node, value) or rank(value) > 3:
+        if not joins_columns(node, value) or rank(value) > 3:
             return None
         parts: list[Vector | Products] = []
         for source in node.inputs:
@@ -239,7 +239,7 @@ class Tracer:
 
     def _reduce(self, node: ir.Node, value: ir.Value) -> Row | None:
         """Sums or means of neighbouring vectors: bags."""
-        source = _first(node)
+        source = first_input(node)
         axes = integers(node.inputs[1]) if len(node.inputs) > 1 else None
         if axes is None:
             axes = list(node.attributes.get_ints("axes", ()))
@@ -268,7 +268,7 @@ class Tracer:
         for source, other in (node.inputs, node.inputs[::-1]):
             assert source is not None
             assert other is not None
-            row, constant = self.row(source), _number(other)
+            row, constant = self.row(source), number(other)
             if row is None:
                 continue
             return _weighted(row, source, other) if constant is None else _scaled(row, constant)
@@ -276,11 +276,11 @@ class Tracer:
 
     def _picked(self, value: ir.Value | None) -> tuple[Vector, ...]:
         """The vectors that a list of places picks; empty if none does."""
-        node = _made_by(value, "Gather")
+        node = made_by(value, "Gather")
         places = None if node is None else integers(node.inputs[1])
         if node is None or places is None or rank(node.inputs[1]) != 1 or rank(value) != 3:
             return ()
-        vectors = self._vectors(_first(node))
+        vectors = self._vectors(first_input(node))
         if node.attributes.get_int("axis", 0) != 1 or not vectors:
             return ()
         return tuple(vectors[place] for place in places)
@@ -297,7 +297,7 @@ class Tracer:
         source, other = node.inputs
         assert source is not None
         assert other is not None
-        row, constant = self.row(source), _number(other)
+        row, constant = self.row(source), number(other)
         if row is None or constant is not None:
             return None if row is None or not constant else _scaled(row, 1.0 / constant)
         vectors = _lookups(row)
@@ -345,7 +345,7 @@ _MAKERS: dict[str, Callable[[Tracer, ir.Node, ir.Value], Row | None]] = {
     "ScatterND": Tracer._scatter,
     "Slice": Tracer._slice,
     "Transpose": Tracer._transpose,
-    **dict.fromkeys(_VIEWS, Tracer._view),
+    **dict.fromkeys(VIEWS, Tracer._view),
 }
 
 
@@ -432,87 +432,17 @@ def _weighted(row: Row, source: ir.Value, weights: ir.Value) -> Row | None:
     return tuple(replace(part, weights=(one,)) for part, one in zip(vectors, columns, strict=True))
 
 
-# --- ids ------------------------------------------------------------------------------------------
-
-
-def columns_of(ids: ir.Value) -> tuple[Column, ...] | None:
-    """The columns that ids ``[B, ...]`` are, through views, selections, joins and shifts."""
-    sizes = dims(ids)
-    if not sizes or min(sizes[1:], default=1) < 1 or ids.dtype not in _INTEGERS:
-        return None
-    node = ids.producer()
-    make = None if node is None or node.domain else _COLUMN_MAKERS.get(node.op_type)
-    found = None if node is None or make is None else make(node, ids)
-    if found is not None and len(found) == prod(sizes[1:]):
-        return found
-    if ids.const_value is not None:
-        return None
-    return tuple(Column(ids, index) for index in range(prod(sizes[1:])))
-
-
-_Columns = tuple[Column, ...] | None
-
-
-def _same_columns(node: ir.Node, ids: ir.Value) -> _Columns:
-    return columns_of(_first(node))
-
-
-def _joined_columns(node: ir.Node, ids: ir.Value) -> _Columns:
-    parts = [None if one is None else columns_of(one) for one in node.inputs]
-    if not _joins_columns(node, ids) or None in parts:
-        return None
-    return tuple(one for part in parts for one in part or ())
-
-
-def _shifted_columns(node: ir.Node, ids: ir.Value) -> _Columns:
-    columns, shifts = columns_of(_first(node)), integers(node.inputs[1])
-    if columns is None or shifts is None or rank(_first(node)) != rank(ids):
-        return None
-    if len(shifts) not in (1, len(columns)) or rank(node.inputs[1]) > 1 < rank(ids) - 1:
-        return None
-    if len(shifts) == 1:
-        shifts = shifts * len(columns)
-    return tuple(replace(c, shift=c.shift + by) for c, by in zip(columns, shifts, strict=True))
-
-
-def _selected_columns(node: ir.Node, ids: ir.Value) -> _Columns:
-    columns, sizes = columns_of(_first(node)), dims(_first(node))
-    rest = [integers(one) for one in node.inputs[1:]]
-    if columns is None or len(sizes) < 2 or any(one is None or len(one) != 1 for one in rest):
-        return None
-    places = [one[0] for one in rest if one is not None]
-    if node.op_type == "Slice":
-        bounds = _within(places[0], places[1], sizes[1]) if places[2:] in ([1], [1, 1]) else None
-    else:
-        single = node.attributes.get_int("axis", 0) == 1 and rank(node.inputs[1]) == 0
-        bounds = _one_place(places[0], _first(node)) if single else None
-    if bounds is None:
-        return None
-    size = prod(sizes[2:])
-    return columns[bounds[0] * size : bounds[1] * size]
-
-
-_COLUMN_MAKERS: dict[str, Callable[[ir.Node, ir.Value], _Columns]] = {
-    "Add": _shifted_columns,
-    "Cast": _same_columns,
-    "Concat": _joined_columns,
-    "Gather": _selected_columns,
-    "Slice": _selected_columns,
-    **dict.fromkeys(_VIEWS, _same_columns),
-}
-
-
 # --- forms ----------------------------------------------------------------------------------------
 
 
 def _rowwise(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """The codes, scales and ids of a row-wise table, in the form that `ort_fusions` writes."""
-    dequantize = _made_by(add.inputs[0], "DequantizeLinear")
-    split = _made_by(add.inputs[1], "Split")
+    dequantize = made_by(add.inputs[0], "DequantizeLinear")
+    split = made_by(add.inputs[1], "Split")
     if dequantize is None or split is None or len(dequantize.inputs) != 2:
         return None
-    gather, both = _made_by(dequantize.inputs[0], "Gather"), _made_by(split.inputs[0], "Gather")
-    column = _made_by(dequantize.inputs[1], "Reshape")
+    gather, both = made_by(dequantize.inputs[0], "Gather"), made_by(split.inputs[0], "Gather")
+    column = made_by(dequantize.inputs[1], "Reshape")
     if gather is None or both is None or column is None:
         return None
     if column.inputs[0] is not split.outputs[0] or add.inputs[1] is not split.outputs[1]:
@@ -529,19 +459,19 @@ def _rowwise(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
 
 def _rowwise4(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """The same for a table of 4-bit codes."""
-    scaled, split = _made_by(add.inputs[0], "Mul"), _made_by(add.inputs[1], "Split")
-    halves = None if scaled is None else _before(_before(scaled.inputs[0], "Cast"), "Reshape")
-    joined, both = _made_by(halves, "Concat"), _before(_before(_first_of(split), "Cast"), "Gather")
+    scaled, split = made_by(add.inputs[0], "Mul"), made_by(add.inputs[1], "Split")
+    halves = None if scaled is None else before(before(scaled.inputs[0], "Cast"), "Reshape")
+    joined, both = made_by(halves, "Concat"), before(before(first_of(split), "Cast"), "Gather")
     if scaled is None or split is None or joined is None or both is None:
         return None
     if [scaled.inputs[1], add.inputs[1]] != list(split.outputs):
         return None
-    low, high = (_before(one, "Unsqueeze") for one in (*joined.inputs, None, None)[:2])
-    masked, shifted = _made_by(low, "BitwiseAnd"), _made_by(high, "BitShift")
-    scales = _made_by(_before(_first_of(split), "Cast"), "Gather")
+    low, high = (before(one, "Unsqueeze") for one in (*joined.inputs, None, None)[:2])
+    masked, shifted = made_by(low, "BitwiseAnd"), made_by(high, "BitShift")
+    scales = made_by(before(first_of(split), "Cast"), "Gather")
     if masked is None or shifted is None or scales is None:
         return None
-    gather = _made_by(masked.inputs[0], "Gather")
+    gather = made_by(masked.inputs[0], "Gather")
     if gather is None or masked.inputs[0] is not shifted.inputs[0]:
         return None
     halved = integers(masked.inputs[1]) == [15] and integers(shifted.inputs[1]) == [4]
@@ -557,16 +487,16 @@ def _rowwise4(add: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
 
 def _unflattened(ids: ir.Value) -> ir.Value | None:
     """The ids before they were made one long list; None if they weren't."""
-    node = _made_by(ids, "Reshape")
-    return _first(node) if node is not None and integers(node.inputs[1]) == [-1] else None
+    node = made_by(ids, "Reshape")
+    return first_input(node) if node is not None and integers(node.inputs[1]) == [-1] else None
 
 
 def _dot_interaction(last: ir.Node) -> tuple[ir.Value, tuple[tuple[int, int], ...]] | None:
     """The vectors ``[B, n, d]`` and the pairs of the dialect's dot interaction, as exported."""
-    pick = _made_by(last.inputs[0], "GatherND")
-    turn = None if pick is None else _made_by(pick.inputs[0], "Transpose")
-    product = None if turn is None else _made_by(turn.inputs[0], "MatMul")
-    turned = None if product is None else _made_by(product.inputs[1], "Transpose")
+    pick = made_by(last.inputs[0], "GatherND")
+    turn = None if pick is None else made_by(pick.inputs[0], "Transpose")
+    product = None if turn is None else made_by(turn.inputs[0], "MatMul")
+    turned = None if product is None else made_by(product.inputs[1], "Transpose")
     if pick is None or turn is None or product is None or turned is None:
         return None
     perms = [tuple(node.attributes.get_ints("perm", ())) for node in (last, turn, turned)]
@@ -585,106 +515,22 @@ def _bags_by_offsets(add: ir.Node) -> tuple[ir.Value, ir.Value, bool] | None:
     How many bags began up to each row, less one, is the bag that the row is added to.
     """
     zeros, bag, rows = add.inputs
-    bag = _before(bag, "Unsqueeze")
-    begun = _before(_before(bag, "Sub"), "Slice")
-    marks = _made_by(_before(begun, "CumSum"), "ScatterND")
+    bag = before(bag, "Unsqueeze")
+    begun = before(before(bag, "Sub"), "Slice")
+    marks = made_by(before(begun, "CumSum"), "ScatterND")
     if rows is None or marks is None or bag is None or begun is None:
         return None
     adds = all(node.attributes.get_string("reduction", "") == "add" for node in (add, marks))
-    less_one, cut = (value.producer() for value in (bag, _before(bag, "Sub")) if value is not None)
+    less_one, cut = (value.producer() for value in (bag, before(bag, "Sub")) if value is not None)
     assert less_one is not None
     assert cut is not None
     settings = [integers(less_one.inputs[1]), *(integers(one) for one in cut.inputs[1:4])]
-    empty = _fill(zeros) == 0 and _fill(marks.inputs[0]) == 0 and _fill(marks.inputs[2]) == 1
-    starts = _before(marks.inputs[1], "Unsqueeze")
+    empty = fill(zeros) == 0 and fill(marks.inputs[0]) == 0 and fill(marks.inputs[2]) == 1
+    starts = before(marks.inputs[1], "Unsqueeze")
     if not adds or not empty or settings != [[1], [0], [-1], [0]] or starts is None:
         return None
-    whole = _made_by(starts, "Slice")
+    whole = made_by(starts, "Slice")
     if whole is None:
         return rows, starts, False
     all_but_last = [integers(one) for one in whole.inputs[1:4]] == [[0], [-1], [0]]
-    return (rows, _first(whole), True) if all_but_last else None
-
-
-# --- values ---------------------------------------------------------------------------------------
-
-
-def dims(value: ir.Value | None) -> list[int]:
-    """The sizes of a value; -1 where one isn't known, none at all if its rank isn't."""
-    shape = None if value is None else value.shape
-    return [] if shape is None else [size if isinstance(size, int) else -1 for size in shape]
-
-
-def rank(value: ir.Value | None) -> int:
-    """The number of dimensions; -1 if it isn't known."""
-    return -1 if value is None or value.shape is None else value.shape.rank()
-
-
-def is_table(value: ir.Value, dtype: ir.DataType) -> bool:
-    """Whether a value is a constant matrix."""
-    constant = value.const_value
-    return constant is not None and constant.dtype == dtype and len(constant.shape) == 2
-
-
-def integers(value: ir.Value | None) -> list[int] | None:
-    """The elements of a constant of integers; None if it is something else."""
-    constant = None if value is None else value.const_value
-    if constant is None or constant.size > _MANY or not constant.dtype.is_integer():
-        return None
-    listed: list[int] = constant.numpy().reshape(-1).tolist()
-    return listed
-
-
-def _number(value: ir.Value) -> float | None:
-    """A constant of one element."""
-    constant = value.const_value
-    if constant is None or constant.size != 1 or constant.dtype != ir.DataType.FLOAT:
-        return None
-    return float(constant.numpy().item())
-
-
-def _within(start: int, end: int, size: int) -> tuple[int, int] | None:
-    """The bounds of a range of places, counted from the front; None if it is empty."""
-    first = start + size if start < 0 else start
-    last = end + size if end < 0 else min(end, size)
-    return (first, last) if 0 <= first < last else None
-
-
-def _one_place(place: int, source: ir.Value) -> tuple[int, int]:
-    """The bounds of one place of the second dimension."""
-    first = place + dims(source)[1] if place < 0 else place
-    return first, first + 1
-
-
-def _joins_columns(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a concatenation puts one row's parts behind another's."""
-    axis = node.attributes.get_int("axis", 0)
-    return axis == 1 or (axis == -1 and rank(value) == 2)
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
-
-
-def _first_of(node: ir.Node | None) -> ir.Value | None:
-    return None if node is None else node.inputs[0]
-
-
-def _before(value: ir.Value | None, op_type: str) -> ir.Value | None:
-    """The first input of the operator that makes a value, if it is that one."""
-    node = _made_by(value, op_type)
-    return None if node is None else node.inputs[0]
-
-
-def _fill(value: ir.Value | None) -> float | None:
-    """What a value is filled with."""
-    filler = _before(value, "Expand")
-    constant = None if filler is None else filler.const_value
-    return None if constant is None or constant.size != 1 else float(constant.numpy().item())
-
-
-def _first(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None, "the first input of these operators isn't optional"
-    return value
+    return (rows, first_input(whole), True) if all_but_last else None

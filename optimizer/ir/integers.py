@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -302,9 +303,10 @@ def _boundaries(ranges: IntegerRanges, node: fx.Node) -> Range | None:
 
 def _counting(ranges: IntegerRanges, node: fx.Node) -> Range | None:
     """From a start up to an end, which it doesn't reach."""
-    if is_op(node, _aten.arange.default):
-        start, end, step = 0, node.args[0], 1
-    else:
+    start: Any = 0
+    step: Any = 1
+    end = node.args[0]
+    if not is_op(node, _aten.arange.default):
         start, end = node.args[:2]
         step = argument(node, 2, "step", 1)
     if not isinstance(start, int) or not isinstance(step, int) or step < 1:
@@ -344,11 +346,7 @@ for _name, _rule, _strict in (
     ("ge", _above, False),
 ):
     for _kind in ("Scalar", "Tensor"):
-        _COMPARED[getattr(getattr(_aten, _name), _kind)] = (
-            lambda limit, found, holds, rule=_rule, strict=_strict: rule(
-                limit, found, holds, strict=strict
-            )
-        )
+        _COMPARED[getattr(getattr(_aten, _name), _kind)] = partial(_rule, strict=_strict)
 for _kind in ("Scalar", "Tensor"):
     _COMPARED[getattr(_aten.eq, _kind)] = _equal
     _COMPARED[getattr(_aten.ne, _kind)] = lambda limit, found, holds: _equal(
