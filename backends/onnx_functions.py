@@ -49,12 +49,28 @@ def hardswish(x: Any) -> Any:
 
 def power(x: TTensor, exponent: TTensor) -> Any:
     """``aten.pow`` by a number: square roots are NaN below 0, where Pow makes infinity of -inf."""
-    if isinstance(exponent, float) and x.dtype.is_floating_point() and abs(exponent) == 0.5:
+    if isinstance(exponent, ir.Value):
+        return power_of(x, exponent)
+    dtype = x.dtype
+    if isinstance(exponent, float) and not dtype.is_floating_point():
+        dtype = ir.DataType.FLOAT
+        x = op.Cast(x, to=int(dtype))
+    if abs(exponent) == 0.5:
         root = op.Sqrt(x)
         return root if exponent > 0 else op.Reciprocal(root)
-    if not isinstance(exponent, ir.Value):
-        exponent = constant(exponent, x.dtype)
-    return op.Pow(x, exponent)
+    return op.Pow(x, constant(exponent, dtype))
+
+
+def power_of(x: Any, exponent: Any) -> Any:
+    """``aten.pow`` of tensors, in the wider of both types; ONNX gives the first one's."""
+    wide = _wider(x.dtype, exponent.dtype)
+    return op.Pow(x if x.dtype == wide else op.Cast(x, to=int(wide)), exponent)
+
+
+def _wider(left: ir.DataType, right: ir.DataType) -> ir.DataType:
+    if left.is_floating_point() != right.is_floating_point():
+        return left if left.is_floating_point() else right
+    return left if left.bitwidth >= right.bitwidth else right
 
 
 #: What the exporter would write otherwise.
@@ -63,4 +79,5 @@ FUNCTIONS: dict[Any, Any] = {
     _aten.sign.default: sign,
     _aten.hardswish.default: hardswish,
     _aten.pow.Tensor_Scalar: power,
+    _aten.pow.Tensor_Tensor: power_of,
 }

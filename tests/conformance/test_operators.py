@@ -13,7 +13,7 @@ from rankc.optimizer.target import Target
 
 #: Empty, one row, a few, and enough that most pairs of bad values meet.
 _BATCHES = ((0, 1), (1, 2), (3, 3), (80, 4), (200, 5))
-_SHORT = (torch.int64, torch.float32, torch.bool)
+_SHORT = (torch.int64, torch.int32, torch.float32, torch.bool)
 
 
 def test_every_operator_that_capture_leaves_has_a_case() -> None:
@@ -46,4 +46,4 @@ def _is_wrong(one: Alone, found: Found) -> bool:
 
 
 #: Of integers, and real all the same.
-_REAL = frozenset(("div", "exp", "log", "log1p", "mean", "sigmoid", "sqrt", "floor_divide"))
+_REAL = frozenset(("div", "exp", "log", "log1p", "mean", "sigmoid", "pow", "sqrt", "floor_divide"))
