@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
 from .onnx_arithmetic import constant, op
 
@@ -47,7 +46,7 @@ def hardswish(x: Any) -> Any:
     return op.Div(op.Mul(x, gate), six)
 
 
-def power(x: TTensor, exponent: TTensor) -> Any:
+def power(x: Any, exponent: Any) -> Any:
     """``aten.pow`` by a number: square roots are NaN below 0, where Pow makes infinity of -inf."""
     if isinstance(exponent, ir.Value):
         return power_of(x, exponent)
