@@ -75,7 +75,7 @@ def bound_inputs(model: ir.Model, signature: Signature) -> None:
             continue
         if value.dtype not in _NOWHERE or value.dtype is None:
             continue
-        made = _nodes(value, feature, value.dtype)
+        made = _nodes(model.graph, value, feature, value.dtype)
         model.graph.insert_before(_first(model.graph), made)
         for user, index in users:
             user.replace_input_with(index, made[-1].outputs[0])
@@ -85,7 +85,7 @@ def _first(graph: ir.Graph) -> ir.Node:
     return next(iter(graph))
 
 
-def _nodes(value: ir.Value, feature: Feature, dtype: ir.DataType) -> list[ir.Node]:
+def _nodes(graph: ir.Graph, value: ir.Value, feature: Feature, dtype: ir.DataType) -> list[ir.Node]:
     """What stands between an input and all that reads it; the last one's result is the input."""
     limits = list(zip(feature.least, feature.cardinalities, strict=True))
     shape = [1] * len(feature.shape)
@@ -110,11 +110,13 @@ def _nodes(value: ir.Value, feature: Feature, dtype: ir.DataType) -> list[ir.Nod
     def constant(name: str, values: Any) -> ir.Value:
         array = np.asarray(values).astype(dtype.numpy())
         tensor = ir.tensor(array, dtype, name=f"{value.name}_{name}")
-        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
-        made = node.outputs[0]
-        made.name, made.dtype, made.shape = tensor.name, dtype, ir.Shape(array.shape)
-        made.const_value = tensor
-        nodes.append(node)
+        made = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(dtype),
+            const_value=tensor,
+        )
+        graph.register_initializer(made)
         return made
 
     def computed(name: str, kind: str, *inputs: ir.Value, boolean: bool = True) -> ir.Value:
