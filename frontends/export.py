@@ -160,6 +160,8 @@ def _clearest(
     _, clearest = min(failures, key=lambda failure: _vagueness(*failure))
     if isinstance(clearest, DiffersError) and changed:
         clearest = DiffersError(f"{clearest} Forward changes {', '.join(map(repr, changed))}.")
+    if isinstance(clearest, DiagnosedError):  # how clear it is matters here alone
+        clearest = CaptureError(str(clearest)).with_traceback(clearest.__traceback__)
     clearest.routes = tuple(f"{route.value}: {error}" for route, error in failures)
     return clearest
 

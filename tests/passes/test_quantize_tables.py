@@ -13,6 +13,7 @@ from support import (
     Ran,
     assert_same_graph,
     canonical,
+    capture_ragged,
     lookups,
     run_passes,
     verdict,
@@ -45,6 +46,11 @@ def quantized(module: nn.Module, number_format: str | None, *inputs: Tensor) -> 
     return run_passes(program, "quantize-tables", target=EAGER_INT8, judge=always_pass)
 
 
+def halves_kept(expected: nn.Module) -> Program:
+    """The module in canonical form; `capture` would compute its halves in float32."""
+    return run_passes(capture_ragged(expected, ids=IDS), "canonicalize").program
+
+
 @pytest.mark.parametrize("number_format", OPS)
 def test_replaces_placed_tables_by_codes(number_format: str) -> None:
     bits, op = OPS[number_format]
@@ -65,7 +71,7 @@ def test_replaces_placed_tables_by_codes(number_format: str) -> None:
 
     before = Two()
     ran = quantized(before, number_format, IDS)
-    assert_same_graph(ran.program, Expected(before), (IDS,), tolerance=BIT_EQUAL)
+    assert_same_graph(ran.program, halves_kept(Expected(before)), (IDS,), tolerance=BIT_EQUAL)
     assert ran.applied("quantize-tables") == [f"stored 2 tables in {number_format}"]
     beside = 2 * 4 if bits == 8 else 2 * 2
     assert ran.program.nbytes == 2 * 40 * (8 * bits // 8 + beside), "codes, a scale and a bias"
@@ -84,7 +90,7 @@ def test_fp16_tables_are_looked_up_as_they_are_and_widened() -> None:
 
     before = Two()
     ran = quantized(before, "fp16", IDS)
-    assert_same_graph(ran.program, Expected(before), (IDS,), tolerance=BIT_EQUAL)
+    assert_same_graph(ran.program, halves_kept(Expected(before)), (IDS,), tolerance=BIT_EQUAL)
 
 
 def test_misses_tables_without_a_format() -> None:
