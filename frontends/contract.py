@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..optimizer.errors import SignatureError
 from ..optimizer.ir import Program, Signature
 from ..optimizer.ir.bounds import bound_lookups
-from ..optimizer.ir.structure import Structure
+from ..optimizer.ir.structure import Branch, Leaf, Structure
 from ..optimizer.missing import with_missing
 
 
@@ -93,7 +93,6 @@ def _keep_outputs(program: Program, kept: tuple[str, ...]) -> Program:
     if dropped:
         Rewriter(program, "outputs").drop_outputs(dropped)
         sweep(program)
-        program.outputs = Structure.of(
-            {name: name for name in program.signature.outputs}, "score", lambda v: v in kept
-        )
+        names = program.signature.outputs
+        program.outputs = Structure(Branch("dict", names, tuple(map(Leaf, names))))
     return program
