@@ -276,7 +276,10 @@ class _Formula:
         """A probability, or the logit of one, from the probabilities of both outcomes."""
         if unlikely is None:
             return likely
-        logs = [self._emit(_aten.log.default, value) for value in (likely, unlikely)]
+        # The sigmoid of a score of thousands is 0; the formula's logit stays finite all the same.
+        least = torch.finfo(torch.float32).tiny
+        sure = [self._emit(_aten.clamp.default, value, least) for value in (likely, unlikely)]
+        logs = [self._emit(_aten.log.default, value) for value in sure]
         return self._emit(_aten.sub.Tensor, *logs)
 
     def _stand_in(self, head: Head, column: fx.Node) -> None:

@@ -313,7 +313,6 @@ class LastOfList(nn.Module):
         return self.top(pooled / length.unsqueeze(1)).squeeze(1)
 
 
-@rankc.register
 class OneMore(rankc.Pass):
     """Adds 1 to the last bias, and says it doesn't."""
 
@@ -330,7 +329,7 @@ class OneMore(rankc.Pass):
 def test_a_wrong_pass_is_undone_where_made_up_lengths_would_score_nan(given: bool) -> None:
     rows = (torch.randint(0, 50, (8, 6)), torch.randint(1, 7, (8,)))
     program = rankc.capture(LastOfList(), rows)
-    steps = "canonicalize,+one-more"
+    steps = rankc.Pipeline((*rankc.Pipeline.parse("canonicalize").passes, OneMore()))
     artifact = rankc.optimize(program, TARGET, inputs=rows if given else None, pipeline=steps)
     (record,) = [r for r in artifact.report.records if r.spec == "one-more"]
     assert record.outcome.value == "rolled back"
