@@ -17,6 +17,8 @@ import torch
 from onnxscript import opset21
 from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
+from ..optimizer.errors import UnsupportedError
+
 _aten = torch.ops.aten
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
 op: Any = opset21
@@ -215,7 +217,7 @@ def prod_dim(x: Any, dim: int, keepdim: bool = False, dtype: int = -1) -> Any:
     if wanted.is_floating_point() or size == 0:
         return op.ReduceProd(x, axes, keepdims=int(keepdim))
     if not isinstance(size, int) or size > _MULTIPLIED:
-        raise NotImplementedError(f"a product of {size} integers; at most {_MULTIPLIED}")
+        raise UnsupportedError(f"a product of {size} integers; at most {_MULTIPLIED}")
     made = op.Gather(x, op.Constant(value_ints=[0]), axis=dim)
     for index in range(1, size):
         made = op.Mul(made, op.Gather(x, op.Constant(value_ints=[index]), axis=dim))

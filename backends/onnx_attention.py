@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ..optimizer.errors import UnsupportedError
 from .onnx_arithmetic import constant, op
 
 
@@ -39,7 +40,7 @@ def attention(
         enable_gqa: Whether keys have fewer heads, at dimension -3, than queries.
     """
     if dropout_p:
-        raise NotImplementedError("attention with dropout; call model.eval() before")
+        raise UnsupportedError("attention with dropout; call model.eval() before")
     dtype, rank = query.dtype, len(key.shape)
     if enable_gqa:
         key, value = (_repeated(x, query.shape[-3]) for x in (key, value))
@@ -77,7 +78,7 @@ def _causal(query: Any, key: Any) -> Any:
 
 def _fixed(size: Any, what: str) -> int:
     if not isinstance(size, int):
-        raise NotImplementedError(f"attention where {what} isn't fixed")
+        raise UnsupportedError(f"attention where {what} isn't fixed")
     return size
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
+from ..optimizer.errors import UnsupportedError
 from .onnx_arithmetic import constant, floor_divide, op
 
 _aten = torch.ops.aten
@@ -102,7 +103,7 @@ def searchsorted(
 ) -> Any:
     """``aten.searchsorted``: how many borders lie before a value; of NaN all of them."""
     if sorter is not None:
-        raise NotImplementedError("searchsorted with a sorter; sort the borders before")
+        raise UnsupportedError("searchsorted with a sorter; sort the borders before")
     right = right or side == "right"
     known = values.dtype if isinstance(values, ir.Value) else borders.dtype
     if not isinstance(values, ir.Value):
@@ -138,7 +139,7 @@ def _halved(borders: Any, values: Any, right: bool) -> Any:
     """PyTorch's bisection, as many steps as the number of borders has bits."""
     count = borders.shape[-1]
     if not isinstance(count, int):
-        raise NotImplementedError("searchsorted in a number of borders that isn't fixed")
+        raise UnsupportedError("searchsorted in a number of borders that isn't fixed")
     whole = ir.DataType.INT64
     low = op.Expand(constant(0, whole), op.Shape(values))
     high = op.Expand(constant(count, whole), op.Shape(values))
