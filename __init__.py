@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .optimizer.consolidate import consolidate
     from .optimizer.data import Batch, Parquet
     from .optimizer.debugger import debug
-    from .optimizer.driver import optimize, replan
+    from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
     from .optimizer.ir import (
         Feature,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .optimizer.passbase import Exactness, Pass
     from .optimizer.pipeline import Pipeline
     from .optimizer.registry import register
+    from .optimizer.replan import replan
     from .optimizer.report import Report
     from .optimizer.requests import Request
     from .optimizer.sources import capture
@@ -81,7 +82,7 @@ _PUBLIC = {
     "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.registry",
-    "replan": "optimizer.driver",
+    "replan": "optimizer.replan",
 }
 
 __all__ = [

@@ -149,6 +149,11 @@ class PassContext:
             self._edges = mark, Reference(program, self.hostile, reordered=True)
         return self._edges[1]
 
+    def release(self) -> None:
+        """Lets go of the programs that passes were held against; no pass may run after."""
+        self.original = self.judge = self._edges = None
+        self._analyses.clear()
+
     def rewriter(self, program: Program) -> Rewriter:
         """The editor for the current pass; the instruments may hold back single rewrites."""
         current = self.current

@@ -19,6 +19,7 @@ from .data import Rows
 from .domain import picked
 from .ir.program import Program, with_defaults
 from .numerics import truth
+from .parked import rest
 from .ragged import join
 from .sensitivity import Spread, spreads
 
@@ -72,6 +73,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         self.outputs = self.program.run(self.rows.features)
+        rest()
 
     @property
     def compares(self) -> bool:

@@ -48,6 +48,7 @@ from .knowledge import Knowledge, Subject
 from .lockstep import compare
 from .milestones import Milestones
 from .ordinary import ordinary
+from .parked import park
 from .passbase import Exactness
 from .pipeline import Pipeline
 from .precompute import entries_of
@@ -562,6 +563,7 @@ class _Job:
         self.say("optimizing", 0.3)
         optimized = as_request(self.program, self.shared)
         steps.run(optimized, context)
+        context.release()
         return self._lower(optimized, context, steps)
 
     def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> Finish:
@@ -577,11 +579,11 @@ class _Job:
             "rankc.recipe": ",".join(optimized.recipe),
             "rankc.fingerprint": optimized.fingerprint(),
         }
-        optimized = optimized if backend(name).refuses else without_bounds(optimized)
-        flat = as_flat(optimized, self.shared)
+        bare = optimized if backend(name).refuses else without_bounds(optimized)
+        flat = as_flat(bare, self.shared)
         try:
             built = backend(name).build(flat, context.target, folder, metadata)
-            entry, beside = entries_of(self.request, self.shared, optimized)
+            entry, beside = entries_of(self.request, self.shared, bare)
             for kind, program in beside.items():
                 more = backend(name).build_beside(kind, program, context.target, folder, metadata)
                 built = replace(built, files=(*built.files, *more.files))
@@ -592,6 +594,9 @@ class _Job:
             if self.strict:
                 built.require_plan(name)
             kept = flat if flat.nbytes <= _KEPT_BYTES else None
+            if kept is None:
+                park((optimized, bare, flat), folder, but=self.program)
+                gc.collect()
             finish = Finish(scratch, manifest, context.report, kept)
             assert self.sample is not None
             self.say("comparing with the model", 0.75)
@@ -649,46 +654,6 @@ def _check_iterable(data: Any) -> None:
             f"data is a {type(data).__name__}, expected batches: an iterable of rankc.Batch or of "
             "(inputs, labels), a DataLoader, or the path of a parquet file."
         )
-
-
-def replan(
-    artifact: Artifact,
-    model: nn.Module | Program | str | Path,
-    *,
-    data: Iterable[Any] | Parquet | str | Path,
-    budget: Budget,
-    target: str | Target | None = None,
-    trust_code: bool = False,
-) -> Artifact:
-    """An artifact of the same model for another budget, from the probe of the first.
-
-    Nothing that was measured at a site is measured again; the new plan is judged and proved as any.
-
-    Args:
-        artifact: Optimized from this model on this data.
-        model: The model.
-        data: The rows.
-        budget: The new limits.
-        target: The artifact's; only needed where that is one of your own.
-        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
-            process can.
-
-    Raises:
-        CheckpointError: The artifact is of another model or other rows.
-        BudgetExceeded: Not even the original is within the budget.
-    """
-    made = artifact.manifest
-    return optimize(
-        model,
-        target or made.target,
-        data=data,
-        budget=budget,
-        pipeline=made.pipeline,
-        batch_sizes=made.batch_sizes,
-        seed=made.seed,
-        trust_code=trust_code,
-        checkpoint=artifact,
-    )
 
 
 def _reachable(smallest: float | None) -> str:

@@ -16,6 +16,7 @@ from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .passbase import Exactness
 from .pieces import best_pieces
+from .reopened import close_all
 from .report import Outcome, Report
 from .requests import one_user
 from .target import Target
@@ -111,6 +112,8 @@ class Finish:
             captured, program, self._artifact, sample, target, batch_sizes, lossy=self.lossy
         )
         self.report.notes.append(told)
+        if self.program is None:
+            close_all(self._scratch)  # what is opened to be timed would be in memory besides
 
     def differs(self, rows: Rows) -> str:
         """Where it scores rows otherwise than the program it was built of, beyond rounding.

@@ -256,7 +256,8 @@ def _numerics(
     rows = ctx.rows
     results, earlier = after.run(rows), before.run(rows)
     moved = divergence(earlier, results)
-    if not any(bool(value.isfinite().any()) for value in earlier.values()):
+    scores = [value for value in earlier.values() if value.numel()]
+    if scores and not any(bool(value.isfinite().any()) for value in scores):
         # NaN is NaN whatever a pass did: that would be no check.
         return moved, None, "no score of the rows is finite, so nothing could be checked"
     error = own = None

@@ -86,6 +86,13 @@ class Reopened:
 _LIVE: weakref.WeakSet[Reopened] = weakref.WeakSet()
 
 
+def close_all(held: object) -> None:
+    """Closes the runners that hold something; each opens again with its next batch."""
+    for one in list(_LIVE):
+        if one._held is held:
+            one._runner = None
+
+
 def _after_fork() -> None:
     for one in list(_LIVE):
         one.leave()

@@ -109,13 +109,12 @@ def _run(script: str, *arguments: str) -> Any:
 
 
 @pytest.mark.slow
-def test_a_2_gb_table_takes_less_than_one_and_seven_tenths_of_the_model() -> None:
+def test_a_2_gb_table_takes_less_than_one_and_a_half_of_the_model() -> None:
     found = _run(_FOR_THE_CPU)
     assert found["status"] == "pass"
     assert found["formats"]["items"] == "int8"
     assert found["artifact"] < 0.3 * found["model"]
-    # 1.62: the codes are there twice while the file is compared with the program it was built of.
-    assert found["peak"] < 1.7 * found["model"]
+    assert found["peak"] < 1.5 * found["model"], found["peak"] / found["model"]
 
 
 @pytest.mark.slow

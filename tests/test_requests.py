@@ -211,7 +211,11 @@ def traffic(per_request: int = 20, requests: int = 100) -> list[rankc.Batch]:
 
 def test_the_verdict_covers_requests_and_low_formats() -> None:
     found = rankc.optimize(
-        program(), EAGER, data=traffic(), budget=LOOSE, request=rankc.Request(SHARED)
+        program(),
+        EAGER,
+        data=traffic(requests=300),
+        budget=LOOSE,
+        request=rankc.Request(SHARED),
     )
     assert found.verdict.status is rankc.Status.PASS
     assert {site.chosen for site in found.report.sites} >= {"int8"}

@@ -291,7 +291,10 @@ _KEPT_WHOLE = (
 
 def captured_operators() -> frozenset[str]:
     """ATen's names, without overloads, of what capture leaves: core ATen and what is whole."""
-    packets = (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten))
+    # `dir(torch.ops.aten)` only has what was called before.
+    registered = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    names = {name.split(".")[0] for space, name in registered if space == "aten"}
+    packets = (getattr(torch.ops.aten, name, None) for name in sorted(names))
     found = [packet for packet in packets if isinstance(packet, torch._ops.OpOverloadPacket)]
     core = {
         packet.__name__

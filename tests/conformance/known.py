@@ -53,7 +53,7 @@ WITHOUT_CASE: Mapping[str, str] = {
         (
             *("_local_scalar_dense", "alias", "arange", "as_strided", "clone", "copy", "empty"),
             *("empty_strided", "fill", "full", "scalar_tensor", "sym_numel", "sym_size"),
-            *("sym_storage_offset", "sym_stride"),
+            *("sym_storage_offset", "sym_stride", "sym_is_contiguous", "resize_"),
         ),
         _SIZES,
     ),
