@@ -53,7 +53,7 @@ def rest() -> None:
 
 def _mapped(tensor: Tensor, folder: Path) -> Tensor:
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()))
+        file.write(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     _PARKED.add(held)
