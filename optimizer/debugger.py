@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .artifact import Artifact
-from .data import Parquet, Rows, collect, synthesize
+from .data import Parquet, Rows, check_features, collect, synthesize
 from .errors import ArtifactError, DataError
-from .ir.program import Program
+from .ir.program import Program, with_defaults
 from .lockstep import Diagnosis, compare, shifts
 from .registry import backend, frontend
 from .sources import captured
@@ -43,7 +43,7 @@ def debug(
 
     Raises:
         CaptureError: The model, or the artifact's graph, can't be captured.
-        DataError: Rows that don't fit, or two models without an output in common.
+        DataError: Rows that don't fit both models, or two models without an output in common.
         ArtifactError: The folder is no artifact, or its backend kept no graph that can be read.
     """
     original, data = captured(model, data, inputs, None, None, trust_code)
@@ -58,6 +58,7 @@ def debug(
             f"{list(program.signature.outputs)}. Is the second made from the first?"
         )
     features = _some(original, data, rows).features
+    _check_fits(program, features)
     found = compare(original, program, features)
     if isinstance(artifact, Program):
         return found
@@ -88,6 +89,32 @@ def program_of(artifact: Artifact) -> Program:
         f"the {artifact.manifest.backend} backend writes no graph that can be read back; debug the "
         "program before lowering (rankc.Pipeline), or another backend's artifact."
     )
+
+
+def _check_fits(program: Program, features: Mapping[str, Tensor]) -> None:
+    """Raises unless rows of the original are rows of the other model too.
+
+    Raises:
+        DataError: Which feature doesn't fit, and what would.
+    """
+    why = _unfit(program, with_defaults(program.signature, features))
+    if why:
+        raise DataError(
+            f"rows of the first model don't fit the second: {why} Where it was made from the "
+            "first, data= may give rows that both take."
+        )
+
+
+def _unfit(program: Program, features: Mapping[str, Tensor]) -> str:
+    """Why features are no rows of a program; empty where they are."""
+    lacking = [name for name in program.signature.names if name not in features]
+    if lacking:
+        return f"it takes {lacking}, which the first doesn't have."
+    try:
+        check_features(program.signature, features)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _some(program: Program, data: Any, count: int) -> Rows:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
+from .errors import DataError
 from .ir.facts import facts_of
 from .ir.ops import QUANTIZE
 from .ir.program import Program
@@ -157,9 +158,13 @@ def compare(reference: Program, optimized: Program, features: Mapping[str, Tenso
     Args:
         reference: The original.
         optimized: What became of it; an output or more has the same name.
-        features: Rows, by feature name.
+        features: Rows that both take, by feature name.
+
+    Raises:
+        DataError: No output of both has the same shape.
     """
     there = _Original(reference, features)
+    _check_outputs(there.outputs, _outputs(optimized, features))
     pairs = _pairs(there, optimized, features)
     lock = _lockstep(there, optimized, features, pairs)
     findings = []
@@ -172,6 +177,18 @@ def compare(reference: Program, optimized: Program, features: Mapping[str, Tenso
         findings.append(_finding(there, lock, node, twin, shift))
     moved = shifts(there.outputs, _outputs(optimized, features))
     return Diagnosis(len(next(iter(there.outputs.values()))), moved, tuple(findings))
+
+
+def _check_outputs(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    if not shifts(before, after):
+        first, second = (
+            ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
+            for outputs in (before, after)
+        )
+        raise DataError(
+            f"no output of the two models can be compared: {first} of the first, {second} of the "
+            "second. Is the second made from the first?"
+        )
 
 
 def _listed(shift: Mapping[str, float]) -> str:

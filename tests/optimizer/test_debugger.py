@@ -13,6 +13,7 @@ import torch
 from rankc.optimizer.cli import main
 from rankc.optimizer.errors import ArtifactError, DataError
 from rankers import EAGER, dlrm, dlrm_batches, optimized, two_tasks, two_tasks_inputs
+from torch import Tensor, nn
 
 
 def test_an_artifact_in_memory() -> None:
@@ -60,6 +61,76 @@ def test_two_models_without_an_output_in_common() -> None:
     other = rankc.capture(two_tasks(), (two_tasks_inputs(4, 0),))
     with pytest.raises(DataError, match="no output in common"):
         rankc.debug(dlrm(), other, dlrm_batches())
+
+
+class OneTable(nn.Module):
+    """A ranker of some size, to be held against one of another."""
+
+    def __init__(
+        self, ids: int = 50, dense: int = 6, lists: bool = False, wide: bool = False
+    ) -> None:
+        super().__init__()
+        self.table, self.over = nn.Embedding(ids, 4), nn.Linear(dense + 4, 1)
+        self.lists, self.wide = lists, wide
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        looked_up = self.table(ids).mean(1) if self.lists else self.table(ids)
+        found: Tensor = self.over(torch.cat([dense, looked_up], -1))
+        return found if self.wide else found.squeeze(-1)
+
+
+class DenseOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = nn.Linear(6, 1)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        found: Tensor = self.over(dense)
+        return found.squeeze(-1)
+
+
+DENSE, IDS = torch.arange(24.0).reshape(4, 6) % 5, torch.arange(4)
+FIRST = rankc.capture(OneTable().eval(), (DENSE, IDS))
+
+
+@pytest.mark.parametrize(
+    ("second", "inputs", "said"),
+    [
+        (OneTable(ids=20), (DENSE, IDS), "'ids' has ids beyond its table of 20 rows in .* rows"),
+        (
+            OneTable(dense=4),
+            (DENSE[:, :4], IDS),
+            r"has shape \[512, 6\], expected \[batch, 4",
+        ),
+        (OneTable(lists=True), (DENSE, IDS.expand(3, 4).T), r"'ids' has shape \[512\], expected"),
+        (OneTable().double(), (DENSE.double(), IDS), "'dense' is float32, expected float64"),
+        (
+            OneTable(wide=True),
+            (DENSE, IDS),
+            r"compared: score \[512\] of the first, score \[",
+        ),
+    ],
+)
+def test_models_that_take_or_give_other_shapes(
+    second: nn.Module, inputs: tuple[Tensor, ...], said: str
+) -> None:
+    other = rankc.capture(second.eval(), inputs)
+    with pytest.raises(DataError, match=said):
+        rankc.debug(FIRST, other)
+
+
+def test_a_feature_that_only_the_second_model_takes() -> None:
+    dense_only = rankc.capture(DenseOnly().eval(), (DENSE,))
+    with pytest.raises(DataError, match=r"it takes \['ids'\], which the first doesn't have"):
+        rankc.debug(dense_only, FIRST)
+    assert rankc.debug(FIRST, dense_only).rows == 512
+
+
+def test_rows_that_both_models_take_are_compared() -> None:
+    smaller = rankc.capture(OneTable(ids=20).eval(), (DENSE, IDS))
+    with pytest.raises(DataError, match="data= may give rows that both take"):
+        rankc.debug(FIRST, smaller)
+    assert rankc.debug(FIRST, smaller, [((DENSE, IDS), None)]).rows == 4
 
 
 def test_other_weights_are_told() -> None:
