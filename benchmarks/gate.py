@@ -25,6 +25,7 @@ from rankc import Budget
 from rankc.optimizer.gate import COHORT_FACTOR, split_confidence, status_of
 from rankc.optimizer.verdict import Status
 from scipy.optimize import brentq
+from scipy.signal import lfilter
 from scipy.special import expit
 from scipy.stats import beta, lognorm
 
@@ -35,7 +36,6 @@ LOOKS = 4
 ALLOWED = 0.025
 OVER = (1.0, 1.5, 2.0)
 SOUND, ENOUGH = 0.1, 0.8
-_POPULATION = 400_000
 _MOST_ROWS = 32
 
 
@@ -76,6 +76,7 @@ class Kind:
         regression: Whether losses are squared errors.
         within: Whether the limit meant is a cohort's, of cohort 1.
         dear: How many times fewer sets are drawn.
+        population: Rows that stand for all traffic.
         options: Of the budget.
     """
 
@@ -88,6 +89,7 @@ class Kind:
     regression: bool = False
     within: bool = False
     dear: int = 1
+    population: int = 400_000
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -169,11 +171,7 @@ def _lasting(rng: np.random.Generator, rows: int, length: float) -> FloatArray:
     steps = -(-rows // 10)
     keep = float(np.exp(-10.0 / length))
     noise = rng.normal(size=steps) * (1.0 - keep**2) ** 0.5
-    found = np.empty(steps)
-    last = float(rng.normal())
-    for step in range(steps):
-        last = keep * last + float(noise[step])
-        found[step] = last
+    found, _ = lfilter([1.0], [1.0, -keep], noise, zi=[keep * float(rng.normal())])
     return np.repeat(found, 10)[:rows]
 
 
@@ -212,8 +210,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("by user, 20 rows each", by_user),
     Kind("autocorrelated, over 50 rows", partial(in_time, length=50.0)),
     Kind("autocorrelated, over 100 rows", in_time),
+    Kind("autocorrelated, over 300 rows", partial(in_time, length=300.0)),
+    Kind("autocorrelated, over 1,000 rows", partial(in_time, length=1000.0), population=1_000_000),
     Kind("autocorrelated, and by user", partial(in_time, users=20)),
     Kind("autocorrelated, days of 200 rows", partial(in_time, days=200)),
+    Kind("autocorrelated, 12 days of 833 rows", partial(in_time, days=833)),
     Kind("each row ten times", repeated),
     Kind("three tasks", plain, tasks=3),
     Kind("regression, log-normal residuals", residuals, regression=True),
@@ -243,7 +244,7 @@ def loss(scores: FloatArray, label: FloatArray) -> FloatArray:
 def amplitude(kind: Kind, over: float) -> float:
     """What times the shift has a true ΔNE of so many times the limit, over all traffic."""
     rng = np.random.default_rng(99)
-    drawn = kind.draw(rng, _POPULATION)
+    drawn = kind.draw(rng, kind.population)
     limit, chosen = kind.ne * over, np.ones(len(drawn.scores), dtype=bool)
     if kind.within:
         assert drawn.cohort is not None

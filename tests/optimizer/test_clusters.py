@@ -65,6 +65,21 @@ def test_what_lasts_widens_the_interval_as_much_as_it_should() -> None:
     assert np.mean(plain) / spread < 0.6
 
 
+@pytest.mark.parametrize("each", [1, 30, 200, 400, 1000])
+def test_intervals_cover_however_long_it_lasts(each: int) -> None:
+    """What holds for a twelfth of the rows, several blocks, is no more evidence than it is."""
+    random = np.random.default_rng(0)
+    before, covered, widths = np.ones(ROWS), 0, []
+    for _ in range(400):
+        change = 0.01 * np.roll(lasting(random, ROWS, each), int(random.integers(each)))
+        interval = paired_delta(before, before + change, Clusters.of(ROWS))
+        covered += interval.low <= 0.0 <= interval.high
+        widths.append(interval.high - interval.low)
+    assert covered / 400 >= 0.92
+    if each == 1:  # nothing lasts, and the interval is hardly wider for it
+        assert np.mean(widths) < 1.15 * 2 * 1.96 * 0.01 / ROWS**0.5
+
+
 def test_the_order_tells_time_where_none_is_given_and_shuffling_takes_it_away() -> None:
     random, scores, _ = drawn(0)
     labels = (random.random(ROWS) < expit(scores + lasting(random, ROWS, 100))).astype(np.float64)
