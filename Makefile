@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit attack bench-structure bench-precision bench-gate bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-gate bench-rolling bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -44,6 +44,11 @@ bench-precision: $(VENV)/bench
 # How often the gate passes what it mustn't, and what is sound; an hour, goes on where it was stopped.
 bench-gate: $(VENV)/test
 	$(BIN)/python benchmarks/gate.py $(BENCH)
+
+# Whether verdicts hold on the flights of the month after, and the census of the year after; an hour,
+# goes on where it was stopped.
+bench-rolling: $(VENV)/test
+	$(BIN)/python benchmarks/rolling_origin.py $(BENCH)
 
 # Each native operator and whole models, with the library and without; some twenty minutes.
 bench-native: $(VENV)/bench

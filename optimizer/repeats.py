@@ -30,8 +30,11 @@ def found(tasks: Sequence[TaskRows]) -> IntArray | None:
     Args:
         tasks: The same rows, by task.
     """
-    scores = codes_of([column for task in tasks for column in (task.reference, task.optimized)])
-    count = len(scores)
+    columns = [column for task in tasks for column in (task.reference, task.optimized)]
+    count = len(columns[0])
+    if any(_all_differ(column) for column in columns):
+        return None  # as most scores do; telling costs one sort
+    scores = codes_of(columns)
     if int(scores.max()) + 1 == count:
         return None
     labelled = [task for task in tasks if not task.soft]
@@ -39,6 +42,11 @@ def found(tasks: Sequence[TaskRows]) -> IntArray | None:
         return None
     whole = codes_of([scores.astype(np.float64), *(task.labels for task in labelled)])
     return whole if int(whole.max()) + 1 < count else None
+
+
+def _all_differ(column: FloatArray) -> bool:
+    ordered = np.sort(column)
+    return bool((ordered[1:] != ordered[:-1]).all())
 
 
 def shared(tasks: Sequence[TaskRows], earlier: int) -> int:
