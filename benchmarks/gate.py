@@ -273,7 +273,7 @@ def amplitude(kind: Kind, over: float) -> float:
         low, high = high, 2.0 * high
         if high > 1e6:
             raise ValueError(f"{kind.name}: no copy is that bad")
-    return float(brentq(lambda size: delta(size) - limit, low, high))
+    return float(brentq(lambda size: delta(size) - limit, low, high, rtol=1e-4))
 
 
 def passes(kind: Kind, size: float, seed: int, looks: int, rows: int) -> bool:

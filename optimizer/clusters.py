@@ -227,9 +227,10 @@ def _lasting(independent: Spread, moved: FloatArray, middles: FloatArray) -> Spr
     waves = _waves(each)
     slow = np.cos(np.pi * np.outer(np.arange(1, waves + 1), middles)) @ each
     variance = 2.0 * float(np.square(slow).mean())
+    # Waves leave the mean out anyway: of the jackknife only what is unequal is wanted.
     return replace(
         independent,
-        error=size * variance**0.5,
+        error=size * variance**0.5 * (count - 1) / count,
         degrees=min(float(waves), independent.degrees),
     )
 
@@ -249,9 +250,11 @@ def _waves(each: FloatArray) -> int:
     # that is left out, or blocks that don't last at all would often be judged by few waves.
     lasts = found + (1.0 + 3.0 * found) / count - 0.5 / count**0.5
     lasts = min(max(lasts, 1e-6), 0.97)
-    most = max(count // 2, 1)
+    # All count - 1 waves are what independent blocks would be judged by: of a few, all.
+    least = min(WAVES[0], count - 1)
+    most = min(max(count // 2, 2 * least), count - 1, WAVES[1])
     fitting = count / np.pi * (1.0 - lasts) * (6.0 / (count * lasts)) ** 0.5
-    return int(np.clip(fitting, min(WAVES[0], most), min(WAVES[1], most)))
+    return int(np.clip(fitting, least, most))
 
 
 def _renumbered(codes: IntArray | None, rows: IntArray) -> tuple[IntArray | None, int]:

@@ -80,6 +80,19 @@ def test_intervals_cover_however_long_it_lasts(each: int) -> None:
         assert np.mean(widths) < 1.15 * 2 * 1.96 * 0.01 / ROWS**0.5
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+def test_of_few_blocks_all_waves_are_used(blocks: int) -> None:
+    """They are then what independent clusters of equal size come to."""
+    random = np.random.default_rng(0)
+    change = 0.01 * lasting(random, ROWS, 1000)
+    block = np.arange(ROWS) // (ROWS // blocks)
+    by_time = paired_delta(np.ones(ROWS), 1.0 + change, Clusters.of(ROWS, time=block))
+    by_group = paired_delta(np.ones(ROWS), 1.0 + change, block)
+    assert by_time.by == "time"
+    assert by_time.standard_error == pytest.approx(by_group.standard_error)
+    assert by_time.freedom == by_group.freedom == blocks - 1
+
+
 def test_the_order_tells_time_where_none_is_given_and_shuffling_takes_it_away() -> None:
     random, scores, _ = drawn(0)
     labels = (random.random(ROWS) < expit(scores + lasting(random, ROWS, 100))).astype(np.float64)
