@@ -526,8 +526,9 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
     from .budget import Budget
     from .context import PassContext
-    from .data import collect, split, synthesize
+    from .data import collect, split
     from .numerics import divergence
+    from .ordinary import ordinary
     from .pipeline import Pipeline
     from .registry import served
     from .scoring import Judge
@@ -536,7 +537,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     program = _capture(arguments.model, arguments.trust_code)
     parquet = _parquet(arguments)
     rows = (
-        synthesize(program.signature, 256)
+        ordinary(program, 256)
         if parquet is None
         else split(collect(parquet.batches(program), program)).calibration
     )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Artifact
-from .data import Parquet, Rows, check_features, collect, synthesize
+from .data import Parquet, Rows, check_features, collect
 from .errors import ArtifactError, DataError
 from .ir.program import Program, with_defaults
 from .lockstep import Diagnosis, compare, shifts
+from .ordinary import ordinary
 from .registry import backend, frontend
 from .sources import captured
 
@@ -119,7 +120,7 @@ def _unfit(program: Program, features: Mapping[str, Tensor]) -> str:
 
 def _some(program: Program, data: Any, count: int) -> Rows:
     if data is None:
-        return synthesize(program.signature, count)
+        return ordinary(program, count)
     if isinstance(data, (str, Path)):
         data = Parquet(data)
     if isinstance(data, Parquet):

@@ -26,8 +26,8 @@ class GroupTables(Pass):
 
     Method: table-batched embedding (Neo, 2104.05158): ids are shifted by where their table starts.
 
-    Exact because: every id finds the same row. An id beyond its own table would find a neighbour's
-    row instead of failing; artifacts check ids before scoring. It is declared rounding since a
+    Exact because: every id finds the same row; one beyond its own table would find a neighbour's,
+    and is refused before the lookup (``optimizer/ir/bounds.py``). It is declared rounding since a
     slice of the grouped rows has other strides, and torch chooses its kernels by them.
     Pays because: every lookup is an operator. Rows taken out of the grouped ones again are copied,
     though: bags of 10 ids in each of 26 tables of width 64, one thread of ONNX Runtime,

@@ -63,8 +63,10 @@ class PlacePrecision(Pass):
         """Skips targets without a format, and runs without data."""
         if not ctx.target.formats and not ctx.target.table_formats:
             raise Skip(f"{ctx.target.name} has no format below fp32")
-        if ctx.judge is None or not ctx.calibration:
+        if not ctx.calibration:
             raise Skip("there is no data to choose formats on")
+        if ctx.judge is None:
+            raise Skip("no part of the budget is left for lower formats")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Tries every candidate, then places those that are best together."""

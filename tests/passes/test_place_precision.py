@@ -96,8 +96,14 @@ def test_skips_a_target_without_formats() -> None:
     assert ran.missed("place-precision") == ["cpu-fp32 has no format below fp32"]
 
 
-@pytest.mark.parametrize("lacking", ["judge", "calibration"])
-def test_skips_without_data(lacking: str) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ("judge", "no part of the budget is left for lower formats"),
+        ("calibration", "there is no data to choose formats on"),
+    ],
+)
+def test_skips_without_data(lacking: str, told: str) -> None:
     program = canonical(Net(), X)
     ran = run_passes(
         program,
@@ -107,7 +113,7 @@ def test_skips_without_data(lacking: str) -> None:
         calibration=() if lacking == "calibration" else [made_up(program, 64, seed=7)],
     )
     assert ran.outcomes == [Outcome.SKIPPED]
-    assert ran.missed("place-precision") == ["there is no data to choose formats on"]
+    assert ran.missed("place-precision") == [told]
 
 
 @pytest.mark.parametrize(
