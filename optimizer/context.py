@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from torch import Tensor, fx
+from torch import fx
 
 from .ir.facts import site_of
-from .ir.program import Program
+from .ir.program import Features, Program
 from .ir.rewrite import Rewriter
 from .report import Kind, Remark, Report
 from .target import Target
 
 if TYPE_CHECKING:
     from .assumed import Assumptions
-    from .data import Rows as RowSet
+    from .data import Rows
     from .differences import Reference
     from .distill import Recovery
     from .instruments import Instrument
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .verdict import Verdict
 
 T = TypeVar("T")
-Rows = Mapping[str, Tensor]
 
 
 class PlanJudge(Protocol):
@@ -46,7 +45,7 @@ class PlanJudge(Protocol):
     def allowances(self) -> Mapping[str, float]:
         """The largest damages a plan can have and still be judged within the budget."""
 
-    def sample(self) -> Rows:
+    def sample(self) -> Features:
         """Features of a few thousand of the rows, from all over them."""
 
     def rebased(self, program: Program, *, trained: bool = False) -> PlanJudge:
@@ -82,9 +81,9 @@ class PassContext:
 
     target: Target
     report: Report = field(default_factory=Report)
-    rows: Rows | None = None
-    hostile: RowSet | None = None
-    calibration: Sequence[Rows] = ()
+    rows: Features | None = None
+    hostile: Rows | None = None
+    calibration: Sequence[Features] = ()
     judge: PlanJudge | None = None
     assumed: Assumptions | None = None
     original: Program | None = None

@@ -21,9 +21,8 @@ from .analysis.branches import JOINS
 from .analysis.channels import Channels, Group
 from .analysis.dependence import Scene, whole_lines
 from .analysis.onerow import SPLITS, picked_dim
-from .context import Rows
 from .ir.pattern import argument, is_op, parameter_name
-from .ir.program import Program
+from .ir.program import Features, Program
 from .ir.rewrite import Rewriter, sweep
 
 _aten = torch.ops.aten
@@ -115,7 +114,7 @@ class Moments:
     covariance: Tensor | None = None
 
 
-def input_moments(program: Program, batches: Sequence[Rows]) -> dict[str, Moments]:
+def input_moments(program: Program, batches: Sequence[Features]) -> dict[str, Moments]:
     """The moments of every linear's and normalization's input, by the node's name.
 
     And of every operand of a join or a sum, element by element, by the operand's name.

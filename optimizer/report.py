@@ -9,6 +9,8 @@ from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from .analysis.cost import Size
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -54,20 +56,6 @@ class Remark:
     def __str__(self) -> str:
         where = f" [{', '.join(self.sites[:4])}{', …' if len(self.sites) > 4 else ''}]"
         return f"{self.message}{where if self.sites else ''}"
-
-
-@dataclass(frozen=True)
-class Size:
-    """How big a program is."""
-
-    nodes: int
-    parameters: int
-    nbytes: int
-    flops: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return asdict(self)
 
 
 class Outcome(StrEnum):

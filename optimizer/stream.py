@@ -21,12 +21,11 @@ from torch import Tensor
 from .allocation import Goal, allocate, too_little
 from .analysis.channels import Channels, channels
 from .analysis.importance import Worth, by_effect, task_logits
-from .context import PassContext, Rows
-from .data import Batch, collect
-from .data import Rows as LabelledRows
+from .context import PassContext
+from .data import Batch, Rows, collect
 from .distill import loss_of
 from .errors import DataError, PruneError, RecoverError
-from .ir.program import Program
+from .ir.program import Features, Program
 from .pipeline import Pipeline
 from .ragged import take
 from .removal import Removal, input_moments, without
@@ -140,9 +139,9 @@ class Stream:
             raise DataError("Stream was given no windows")
         return Followed(tuple(told), {name: arm.smaller() for name, arm in arms.items()})
 
-    def _chosen(self, program: Program, rows: LabelledRows, context: PassContext) -> _Gone:
+    def _chosen(self, program: Program, rows: Rows, context: PassContext) -> _Gone:
         found = channels(program)
-        few: list[Rows] = [rows.spread(_WORTH_ROWS).features]
+        few: list[Features] = [rows.spread(_WORTH_ROWS).features]
         moments = input_moments(program, few)
         worth: Worth = by_effect(program, found, few, moments)
         plan = allocate(found, worth, Goal(flops=self.flops, evidence=False), context)
@@ -214,7 +213,7 @@ class Followed:
         )
 
 
-def _rows(batches: Sequence[Batch], program: Program, number: int) -> LabelledRows:
+def _rows(batches: Sequence[Batch], program: Program, number: int) -> Rows:
     rows = collect(batches, program)
     missing = [t.name for t in program.signature.served if t.name not in _labels(rows)]
     if missing:
@@ -284,7 +283,7 @@ class _Arm:
             add(name, mask)
         return masks
 
-    def loss(self, rows: LabelledRows) -> dict[str, float]:
+    def loss(self, rows: Rows) -> dict[str, float]:
         """``{task: mean loss}`` before anything is learned."""
         trainable, tasks = self._trainable, self._trainable.program.signature.served
         total = {task.name: 0.0 for task in tasks}
@@ -299,7 +298,7 @@ class _Arm:
             start += len(next(iter(outputs.values())))
         return {name: value / start for name, value in total.items()}
 
-    def learn(self, rows: LabelledRows, number: int) -> None:
+    def learn(self, rows: Rows, number: int) -> None:
         """Passes over a window.
 
         Raises:
@@ -338,5 +337,5 @@ class _Arm:
         return without(self.now(), self.gone.found, self.gone.removal, {})
 
 
-def _labels(rows: LabelledRows) -> Mapping[str, Any]:
+def _labels(rows: Rows) -> Mapping[str, Any]:
     return rows.labels or {}

@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.choosing import Option, choose
-from ..optimizer.context import PassContext, Rows
+from ..optimizer.context import PassContext
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
+from ..optimizer.ir.program import Features
 from ..optimizer.passbase import Exactness, Pass, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.scoring import Judge
@@ -122,7 +123,7 @@ class _Rows(Option):
 
 
 def lookups(
-    program: Program, tables: Mapping[str, Sequence[fx.Node]], batches: Iterable[Rows]
+    program: Program, tables: Mapping[str, Sequence[fx.Node]], batches: Iterable[Features]
 ) -> dict[str, Tensor]:
     """How often each row of each table is looked up, ``{table: [rows]}``."""
     counter = _Counter(program, tables)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..formats import HALF
 from ..ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
 from ..ir.pattern import is_op, size_at
 from ..ir.program import Program
-from ..report import Size
 from ..target import Target
 
 _aten = torch.ops.aten
@@ -196,3 +195,17 @@ def _numel(value: Tensor, batch: int) -> float:
 
 def _nbytes(value: Tensor, batch: int) -> float:
     return _numel(value, batch) * value.element_size()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How big a program is."""
+
+    nodes: int
+    parameters: int
+    nbytes: int
+    flops: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return asdict(self)

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..context import Rows
 from ..ir.pattern import is_op, parameter_name
-from ..ir.program import Program
+from ..ir.program import Features, Program
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_no_training.default
@@ -58,7 +57,7 @@ class Moments:
     deviation: Tensor
 
 
-def feature_moments(program: Program, rows: Rows, names: Sequence[str]) -> dict[str, Moments]:
+def feature_moments(program: Program, rows: Features, names: Sequence[str]) -> dict[str, Moments]:
     """The moments of features that batch norms read as they are, every value of theirs.
 
     Args:
@@ -81,7 +80,7 @@ def feature_moments(program: Program, rows: Rows, names: Sequence[str]) -> dict[
 class _Places(fx.Interpreter):
     """Runs one row, and beside it where each value that is a feature's comes from."""
 
-    def __init__(self, program: Program, rows: Rows, names: Sequence[str]) -> None:
+    def __init__(self, program: Program, rows: Features, names: Sequence[str]) -> None:
         super().__init__(program.module)
         self._program = program
         self._places: dict[fx.Node, Tensor] = {}

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..context import Rows
 from ..ir.pattern import is_op
-from ..ir.program import Program
+from ..ir.program import Features, Program
 from ..ir.signature import Score, Signature, Task, TaskKind
 from ..ragged import ragged_of, row_count, take
 from ..removal import Moments, Removal, emptied, without
@@ -60,7 +59,7 @@ class Worth:
 
 
 def by_effect(
-    program: Program, found: Channels, batches: Sequence[Rows], moments: Mapping[str, Moments]
+    program: Program, found: Channels, batches: Sequence[Features], moments: Mapping[str, Moments]
 ) -> Worth:
     """Worth by what scores move, on real rows.
 
@@ -110,7 +109,7 @@ def _set_right(
     groups: Sequence[int],
     program: Program,
     found: Channels,
-    batches: Sequence[Rows],
+    batches: Sequence[Features],
     moments: Mapping[str, Moments],
 ) -> None:
     """Scales the moves of each group's units to what half of them move scores by, together."""
@@ -200,7 +199,7 @@ def _one_by_one(
     return removed
 
 
-def _pieces(batches: Sequence[Rows], signature: Signature) -> Iterator[Rows]:
+def _pieces(batches: Sequence[Features], signature: Signature) -> Iterator[Features]:
     ragged = ragged_of(signature)
     for batch in batches:
         for start in range(0, row_count(batch, ragged), _BATCH):
@@ -235,7 +234,7 @@ class _Edges(fx.Interpreter):
         self._source = {exit_.node: exit_.source for exit_ in exits}
         self.edges: dict[fx.Node, Tensor] = {}
 
-    def outputs(self, batch: Rows) -> dict[str, Tensor]:
+    def outputs(self, batch: Features) -> dict[str, Tensor]:
         """The outputs by name, with gradients."""
         with torch.enable_grad():
             results = self.run(*self._program.ordered(batch))

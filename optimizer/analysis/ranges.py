@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..context import Rows
 from ..ir.ops import DOT_INTERACTION, REQUEST_BROADCAST
 from ..ir.pattern import argument
-from ..ir.program import Program
+from ..ir.program import Features, Program
 from .sites import has_plain_weight
 
 _aten = torch.ops.aten
@@ -57,7 +56,7 @@ Known = Range | list["Known"]
 
 
 def value_ranges(
-    program: Program, rows: Rows, bounds: Mapping[str, tuple[Tensor, Tensor]]
+    program: Program, rows: Features, bounds: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[fx.Node, Range]:
     """The range of every floating-point value of a program.
 

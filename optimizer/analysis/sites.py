@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..context import Rows
 from ..ir.pattern import argument, is_op, parameter_name, shape_of
-from ..ir.program import Program
+from ..ir.program import Features, Program
 
 _aten = torch.ops.aten
 
@@ -63,7 +62,7 @@ def _readers(program: Program) -> tuple[dict[str, list[fx.Node]], set[str]]:
 
 
 def inputs_of(
-    program: Program, sites: Sequence[fx.Node], batches: Sequence[Rows], rows: int = 4096
+    program: Program, sites: Sequence[fx.Node], batches: Sequence[Features], rows: int = 4096
 ) -> dict[fx.Node, Tensor]:
     """Real input rows ``[rows, K]`` of each linear, from calibration batches.
 
@@ -80,7 +79,7 @@ def inputs_of(
 
 
 def rows_read(
-    program: Program, lookups: Sequence[fx.Node], batches: Sequence[Rows]
+    program: Program, lookups: Sequence[fx.Node], batches: Sequence[Features]
 ) -> dict[fx.Node, Tensor]:
     """Which rows of its table each lookup reads on calibration batches, each once."""
     recorder = _IdRecorder(

@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from ..context import Rows
 from ..ir.heads import JOINS, columns_of, elementwise
 from ..ir.pattern import is_op
-from ..ir.program import Program
+from ..ir.program import Features, Program
 from ..ir.signature import Score, Task
 from ..windows import Knots, Windows, between, empirical, exponential, fit_rate
 
@@ -99,7 +98,7 @@ class Fit:
 
     @classmethod
     def of(
-        cls, program: Program, windows: Windows, heads: Sequence[Head], batches: Sequence[Rows]
+        cls, program: Program, windows: Windows, heads: Sequence[Head], batches: Sequence[Features]
     ) -> Fit:
         """Fits what wasn't given to the heads' scores on calibration rows."""
         runs = [program.run(batch) for batch in batches]

@@ -20,6 +20,9 @@ from .scratch import written_whole
 from .signature import BATCH, Signature
 from .structure import Structure
 
+#: Values of features by name: what a program is run on.
+Features = Mapping[str, Tensor]
+
 
 @dataclass
 class Program:

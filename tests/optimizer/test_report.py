@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rankc.optimizer.analysis.cost import Size
 from rankc.optimizer.report import (
     Kind,
     Outcome,
@@ -12,7 +13,6 @@ from rankc.optimizer.report import (
     Remark,
     Report,
     SiteRecord,
-    Size,
     readable_bytes,
 )
 from rankc.optimizer.verdict import Verdict
