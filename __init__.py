@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         Task,
         TaskKind,
     )
+    from .optimizer.pass_registry import register
     from .optimizer.passbase import Exactness, Pass
     from .optimizer.pipeline import Pipeline
-    from .optimizer.registry import register
     from .optimizer.replan import replan
     from .optimizer.report import Report
     from .optimizer.requests import Request
@@ -81,7 +81,7 @@ _PUBLIC = {
     "consolidate": "optimizer.consolidate",
     "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
-    "register": "optimizer.registry",
+    "register": "optimizer.pass_registry",
     "replan": "optimizer.replan",
 }
 

@@ -33,7 +33,8 @@ from rankc.models.train import train
 from rankc.optimizer.batchmates import batch_shift, too_far
 from rankc.optimizer.data import collect, split
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.scoring import Judge, score
+from rankc.optimizer.scores import score
+from rankc.optimizer.scoring import Judge
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, export
 from torch import Tensor, nn

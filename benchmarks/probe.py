@@ -23,7 +23,8 @@ from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.registry import served
-from rankc.optimizer.scoring import Judge, score
+from rankc.optimizer.scores import score
+from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import Target
 
 ROWS = 20_000

@@ -28,7 +28,8 @@ from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import Rows
 from rankc.optimizer.ir import site_of
 from rankc.optimizer.pipeline import Pipeline
-from rankc.optimizer.scoring import Judge, score
+from rankc.optimizer.scores import score
+from rankc.optimizer.scoring import Judge
 from torch import Tensor, nn
 
 MODELS = ("DLRM", "DCNv2", "DeepFM", "MaskNet")

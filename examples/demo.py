@@ -17,9 +17,9 @@ import torch
 from rankc.models.data import DataUnavailable, RankingData, load_flights, synthetic_flights
 from rankc.models.dlrm import DLRM, DLRMConfig
 from rankc.models.train import train
+from rankc.optimizer.benchmark import compare
 from rankc.optimizer.data import Rows, collect
 from rankc.optimizer.report import readable_bytes
-from rankc.optimizer.timing import compare
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table

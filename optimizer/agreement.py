@@ -21,7 +21,7 @@ from .ir.signature import Signature
 from .ragged import Ragged, row_count, take
 from .report import Report
 from .requests import one_user, replicated
-from .scoring import Runner, score
+from .scores import Runner, score
 
 #: Rows that are scored as they come, and rows that become one request.
 _ROWS, _CANDIDATES = 2048, 512

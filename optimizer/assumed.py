@@ -19,14 +19,15 @@ from torch import Tensor
 
 from .analysis.feature_moments import Moments, as_seen, feature_moments
 from .budget import Budget
+from .damage import rows_to_use
 from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of, synthesize
 from .errors import DataError, TargetError
 from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
 from .limits import id_limits
 from .ordinary import ordinary
-from .placement import rows_to_use
-from .scoring import Judge, Runner, score
+from .scores import Runner, score
+from .scoring import Judge
 from .verdict import Status, Verdict
 
 if TYPE_CHECKING:

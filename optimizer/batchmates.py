@@ -17,7 +17,7 @@ from .budget import Budget
 from .data import Rows
 from .ir.signature import Signature
 from .ragged import take
-from .scoring import Runner, score
+from .scores import Runner, score
 
 #: Rows that are scored in one batch, and among others; of which the first few also alone.
 _ROWS, _ALONE = 512, 16

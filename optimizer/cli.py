@@ -451,8 +451,8 @@ def _shortened(values: Sequence[Any], shown: int = 4) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from .artifact import Artifact
+    from .benchmark import compare
     from .sources import resolve
-    from .timing import compare
 
     artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     model = resolve(arguments.against) if arguments.against else None
@@ -475,7 +475,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _passes(arguments: argparse.Namespace) -> int:
-    from .registry import named_pipelines, pass_class, pass_names
+    from .pass_registry import named_pipelines, pass_class, pass_names
 
     table = _table("passes", "name", "promise", "what it does")
     for name in pass_names():

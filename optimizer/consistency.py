@@ -14,7 +14,7 @@ from .intervals import Interval, recall_interval
 from .ir.program import Program
 from .ir.signature import TaskKind
 from .quality import recall_at_k
-from .scoring import score
+from .scores import score
 
 if TYPE_CHECKING:
     from .artifact import Artifact

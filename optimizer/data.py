@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .clusters import time_column
 from .errors import DataError, SignatureError
 from .ir.program import Program, bind_arguments, with_defaults
 from .ir.signature import Feature, FeatureKind, Signature, TaskKind
@@ -19,6 +18,7 @@ from .ir.structure import Structure
 from .limits import id_limits, id_lows, taken
 from .listcolumns import from_lists
 from .ragged import Delimits, Ragged, join, ragged_of, row_count, take
+from .times import time_column
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
 CALIBRATION_ROWS = 4096

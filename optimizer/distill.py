@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .analysis.importance import task_logits
 from .budget import Budget
 from .data import Parquet, Rows, Split, collect
 from .errors import DataError, RecoverError
@@ -19,6 +18,7 @@ from .ir.program import Program, content_hash
 from .ir.signature import Task
 from .passbase import Exactness
 from .pipeline import Pipeline
+from .scores import task_logits
 
 if TYPE_CHECKING:
     from .recovery import State

@@ -62,7 +62,8 @@ from .requests import (
     as_request,
     with_requests,
 )
-from .scoring import Judge, score
+from .scores import score
+from .scoring import Judge
 from .slices import Slice
 from .sources import captured, given_rows, rows_of
 from .target import Target

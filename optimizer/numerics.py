@@ -10,14 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from .ir.program import Program
-from .passbase import Exactness
-
-#: Rounding error that is always allowed, relative to the largest output: 32 steps of fp32.
-ROUNDING_FLOOR = 32 * torch.finfo(torch.float32).eps
-
-#: How many times the original's own error is allowed. The largest error over a few hundred rows is
-#: a random draw for both programs: held to 1, a correct fold of BatchNorm failed in 5 of 10 seeds.
-ROUNDING_SLACK = 2.0
 
 #: Parameters above this many bytes aren't widened to fp64; what is read from them is.
 _WIDEN_LIMIT = 64 * 2**20
@@ -76,38 +68,6 @@ def truth(program: Program, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
         values = _Wide(program.module).run(*map(_wide, program.ordered(rows)))
     return dict(zip(program.signature.outputs, values, strict=True))
-
-
-def broken_promise(
-    exactness: Exactness,
-    moved: Divergence,
-    error: Divergence | None,
-    original_error: Divergence | None,
-) -> str | None:
-    """Why a change isn't what the pass promised, or None.
-
-    Args:
-        exactness: The promise.
-        moved: Outputs after against outputs before the pass.
-        error: Outputs after against the fp64 truth; for ROUNDING.
-        original_error: The captured program's outputs against the fp64 truth; for ROUNDING.
-    """
-    if exactness is Exactness.EXACT and not moved.bit_equal:
-        return (
-            f"it is declared exact, but outputs moved by up to {moved.max_abs:.3g} "
-            f"({moved.relative:.3g} of the largest output)"
-        )
-    if exactness is Exactness.ROUNDING:
-        assert error is not None
-        assert original_error is not None
-        allowed = max(ROUNDING_SLACK * original_error.relative, ROUNDING_FLOOR)
-        if not error.relative <= allowed:
-            return (
-                f"it is declared rounding, but its error against fp64 is {error.relative:.3g} of "
-                f"the largest output; {allowed:.3g} is allowed (the original's own is "
-                f"{original_error.relative:.3g})"
-            )
-    return None
 
 
 def _wide(value: Any) -> Any:

@@ -25,9 +25,10 @@ from .errors import (
 from .ir.forms import Form
 from .ir.program import Program
 from .ir.rewrite import sweep
-from .numerics import Divergence, broken_promise, divergence, truth
+from .numerics import Divergence, divergence, truth
+from .pass_registry import named_pipelines, pass_class
 from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
-from .registry import named_pipelines, pass_class
+from .promises import broken_promise
 from .report import Kind, Outcome, PassRecord, Remark
 from .verdict import Status, Verdict
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from .budget import Budget
-from .data import RUN_BATCH, Rows, spread_over
-from .errors import DataError
+from .damage import allowance, rows_to_use
+from .data import Rows, spread_over
 from .gate import (
     COHORT_FACTOR,
     DELTA_NE,
@@ -25,59 +25,18 @@ from .gate import (
     split_confidence,
 )
 from .ir.program import Program
-from .ir.signature import Score, Signature, TaskKind
-from .placement import allowance, rows_to_use
-from .quality import logits_from_probabilities
-from .ragged import row_count
+from .ir.signature import Signature, TaskKind
 from .repeats import shared
 from .replay import Replay
+from .scores import Scores, score
 from .slices import Slice, columns_of, find_slices, rows_needed
 from .taskrows import task_rows
 from .verdict import Status, Verdict
 
-Scores = dict[str, np.ndarray[Any, Any]]
-Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 #: Soft labels have no noise, so this many rows measure a damage to a few percent.
 _DAMAGE_ROWS = 4096
 #: Where a plan may use less of its budget than this, more rows would help much.
 _FEW = 0.25
-
-
-def score(run: Runner, rows: Rows, signature: Signature, batch: int = RUN_BATCH) -> Scores:
-    """The logits (or values, for regressions) ``[N]`` of every served task.
-
-    Args:
-        run: Takes feature tensors by name, returns output tensors or arrays by name.
-        rows: What to score.
-        signature: Says where each task is among the outputs.
-        batch: Rows a call.
-
-    Raises:
-        DataError: An output is NaN or Inf; which one, and in which row first.
-    """
-    parts: dict[str, list[Any]] = {task.name: [] for task in signature.served}
-    for features in rows.batches(batch):
-        outputs = run(features)
-        count = row_count(features, rows.ragged)
-        for task in signature.served:
-            value = outputs[task.output]
-            array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
-            column = array.reshape(count, -1)[:, task.column or 0]
-            parts[task.name].append(column)
-    found: Scores = {}
-    for task in signature.served:
-        values = np.concatenate(parts[task.name])
-        bad = ~np.isfinite(values)
-        if bad.any():
-            raise DataError(
-                f"output {task.name!r} is NaN or Inf in {int(bad.sum()):,} of {len(values):,} "
-                f"rows, first in row {rows.first + int(bad.argmax())}."
-            )
-        if task.score is Score.PROBABILITY and task.kind is TaskKind.BINARY:
-            # In the dtype it was computed in, which tells what its 0 and 1 stand for.
-            values = logits_from_probabilities(values, f"output {task.name!r}")
-        found[task.name] = values.astype(np.float64)
-    return found
 
 
 @dataclass

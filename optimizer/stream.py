@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .allocation import Goal, allocate, too_little
 from .analysis.channels import Channels, channels
-from .analysis.importance import Worth, by_effect, task_logits
+from .analysis.importance import Worth, by_effect
 from .context import PassContext
 from .data import Batch, Rows, collect
 from .distill import loss_of
@@ -29,6 +29,7 @@ from .ir.program import Features, Program
 from .pipeline import Pipeline
 from .ragged import take
 from .removal import Removal, input_moments, without
+from .scores import task_logits
 from .target import Target
 from .training import Trainable
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.analysis.importance import task_logits
 from rankc.optimizer.budget import Budget
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
@@ -25,6 +24,7 @@ from rankc.optimizer.ir.verify import same_value
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.quality import ShiftSummary
 from rankc.optimizer.report import Kind, Outcome, Report
+from rankc.optimizer.scores import task_logits
 from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.optimizer.verdict import Metrics, Status, TaskResult, Verdict

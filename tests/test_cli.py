@@ -18,7 +18,7 @@ import pandas
 import pytest
 import rankc
 import torch
-from rankc.optimizer import driver, registry
+from rankc.optimizer import driver, pass_registry
 from rankc.optimizer.cli import main
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.target import TARGETS
@@ -362,9 +362,9 @@ def test_consolidate_writes_a_model_that_optimize_takes(
 def test_passes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["passes"]) == 0
     printed = capsys.readouterr().out
-    for name in registry.pass_names():
+    for name in pass_registry.pass_names():
         assert name in printed
-    for name, text in registry.named_pipelines().items():
+    for name, text in pass_registry.named_pipelines().items():
         assert f"{name} = {text}" in printed.replace("\n", "")
     for promise in ("exact", "rounding", "lossy"):
         assert promise in printed
@@ -397,11 +397,11 @@ class Nudge(rankc.Pass):
 
 @pytest.fixture
 def nudge() -> Iterator[None]:
-    before = dict(registry._REGISTERED)
+    before = dict(pass_registry._REGISTERED)
     rankc.register(Nudge)
     yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    pass_registry._REGISTERED.clear()
+    pass_registry._REGISTERED.update(before)
 
 
 @pytest.mark.parametrize("with_data", [True, False])

@@ -19,10 +19,11 @@ from rankc.frontends.export import capture
 from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import PassError, PreconditionError
 from rankc.optimizer.ir import Form, Program, verify
-from rankc.optimizer.numerics import ROUNDING_FLOOR, ROUNDING_SLACK, divergence, truth
+from rankc.optimizer.numerics import divergence, truth
+from rankc.optimizer.pass_registry import pass_class, pass_names
 from rankc.optimizer.passbase import Exactness, Pass
 from rankc.optimizer.pipeline import run_pass
-from rankc.optimizer.registry import pass_class, pass_names
+from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.requests import as_request
 from rankc.optimizer.verdict import Status

@@ -23,9 +23,10 @@ from torch import Tensor, fx
 
 from ..ir.pattern import is_op
 from ..ir.program import Features, Program
-from ..ir.signature import Score, Signature, Task, TaskKind
+from ..ir.signature import Signature, Task, TaskKind
 from ..ragged import ragged_of, row_count, take
 from ..removal import Moments, Removal, emptied, without
+from ..scores import task_logits
 from .channels import Channels, Exit, Group
 
 _aten = torch.ops.aten
@@ -204,15 +205,6 @@ def _pieces(batches: Sequence[Features], signature: Signature) -> Iterator[Featu
     for batch in batches:
         for start in range(0, row_count(batch, ragged), _BATCH):
             yield take(batch, ragged, slice(start, start + _BATCH))
-
-
-def task_logits(task: Task, outputs: Mapping[str, Tensor]) -> Tensor:
-    """A task's logits ``[B]`` (values, for a regression) out of a program's outputs."""
-    value = outputs[task.output]
-    column = value.reshape(len(value), -1)[:, task.column or 0]
-    if task.score is Score.PROBABILITY and task.kind is TaskKind.BINARY:
-        return torch.logit(column, eps=1e-6)
-    return column
 
 
 def _weights(task: Task, logits: Tensor) -> Tensor:

@@ -11,14 +11,9 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer import numerics
 from rankc.optimizer.data import synthesize
-from rankc.optimizer.numerics import (
-    ROUNDING_FLOOR,
-    Divergence,
-    broken_promise,
-    divergence,
-    truth,
-)
+from rankc.optimizer.numerics import Divergence, divergence, truth
 from rankc.optimizer.passbase import Exactness
+from rankc.optimizer.promises import ROUNDING_FLOOR, broken_promise
 from torch import Tensor
 
 NAN, INF = math.nan, math.inf

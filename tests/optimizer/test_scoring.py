@@ -13,7 +13,8 @@ from rankc.optimizer.budget import Budget
 from rankc.optimizer.data import Rows
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Program, Score, Signature, Task, TaskKind
-from rankc.optimizer.scoring import Judge, score
+from rankc.optimizer.scores import score
+from rankc.optimizer.scoring import Judge
 from rankc.optimizer.verdict import Status
 from torch import Tensor
 

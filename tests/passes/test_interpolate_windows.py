@@ -17,7 +17,7 @@ from rankc.models.train import train
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Program, Side
-from rankc.optimizer.registry import pass_names
+from rankc.optimizer.pass_registry import pass_names
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.scoring import Judge
 from rankc.optimizer.verdict import Status
