@@ -27,9 +27,9 @@ import torch
 from rankc.backends.onnxruntime import MODEL, OnnxRuntime, OrtRunner
 from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.ir import Rewriter, sweep
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.realise import realise_table
 from rankc.optimizer.timing import side_by_side

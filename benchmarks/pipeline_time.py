@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from rankc import Target, capture
 from rankc.models import zoo
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from torch import Tensor, nn
 

@@ -23,11 +23,11 @@ from baselines import BATCH, DATA, FLAT, loaded
 from rankc.models.rows import to_tensors
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
-from rankc.optimizer.assumed import AssumedRange
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import Rows
 from rankc.optimizer.ir import site_of
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.report import AssumedRange
 from rankc.optimizer.scores import score
 from rankc.optimizer.scoring import Judge
 from torch import Tensor, nn

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifact import Artifact
 from .budget import Budget
 from .data import Rows
 from .ir.signature import Signature
 from .ragged import Ragged, row_count, take
-from .report import Report
 from .requests import one_user, replicated
 from .scores import Runner, score
 
@@ -65,23 +63,31 @@ def request_shift(
 
 
 def disagreement(
-    artifact: Artifact, report: Report, rows: Rows, budget: Budget, *, lossy: bool
-) -> tuple[str, ...]:
+    flat: Runner,
+    request: Runner,
+    shared: Sequence[str],
+    signature: Signature,
+    rows: Rows,
+    budget: Budget,
+    *,
+    lossy: bool,
+) -> tuple[tuple[str, ...], str]:
     """A sentence for each task whose requests are scored otherwise than flat rows.
 
     Args:
-        artifact: What was built.
-        report: Is told how far apart they are.
+        flat: Scores flat rows.
+        request: Scores a request.
+        shared: What a request shares.
+        signature: Says where each task is among the outputs.
         rows: Real rows.
         budget: Its ``batch_shift`` limits what quantized artifacts may differ by.
         lossy: Whether the artifact is quantized.
+
+    Returns:
+        The sentences, and how far apart they are for the report.
     """
-    entry = artifact.manifest.request
-    if entry is None:
-        return ()
-    shared, signature = entry.shared, artifact.signature
-    shifts = request_shift(artifact.run, artifact.run_request, rows, shared, signature)
-    report.notes.append(
+    shifts = request_shift(flat, request, rows, shared, signature)
+    note = (
         f"requests are scored as flat batches are, up to {max(shifts.values()):.2g} of the logits' "
         f"spread (rms); they share {', '.join(shared)}"
     )
@@ -93,7 +99,7 @@ def disagreement(
                 f"{task}: the logits of requests differ from those of flat batches by {shift:.3g} "
                 f"of their spread (rms); {limit:.3g} is allowed"
             )
-    return tuple(told)
+    return tuple(told), note
 
 
 def _by_request(request: Runner, shared: Sequence[str], ragged: Sequence[Ragged]) -> Runner:

@@ -19,11 +19,11 @@ from .analysis.cost import Cost, cost_of, elements_of, nbytes_of
 from .analysis.dependence import Scene
 from .analysis.importance import Worth
 from .analysis.sites import inputs_of, linear_sites
-from .context import PassContext
 from .ir.facts import site_of
 from .ir.pattern import is_op, parameter_name
 from .ir.program import Program
-from .kernels import Kernel, Trial
+from .kernels import Kernel, KernelTimes, Trial
+from .passbase import PassContext
 from .removal import Removal, emptied
 from .target import Target
 
@@ -216,7 +216,7 @@ def measured_rates(program: Program, ctx: PassContext) -> dict[str, float]:
 
     In fp32: where formats go is decided after, and their times go with the work alike.
     """
-    if not ctx.kernels.measured or ctx.target.formats:
+    if not KernelTimes.of(ctx).measured or ctx.target.formats:
         return {}
     batch = max(ctx.batch_sizes)
     sites = linear_sites(program)
@@ -227,9 +227,9 @@ def measured_rates(program: Program, ctx: PassContext) -> dict[str, float]:
         kernel = Kernel.of(site, None, elements_of(site, batch) / len(weight))
         if site in samples:
             trials[site] = Trial(kernel, None, samples[site], weight)
-    ctx.kernels.learn(tuple(trials.values()))
+    KernelTimes.of(ctx).learn(tuple(trials.values()))
     return {
-        site.name: ctx.kernels.seconds(trial.kernel)
+        site.name: KernelTimes.of(ctx).seconds(trial.kernel)
         / cost_of(site, batch).seconds(ctx.target, "fp32")
         for site, trial in trials.items()
     }

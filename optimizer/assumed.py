@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,13 @@ from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
 from .limits import id_limits
 from .ordinary import ordinary
+from .report import AssumedRange
 from .scores import Runner, score
 from .scoring import Judge
 from .verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from .context import PassContext
+    from .passbase import PassContext
     from .report import Report
 
 #: Made-up rows that give ranges, and that damages are measured on.
@@ -79,30 +80,6 @@ def chosen_formats(name: str) -> Formats:
 def example_of(program: Program, inputs: Any) -> dict[str, Tensor]:
     """The features of an example by name; empty where none was given."""
     return features_of(program, inputs) if inputs is not None else {}
-
-
-@dataclass(frozen=True)
-class AssumedRange:
-    """A static range that no row of data was seen for.
-
-    Attributes:
-        site: The user's name of the linear whose input it is of.
-        low: Its least value.
-        high: Its largest.
-        source: Where it is from.
-    """
-
-    site: str
-    low: float
-    high: float
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.site} reads {self.low:.4g} to {self.high:.4g} ({self.source})"
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -183,7 +160,7 @@ class Assumptions:
             target=target,
             judge=self.judge,
             calibration=tuple(self.calibration.batches()),
-            assumed=self,
+            resources=[*context.resources, self],
         )
 
     def measured(self, run: Runner, signature: Signature) -> Verdict:

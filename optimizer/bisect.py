@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .context import PassContext
 from .errors import PipelineError
 from .instruments import Limit
 from .ir.program import Program
+from .passbase import PassContext
 from .pipeline import Pipeline
 from .report import Report
 from .target import Target

@@ -313,7 +313,8 @@ def _optimize(arguments: argparse.Namespace) -> int:
     from .artifact import check_destination
     from .budget import Budget
     from .driver import optimize
-    from .instruments import Disable, Dump, Instrument
+    from .instruments import Disable, Dump
+    from .passbase import Instrument
     from .report import Report
     from .verdict import Status
 
@@ -525,10 +526,10 @@ def _build(arguments: argparse.Namespace) -> int:
 def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
     from .budget import Budget
-    from .context import PassContext
     from .data import collect, split
     from .numerics import divergence
     from .ordinary import ordinary
+    from .passbase import PassContext
     from .pipeline import Pipeline
     from .registry import served
     from .scoring import Judge

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from scipy import special
 
-from .data import Rows, collect
+from .data import Contract, Rows, collect
 from .errors import DataError, SignatureError
 from .intervals import Interval, recall_interval
 from .ir.program import Program
-from .ir.signature import TaskKind
+from .ir.signature import Signature, TaskKind
 from .quality import recall_at_k
 from .scores import score
 
-if TYPE_CHECKING:
-    from .artifact import Artifact
+
+class Joint(Protocol):
+    """Both stages as one: an artifact, as far as this needs it."""
+
+    @property
+    def signature(self) -> Signature:
+        """The features and tasks."""
+
+    @property
+    def manifest(self) -> Contract:
+        """What calls are held against."""
+
+    def run(self, features: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Scores flat rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Consistency:
 
 
 def consistency(
-    joint: Program | Artifact,
+    joint: Program | Joint,
     data: Iterable[Any] | None,
     *,
     early: str,
@@ -98,7 +110,7 @@ def consistency(
     return found
 
 
-def _rows(joint: Program | Artifact, data: Iterable[Any] | None) -> Rows:
+def _rows(joint: Program | Joint, data: Iterable[Any] | None) -> Rows:
     if data is None:
         raise DataError("consistency of two stages is measured on rows; give data=.")
     rows = collect(data, joint if isinstance(joint, Program) else joint.manifest)

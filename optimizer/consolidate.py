@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 
 from .analysis.cost import size_of
 from .consistency import consistency
-from .context import PassContext
 from .data import synthesize
 from .errors import SignatureError
 from .ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi
@@ -21,6 +20,7 @@ from .ir.hashing import hashing_of
 from .ir.program import flatten_exported
 from .ir.signature import BATCH
 from .ir.structure import Branch, Leaf
+from .passbase import PassContext
 from .pipeline import Pipeline
 from .ragged import ragged_of
 from .report import readable_bytes

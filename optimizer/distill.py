@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,8 @@ from .data import Parquet, Rows, Split, collect
 from .errors import DataError, RecoverError
 from .ir.program import Program, content_hash
 from .ir.signature import Task
-from .passbase import Exactness
-from .pipeline import Pipeline
 from .scores import task_logits
-
-if TYPE_CHECKING:
-    from .recovery import State
+from .verdict import Verdict
 
 #: Rows the teacher scores at once.
 _BATCH = 4096
@@ -116,19 +112,6 @@ class Distill:
         if not 0.0 <= self.flops < 1.0:
             raise RecoverError(f"Distill: flops is a share below 1, found {self.flops}")
 
-    def amended(self, pipeline: Pipeline) -> Pipeline:
-        """The pipeline with pruning and finetuning in it, unless it trains anywhere already.
-
-        They come before whatever fuses and quantizes.
-        """
-        if any(p.exactness is Exactness.TRAINED for p in _flat(pipeline)):
-            return pipeline
-        text = pipeline.spec()
-        for place in ("fuse-dot-interaction", "quantize-tables", "place-precision"):
-            if any(p.name == place for p in _flat(pipeline)):
-                return Pipeline.parse(f"{text},+prune-and-distill@before:{place}")
-        return Pipeline.parse(f"{text},+prune-and-distill")
-
     def relaxed(self, budget: Budget) -> Budget:
         """The budget without the limits that hold finetuning against a program.
 
@@ -136,14 +119,6 @@ class Distill:
         """
         tasks = {task: self.relaxed(own) for task, own in budget.overrides.items()}
         return replace(budget, two_sided=False, max_rms_shift=None, tasks=tasks)
-
-
-def _flat(pipeline: Pipeline) -> Iterable[Any]:
-    for pass_ in pipeline.passes:
-        if isinstance(pass_, Pipeline):
-            yield from _flat(pass_)
-        else:
-            yield pass_
 
 
 @dataclass(frozen=True)
@@ -307,3 +282,20 @@ def loss_of(
         return (scores - target).square().mean()
     wanted = torch.sigmoid(target).mul(scale).clamp(0.0, 1.0) if soft else target
     return nn.functional.binary_cross_entropy_with_logits(scores, wanted)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a round came to.
+
+    Attributes:
+        program: Finetuned.
+        verdict: On the rows that choose.
+        seconds: Share of the estimated time that is gone.
+        flops: Share of the FLOPs that is gone.
+    """
+
+    program: Program
+    verdict: Verdict
+    seconds: float
+    flops: float

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx
 
 from .analysis.sites import linear_sites, mixed_tables, table_sites
-from .context import PassContext
 from .data import Parquet, collect
 from .errors import RankcError, TargetError, TranslationError, UnsupportedError
 from .instruments import Verify
@@ -25,7 +24,7 @@ from .ir.pattern import dtype_of, shape_of
 from .ir.scratch import Scratch
 from .numerics import divergence
 from .ordinary import ordinary
-from .passbase import Exactness
+from .passbase import Exactness, PassContext
 from .pipeline import Pipeline
 from .ragged import ragged_of, take
 from .registry import backend, frontend

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
+from .amendments import with_recovery, with_requests, with_windows
 from .artifact import Artifact, Manifest
 from .assumed import Assumptions, Formats, chosen_formats, example_of
 from .batchmates import batch_shift, too_far
 from .budget import Budget
-from .context import PassContext
 from .data import (
     Parquet,
     Rows,
@@ -38,7 +38,7 @@ from .errors import (
 )
 from .finish import Finish
 from .gate import split_confidence
-from .instruments import Instrument, Progress, Verify
+from .instruments import Progress, Verify
 from .integrity import file_facts
 from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
@@ -49,7 +49,7 @@ from .lockstep import compare
 from .milestones import Milestones
 from .ordinary import ordinary
 from .parked import park
-from .passbase import Exactness
+from .passbase import Exactness, Instrument, PassContext
 from .pipeline import Pipeline
 from .precompute import entries_of
 from .race import Race
@@ -60,7 +60,6 @@ from .requests import (
     Request,
     as_flat,
     as_request,
-    with_requests,
 )
 from .scores import score
 from .scoring import Judge
@@ -161,7 +160,7 @@ def optimize(
     say("capturing the model", 0.0)
     program, data = captured(model, data, inputs, signature, outputs, trust_code)
     if windows is not None:
-        steps = windows.added_to(steps, program.signature)
+        steps = with_windows(steps, windows, program.signature)
         if data is None:
             raise DataError("windows are fitted to data and judged on it; give data= as well.")
     shared: tuple[str, ...] = ()
@@ -181,7 +180,7 @@ def optimize(
     if recover is not None:
         job.unasked = replace(job, pipeline=job.pipeline.without(Exactness.TRAINED))
         job.recovery = prepare(recover, program, rows, seed, say.detail)
-        job.budget, job.pipeline = recover.relaxed(limits), recover.amended(job.pipeline)
+        job.budget, job.pipeline = recover.relaxed(limits), with_recovery(job.pipeline)
     if rows is not None:
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
         knowledge = _knowledge(checkpoint, subject)
@@ -489,8 +488,7 @@ class _Job:
             batch_sizes=self.batch_sizes,
             seed=self.seed,
             may_train=self.recovery is not None,
-            recovery=self.recovery,
-            knowledge=self.knowledge,
+            resources=[one for one in (self.recovery, self.knowledge) if one is not None],
             say=self.say.detail,
             cache=self.cache,
         )

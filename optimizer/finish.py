@@ -93,7 +93,14 @@ class Finish:
 
     def disagreement(self, rows: Rows, budget: Budget) -> tuple[str, ...]:
         """Where requests are scored otherwise than flat rows; told in the report besides."""
-        return disagreement(self._artifact, self.report, rows, budget, lossy=self.lossy)
+        made, entry = self._artifact, self._artifact.manifest.request
+        if entry is None:
+            return ()
+        told, note = disagreement(
+            made.run, made.run_request, entry.shared, self.signature, rows, budget, lossy=self.lossy
+        )
+        self.report.notes.append(note)
+        return told
 
     def compare(
         self,

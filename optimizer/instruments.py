@@ -11,6 +11,7 @@ from .errors import ArtifactError
 from .ir.printer import diff, text
 from .ir.scratch import write_whole
 from .ir.verify import verify
+from .passbase import Instrument
 from .report import Outcome, PassRecord
 
 if TYPE_CHECKING:
@@ -18,27 +19,6 @@ if TYPE_CHECKING:
     from .passbase import Pass
 
 _LOG = logging.getLogger("rankc")
-
-
-class Instrument:
-    """Hooks around passes; override what is needed."""
-
-    def should_run(self, pass_: Pass, program: Program) -> bool:
-        """Whether the pass may run; asked before anything else."""
-        return True
-
-    def may_rewrite(self, pass_: Pass, where: str) -> bool:
-        """Whether the pass may do the rewrite it just announced at ``where``."""
-        return True
-
-    def before(self, pass_: Pass, program: Program) -> None:
-        """Called right before the pass."""
-
-    def check(self, pass_: Pass, before: Program, program: Program) -> None:
-        """Called after a pass that changed something; raises if the program is broken."""
-
-    def after(self, record: PassRecord, before: Program, program: Program) -> None:
-        """Called when the pass is done, with what came of it."""
 
 
 class Verify(Instrument):

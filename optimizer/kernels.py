@@ -28,7 +28,8 @@ from .ir.program import Program, flatten_exported
 from .ir.rewrite import Rewriter, sweep
 from .ir.structure import Structure
 from .ir.torchapi import silenced
-from .kernel_cache import KernelCache
+from .kernel_cache import KernelCache, default_folder
+from .passbase import PassContext
 from .realise import realise, realise_table, table_bytes
 from .registry import backend
 from .target import Target
@@ -112,6 +113,12 @@ class KernelTimes:
         target: Whose first backend is timed.
         folder: Where measurements are kept; None keeps them in memory.
     """
+
+    @classmethod
+    def of(cls, ctx: PassContext) -> KernelTimes:
+        """Those of the context's target, opened when a pass first asks."""
+        known = ctx.resource(cls)
+        return known or ctx.put(cls(ctx.target, ctx.cache or default_folder()))
 
     def __init__(self, target: Target, folder: Path | None = None) -> None:
         self._target = target

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -69,6 +70,8 @@ class Knowledge:
         path: Where new ones are written as they come, a line each; None keeps them in memory.
     """
 
+    #: Damages are of the program as it was captured: a pass that may change scores drops them.
+    of_captured: ClassVar[bool] = True
     subject: Subject
     damages: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     path: Path | None = None

@@ -9,7 +9,8 @@ import inspect
 from importlib.metadata import entry_points
 
 from .errors import PipelineError
-from .passbase import Pass, is_name
+from .passbase import Pass
+from .spec import is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
 GROUP = "rankc.passes"

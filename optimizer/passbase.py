@@ -1,23 +1,34 @@
-"""What a pass is: a frozen dataclass whose fields are its options."""
+"""What a pass is, what it is given, and what observes it.
+
+A pass is a frozen dataclass whose fields are its options; `PassContext` is all it is given besides
+the program; an `Instrument` has hooks around passes and is never inside one.
+"""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from torch import fx
+
+from .data import Rows
+from .differences import Reference
 from .errors import PipelineError
+from .ir.facts import site_of
 from .ir.forms import Form
+from .ir.program import Features, Program
+from .ir.rewrite import Rewriter
+from .report import Kind, PassRecord, Remark, Report
+from .spec import coerce, split_spec
+from .target import Target
+from .verdict import Verdict
 
-if TYPE_CHECKING:
-    from .context import PassContext
-    from .ir.program import Program
-
-_SPEC = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\{(?P<options>.*)\})?$", re.DOTALL)
+T = TypeVar("T")
 
 
 class Exactness(StrEnum):
@@ -99,85 +110,161 @@ class Pass(ABC):
                 raise PipelineError(
                     f"{cls.name} has no option {key!r}; it has {sorted(known) or 'none'}"
                 )
-            values[key] = _coerce(cls.name, key, value, known[key].default)
+            values[key] = coerce(cls.name, key, value, known[key].default)
         return cls(**values)
 
 
-def is_name(text: str) -> bool:
-    """Whether a pass may be called that."""
-    found = _SPEC.match(text)
-    return found is not None and found["name"] == text
+class Instrument:
+    """Hooks around passes; override what is needed."""
+
+    def should_run(self, pass_: Pass, program: Program) -> bool:
+        """Whether the pass may run; asked before anything else."""
+        return True
+
+    def may_rewrite(self, pass_: Pass, where: str) -> bool:
+        """Whether the pass may do the rewrite it just announced at ``where``."""
+        return True
+
+    def before(self, pass_: Pass, program: Program) -> None:
+        """Called right before the pass."""
+
+    def check(self, pass_: Pass, before: Program, program: Program) -> None:
+        """Called after a pass that changed something; raises if the program is broken."""
+
+    def after(self, record: PassRecord, before: Program, program: Program) -> None:
+        """Called when the pass is done, with what came of it."""
 
 
-def split_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """A spec's name and its options.
+class PlanJudge(Protocol):
+    """Judges programs on the rows that choose a plan, against the original."""
 
-    Raises:
-        PipelineError: Malformed text.
+    def __call__(self, program: Program) -> Verdict:
+        """The verdict, with labels where there are any."""
+
+    def promises(self, program: Program, spare: float = 1.0) -> bool:
+        """Whether the program will most likely pass on the rows that prove."""
+
+    def damages(self, program: Program) -> Mapping[str, float]:
+        """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/placement.py`)."""
+
+    def allowances(self) -> Mapping[str, float]:
+        """The largest damages a plan can have and still be judged within the budget."""
+
+    def sample(self) -> Features:
+        """Features of a few thousand of the rows, from all over them."""
+
+    def rebased(self, program: Program, *, trained: bool = False) -> PlanJudge:
+        """A judge whose damages and allowances count from a program that was let differ."""
+
+
+@dataclass
+class PassContext:
+    """The surroundings of a pipeline run.
+
+    Attributes:
+        target: What is built for.
+        report: Where records and remarks go.
+        rows: A few hundred real (or synthetic) rows, features by name, for checking numerics.
+        hostile: Rows at the edges of what the model takes, for checking that nothing but rounding
+            changes; None for none.
+        calibration: Batches for ranges and statistics; disjoint from what judges.
+        judge: Scores a program on the rows that choose a plan, against the original; where it is
+            None no lossy pass runs.
+        original: What rounding errors are measured against: the captured program, or the program
+            as the last lossy or trained pass left it.
+        instruments: What observes the passes.
+        strict: A pass that fails or breaks its promise raises instead of being rolled back.
+        batch_sizes: The batch sizes that will be served.
+        seed: For whatever samples.
+        may_train: Whether passes that need finetuning may run; never without being asked for.
+        resources: What only some passes ask for, by its type; see `resource`.
+        say: Told what a long pass is at.
+        cache: The folder that measured times are remembered in; the user's own when None.
     """
-    found = _SPEC.match(text.strip())
-    if found is None:
-        raise PipelineError(f"{text!r} is no pass; write it as name or name{{option=value}}")
-    options: dict[str, Any] = {}
-    body = (found["options"] or "").strip()
-    for part in split_top_level(body) if body else ():
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise PipelineError(f"option {part!r} of {found['name']} has no value")
-        if key.strip() in options:
-            raise PipelineError(f"option {key.strip()!r} of {found['name']} is given twice")
-        options[key.strip()] = _literal(value.strip())
-    return found["name"], options
 
+    target: Target
+    report: Report = field(default_factory=Report)
+    rows: Features | None = None
+    hostile: Rows | None = None
+    calibration: Sequence[Features] = ()
+    judge: PlanJudge | None = None
+    original: Program | None = None
+    instruments: Sequence[Instrument] = ()
+    strict: bool = False
+    batch_sizes: tuple[int, ...] = (64, 512)
+    seed: int = 0
+    may_train: bool = False
+    resources: list[object] = field(default_factory=list)
+    say: Callable[[str], None] = field(default=lambda message: None)
+    cache: Path | None = None
+    current: Pass | None = None
+    _edges: tuple[str, Reference] | None = None
+    _analyses: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-def split_top_level(text: str) -> list[str]:
-    """Splits at commas outside of brackets and quotes."""
-    parts, depth, current, quote, escaped = [], 0, "", "", False
-    for char in text:
-        if escaped:
-            escaped = False
-        elif quote:
-            escaped = char == "\\"
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "({[":
-            depth += 1
-        elif char in ")}]":
-            depth -= 1
-        if char == "," and depth == 0 and not quote:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += char
-    return [*parts, current.strip()] if current.strip() else parts
+    def resource(self, kind: type[T]) -> T | None:
+        """What the driver, or an earlier pass, put here of a kind; None where it is absent.
 
+        `Recovery`: what may be finetuned on, and how. `Knowledge`: damages that were measured
+        before. `Assumptions`: ranges and made-up rows where there are no others. `KernelTimes`: how
+        long kernels take on the target, once a pass asked.
+        """
+        return next((one for one in self.resources if isinstance(one, kind)), None)
 
-def _literal(text: str) -> Any:
-    """A Python literal, or the text itself where it is none (``mode=sum``)."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    def put(self, resource: T) -> T:
+        """Adds what later passes find by `resource`."""
+        self.resources.append(resource)
+        return resource
 
+    def remark(self, kind: Kind, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """Says what a pass did (APPLIED), left alone and why (MISSED), or found (ANALYSIS).
 
-def _coerce(pass_name: str, key: str, value: Any, default: Any) -> Any:
-    """``value`` in the type of the option's default.
+        Args:
+            kind: Which of the three.
+            message: A sentence in the field's words.
+            *nodes: The nodes, or site names, it is about.
+            **data: Numbers behind it, JSON-able.
+        """
+        sites = tuple(n if isinstance(n, str) else site_of(n) for n in nodes)
+        name = self.current.name if self.current else ""
+        self.report.remarks.append(Remark(kind, name, message, sites, data))
 
-    Raises:
-        PipelineError: A value of another type.
-    """
-    if isinstance(default, bool) and isinstance(value, bool):
-        return value
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(default, float) and value in ("inf", "-inf", "nan"):
-        return float(value)
-    if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if default is None or type(value) is type(default):
-        return value
-    raise PipelineError(
-        f"option {key} of {pass_name} is a {type(default).__name__} such as {default!r}, "
-        f"got {value!r}"
-    )
+    def applied(self, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """`remark` of kind APPLIED."""
+        self.remark(Kind.APPLIED, message, *nodes, **data)
+
+    def missed(self, message: str, *nodes: fx.Node | str, **data: Any) -> None:
+        """`remark` of kind MISSED."""
+        self.remark(Kind.MISSED, message, *nodes, **data)
+
+    def get(self, analysis: Callable[[Program], T], program: Program) -> T:
+        """An analysis of the program, remembered as long as the program is the same."""
+        key = (f"{analysis.__module__}.{analysis.__qualname__}", program.fingerprint())
+        if key not in self._analyses:
+            self._analyses[key] = analysis(program)
+        found: T = self._analyses[key]
+        return found
+
+    def edges(self, program: Program) -> Reference:
+        """A program's scores of the hostile rows, remembered as long as it is the same."""
+        assert self.hostile is not None
+        mark = program.fingerprint()
+        if self._edges is None or self._edges[0] != mark:
+            # One alone: it keeps the program's tensors in memory.
+            self._edges = mark, Reference(program, self.hostile, reordered=True)
+        return self._edges[1]
+
+    def release(self) -> None:
+        """Lets go of the programs that passes were held against; no pass may run after."""
+        self.original = self.judge = self._edges = None
+        self.resources.clear()
+        self._analyses.clear()
+
+    def rewriter(self, program: Program) -> Rewriter:
+        """The editor for the current pass; the instruments may hold back single rewrites."""
+        current = self.current
+        name = current.name if current else ""
+
+        def may_rewrite(where: str) -> bool:
+            return current is None or all(i.may_rewrite(current, where) for i in self.instruments)
+
+        return Rewriter(program, name, may_rewrite)

@@ -13,7 +13,6 @@ from typing import ClassVar, Self
 
 from .analysis.cost import estimate, size_of
 from .backoff import REASON, drop_costliest
-from .context import PassContext
 from .errors import (
     CheckpointError,
     PassError,
@@ -27,9 +26,10 @@ from .ir.program import Program
 from .ir.rewrite import sweep
 from .numerics import Divergence, divergence, truth
 from .pass_registry import named_pipelines, pass_class
-from .passbase import Exactness, Pass, Skip, split_spec, split_top_level
+from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise
 from .report import Kind, Outcome, PassRecord, Remark
+from .spec import split_spec, split_top_level
 from .verdict import Status, Verdict
 
 #: Standard errors that a realised plan must leave to chance. Plans are chosen with one to spare;
@@ -234,7 +234,7 @@ def _attempt(
     if ctx.judge is not None and pass_.exactness in (Exactness.LOSSY, Exactness.TRAINED):
         # All passes share one budget: the next ones have what this one left of it.
         ctx.judge = ctx.judge.rebased(program, trained=pass_.exactness is Exactness.TRAINED)
-        ctx.knowledge = None  # its damages are of the program as it was
+        ctx.resources = [r for r in ctx.resources if not getattr(r, "of_captured", False)]
     found = {task: delta.estimate for task, delta in verdict.delta_ne.items()} if verdict else None
     return Outcome.CHANGED, "", moved, found
 

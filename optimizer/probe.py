@@ -14,10 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .assumed import AssumedRange
 from .ir.facts import Precision
 from .placement import Choice, place
-from .report import SiteRecord
+from .report import AssumedRange, SiteRecord
 
 TOGETHER = "over budget together with the others, and the dearest of them"
 

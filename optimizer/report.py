@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .analysis.cost import Size
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-    from .assumed import AssumedRange
-    from .probe import Probe
-    from .race import Race
-    from .verdict import Verdict
-
 
 #: Exactness classes that no budget pays for: who breaks one has an error.
 _PROMISES = ("exact", "rounding")
@@ -155,6 +150,26 @@ class Bought:
     so_far: dict[str, float]
 
 
+class Measured(Protocol):
+    """What a probe found out, as far as a report tells it."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether kernels were timed, not estimated."""
+
+    @property
+    def memory_weight(self) -> float:
+        """What a share of the bytes is worth, in shares of the time."""
+
+
+class Times(Protocol):
+    """A race of backends: as text, and by backend and batch size."""
+
+    @property
+    def milliseconds(self) -> Mapping[str, Mapping[int, float]]:
+        """``{backend: {batch size: milliseconds a call}}``."""
+
+
 @dataclass
 class Report:
     """Everything `optimize` did, found and left alone.
@@ -179,8 +194,8 @@ class Report:
     verdict: Verdict | None = None
     notes: list[str] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
-    probe: Probe | None = None
-    race: Race | None = None
+    probe: Measured | None = None
+    race: Times | None = None
     assumed: list[AssumedRange] = field(default_factory=list)
 
     @property
@@ -392,3 +407,27 @@ def readable_bytes(count: float) -> str:
 
 def _change(before: float, after: float, show: Any = str) -> str:
     return show(after) if before == after else f"{show(before)} → {show(after)}"
+
+
+@dataclass(frozen=True)
+class AssumedRange:
+    """A static range that no row of data was seen for.
+
+    Attributes:
+        site: The user's name of the linear whose input it is of.
+        low: Its least value.
+        high: Its largest.
+        source: Where it is from.
+    """
+
+    site: str
+    low: float
+    high: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.site} reads {self.low:.4g} to {self.high:.4g} ({self.source})"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return asdict(self)

@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from .ir.rewrite import Rewriter, sweep
 from .ir.signature import BATCH, Side, Signature
 from .ir.verify import verify
 from .ragged import ragged_of
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
 
 _aten = torch.ops.aten
 #: The names of the entry for requests, and of that which computes candidates ahead.
@@ -120,17 +117,6 @@ def _check_shareable(signature: Signature, shared: Collection[str]) -> None:
 
 
 #: What a pipeline is given for requests, before formats are placed: how many rows a linear sees
-#: decides whether one pays.
-_PASSES = ("share-user-side", "split-sides", "stack-candidates")
-_FORMATS = "place-precision"
-
-
-def with_requests(pipeline: Pipeline) -> Pipeline:
-    """The pipeline with the passes for requests in it."""
-    named = re.split(r"[,(){}]", pipeline.spec())
-    place = f"@before:{_FORMATS}" if _FORMATS in named else ""
-    added = [f"+{name}{place}" for name in _PASSES if name not in named]
-    return type(pipeline).parse(",".join([pipeline.spec(), *added]))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,9 +20,6 @@ from scipy.optimize import minimize_scalar
 
 from .errors import DataError, SignatureError
 from .ir.signature import Signature, TaskKind
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
 
 FloatArray = NDArray[np.float64]
 Knots = tuple[tuple[float, float], ...]
@@ -261,8 +257,3 @@ class Windows:
             "output": self.output,
         }
         return f"interpolate-windows{{{','.join(f'{k}={v!r}' for k, v in options.items())}}}"
-
-    def added_to(self, pipeline: Pipeline, signature: Signature) -> Pipeline:
-        """The pipeline with the pass in it, behind the last that makes programs canonical."""
-        text = f"{pipeline.spec()},+{self.of(signature).spec()}@after:canonicalize"
-        return type(pipeline).parse(text)

@@ -11,10 +11,9 @@ from torch import fx
 
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import BATCHES, Source, ViewTracer
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -15,10 +15,9 @@ from ..optimizer.analysis.views import (
     ViewTracer,
     arrangement,
 )
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision
 from ..optimizer.ir.pattern import shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Form, Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.forms import NOISE
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _END = 2**63 - 1

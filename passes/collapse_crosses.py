@@ -12,10 +12,9 @@ from torch import Tensor, fx
 from ..optimizer.analysis.interactions import matrix_crosses
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import MOVES, ViewTracer
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 from ..optimizer.report import Kind
 
 _aten = torch.ops.aten

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
 from ..optimizer.ir.pattern import argument, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

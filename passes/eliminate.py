@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.program import content_hash
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from torch import Tensor, fx
 from ..optimizer.analysis.cost import cost_of, elements_of
 from ..optimizer.analysis.sites import inputs_of, is_plain_linear, linear_sites
 from ..optimizer.choosing import Option, choose
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
-from ..optimizer.kernels import Kernel, Trial
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.kernels import Kernel, KernelTimes, Trial
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments
 from ..optimizer.report import SiteRecord
 
@@ -98,12 +97,12 @@ class FactorizeLinear(Pass):
             )
             for rank in sorted(ranks - {0})
         }
-        if ctx.kernels.measured and not ctx.target.formats:
+        if KernelTimes.of(ctx).measured and not ctx.target.formats:
             self._measure(program, node, [whole, *(k for pair in two.values() for k in pair)], ctx)
         low = ctx.target.formats[0] if ctx.target.formats else "fp32"
 
         def seconds(kernel: Kernel) -> float:
-            return ctx.kernels.seconds(replace(kernel, format=low))
+            return KernelTimes.of(ctx).seconds(replace(kernel, format=low))
 
         saved = {
             rank: seconds(whole) - sum(seconds(kernel) for kernel in pair)
@@ -122,7 +121,7 @@ class FactorizeLinear(Pass):
             given = samples if fits else torch.randn(4096, kernel.inputs, generator=generator)
             weight = torch.randn(kernel.outputs, kernel.inputs, generator=generator)
             trials.append(Trial(kernel, None, given, weight))
-        ctx.kernels.learn(trials)
+        KernelTimes.of(ctx).learn(trials)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..optimizer.context import PassContext
+from ..optimizer.distill import Recovery
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.recovery import Trainer
 from ..optimizer.scoring import Judge
 
@@ -29,14 +29,15 @@ class Finetune(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips runs without rows to finetune on."""
-        if ctx.recovery is None or not isinstance(ctx.judge, Judge):
+        if ctx.resource(Recovery) is None or not isinstance(ctx.judge, Judge):
             raise Skip("finetuning was not asked for: give recover=")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """One round over the rows; kept if the labelled rows that choose like it better."""
-        assert ctx.recovery is not None
+        recovery = ctx.resource(Recovery)
+        assert recovery is not None
         assert isinstance(ctx.judge, Judge)
-        trainer = Trainer(ctx.recovery, ctx.judge)
+        trainer = Trainer(recovery, ctx.judge)
         before = trainer.verdict(program)
         tuned = trainer.finetuned(program, "finetuning", 0)
         after = trainer.verdict(tuned)

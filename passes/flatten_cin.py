@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.views import BATCHES, ViewTracer
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of, size_at
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import is_plain_linear
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_no_training.default

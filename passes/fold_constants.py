@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.pairs import PairTracer
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.ops import DOT_INTERACTION
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.ir.verify import same_value
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 from ..optimizer.report import readable_bytes
 
 _aten = torch.ops.aten

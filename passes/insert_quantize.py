@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..optimizer.analysis.sites import inputs_of, linear_sites
+from ..optimizer.assumed import Assumptions
 from ..optimizer.carry import carry_nan
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, facts_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 from ..optimizer.realise import realise
 
 
@@ -36,7 +36,9 @@ class InsertQuantize(Pass):
         done = []
         sites = [node for node in linear_sites(program) if facts_of(node).precision is not None]
         # Made-up rows say nothing of a bias's mean error.
-        samples = inputs_of(program, sites, ctx.calibration if ctx.assumed is None else ())
+        samples = inputs_of(
+            program, sites, ctx.calibration if ctx.resource(Assumptions) is None else ()
+        )
         for node in sites:
             precision = facts_of(node).precision
             if precision is None or not rw.site(node):

@@ -12,10 +12,9 @@ import torch
 from torch import fx
 
 from ..optimizer.analysis.window_heads import Fit, Head
-from ..optimizer.context import PassContext
 from ..optimizer.ir import BATCH, Feature, FeatureKind, Program, Rewriter, Side, sweep
 from ..optimizer.ir.pattern import dtype_of, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report import Kind, SiteRecord
 from ..optimizer.verdict import Status
 from ..optimizer.windows import Windows

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.conv2d.default, _aten.convolution.default)

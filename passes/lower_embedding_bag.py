@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.errors import PipelineError
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _SUM, _MEAN, _MAX = 0, 1, 2

@@ -19,17 +19,17 @@ from ..optimizer.analysis.sites import (
     rows_read,
     table_sites,
 )
-from ..optimizer.assumed import OPEN, AssumedRange, Assumptions
+from ..optimizer.assumed import OPEN, Assumptions
 from ..optimizer.candidates import candidates
-from ..optimizer.context import PassContext
 from ..optimizer.errors import DataError
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
-from ..optimizer.kernels import Kernel, Trial, weight_width
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.kernels import Kernel, KernelTimes, Trial, weight_width
+from ..optimizer.knowledge import Knowledge
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
-from ..optimizer.report import SiteRecord
+from ..optimizer.report import AssumedRange, SiteRecord
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096
@@ -101,7 +101,7 @@ class PlacePrecision(Pass):
             if self._worth_trying(site, ctx) and rw.site(site)
         ]
         probed = [*self._linears(program, linears, ctx), *self._tables(program, rw, ctx)]
-        probe = Probe(tuple(probed), ctx.kernels.measured, ctx.target.memory_weight)
+        probe = Probe(tuple(probed), KernelTimes.of(ctx).measured, ctx.target.memory_weight)
         sites = []
         for number, site in enumerate(probe.sites, 1):
             ctx.say(f"probing site {number} of {len(probe.sites)}, {site.name}")
@@ -151,13 +151,15 @@ class PlacePrecision(Pass):
                 for batch in ctx.batch_sizes:
                     kernel = Kernel.of(site, precision, _rows_at(site, batch))
                     trials[site, precision, batch] = Trial(kernel, precision, rows, weight)
-        ctx.kernels.learn(tuple(trials.values()))
+        KernelTimes.of(ctx).learn(tuple(trials.values()))
         found = []
         for site in linears:
             made = []
             for precision, errors in options[site]:
                 seconds = {
-                    batch: ctx.kernels.seconds(Kernel.of(site, precision, _rows_at(site, batch)))
+                    batch: KernelTimes.of(ctx).seconds(
+                        Kernel.of(site, precision, _rows_at(site, batch))
+                    )
                     for batch in ctx.batch_sizes
                 }
                 nbytes = _weight_bytes(site, precision)
@@ -173,7 +175,7 @@ class PlacePrecision(Pass):
                     tuple(made),
                     reason if len(made) == 1 else "",
                     # Made-up rows say nothing of a bias's mean error.
-                    samples.get(site) if ctx.assumed is None else None,
+                    samples.get(site) if ctx.resource(Assumptions) is None else None,
                 )
             )
         return found
@@ -200,7 +202,9 @@ class PlacePrecision(Pass):
                     continue
                 seconds = {
                     batch: sum(
-                        ctx.kernels.lookup_seconds(elements_of(n, batch), number_format or "fp32")
+                        KernelTimes.of(ctx).lookup_seconds(
+                            elements_of(n, batch), number_format or "fp32"
+                        )
                         for n in lookups
                     )
                     for batch in ctx.batch_sizes
@@ -219,12 +223,13 @@ class PlacePrecision(Pass):
     ) -> dict[str, float]:
         """What the candidate alone costs; measured once."""
         assert ctx.judge is not None
-        known = ctx.knowledge.find(site.name, candidate.recipe) if ctx.knowledge else None
+        knowledge = ctx.resource(Knowledge)
+        known = knowledge.find(site.name, candidate.recipe) if knowledge else None
         if known is not None and set(ctx.judge.allowances()) <= set(known):
             return dict(known)
         found = dict(ctx.judge.damages(realised(program, [(site, candidate)])))
-        if ctx.knowledge is not None:
-            ctx.knowledge.learn(site.name, candidate.recipe, found)
+        if knowledge is not None:
+            knowledge.learn(site.name, candidate.recipe, found)
         return found
 
     def _tried(
@@ -313,7 +318,7 @@ class _Ranges:
     @classmethod
     def of(cls, program: Program, samples: Mapping[fx.Node, Tensor], ctx: PassContext) -> _Ranges:
         """The ranges for a program; nothing where there are real rows."""
-        assumed = ctx.assumed
+        assumed = ctx.resource(Assumptions)
         if assumed is None:
             return cls(samples, {}, {}, None)
         found = {
@@ -350,7 +355,7 @@ class _Ranges:
 
 def _rows(ctx: PassContext) -> str:
     """What a site is looked at on, in a word."""
-    return "calibration" if ctx.assumed is None else "what was made up"
+    return "calibration" if ctx.resource(Assumptions) is None else "what was made up"
 
 
 def _hardly_read(ids: Sequence[Tensor], rows: int, looked_at: str) -> str:

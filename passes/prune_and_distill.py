@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..optimizer.checkpoint import Checkpoint
-from ..optimizer.context import PassContext
+from ..optimizer.distill import Recovery, State
+from ..optimizer.gradual import describe, prune_gradually
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, Skip
-from ..optimizer.recovery import State, Trainer, describe, prune_gradually
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.recovery import Trainer
 from ..optimizer.report import SiteRecord
 from ..optimizer.scoring import Judge
 from ..optimizer.verdict import Status
@@ -34,14 +35,14 @@ class PruneAndDistill(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips runs without rows to finetune on."""
-        if ctx.recovery is None or not isinstance(ctx.judge, Judge):
+        if ctx.resource(Recovery) is None or not isinstance(ctx.judge, Judge):
             raise Skip("finetuning was not asked for: give recover=")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Goes through the rounds, and takes the last program that passed."""
-        assert ctx.recovery is not None
+        recovery = ctx.resource(Recovery)
+        assert recovery is not None
         assert isinstance(ctx.judge, Judge)
-        recovery = ctx.recovery
         budget = ctx.judge.budget
         share = recovery.plan.share
         judge = replace(ctx.judge, budget=budget.scaled(share))

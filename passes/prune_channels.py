@@ -11,10 +11,9 @@ from torch import Tensor
 from ..optimizer.allocation import Goal, Plan, allocate, allocate_uniformly, too_little
 from ..optimizer.analysis.channels import Channels, channels
 from ..optimizer.analysis.importance import Worth, by_effect, by_magnitude
-from ..optimizer.context import PassContext
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments, remove, without
 from ..optimizer.report import Kind, SiteRecord
 

@@ -11,12 +11,12 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.choosing import Option, choose
-from ..optimizer.context import PassContext
+from ..optimizer.distill import Recovery
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.program import Features
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.scoring import Judge
 
@@ -67,8 +67,9 @@ class PruneTables(Pass):
         half = len(judge.rows) // 2
         early, late = judge.rows.part(0, half), judge.rows.part(half, len(judge.rows))
         counted = [*ctx.calibration, *early.batches()]
-        if ctx.recovery is not None:
-            counted += list(ctx.recovery.rows.batches())
+        recovery = ctx.resource(Recovery)
+        if recovery is not None:
+            counted += list(recovery.rows.batches())
         seen = lookups(program, tables, counted)
         every = lookups(program, tables, late.batches())
         every = {name: count + seen[name] for name, count in every.items()}

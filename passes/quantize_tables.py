@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..optimizer.analysis.sites import table_sites
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, facts_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 from ..optimizer.realise import realise_table
 
 

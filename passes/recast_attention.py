@@ -11,10 +11,9 @@ from torch import Tensor, fx
 from ..optimizer.analysis.attention import Attention, Heads, attentions, heads_of, side_by_side
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import ViewTracer
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, shape_of
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter, sweep
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report import SiteRecord, readable_bytes
 from ..optimizer.verdict import Status
 

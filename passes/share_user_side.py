@@ -11,11 +11,10 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.lineage import Lineage, lineage, shared_features
 from ..optimizer.analysis.rows import FIRST, Found, Lost, Place, batch_symbol, row_places, squeezed
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.ops import REQUEST_BROADCAST
 from ..optimizer.ir.pattern import is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _BROADCAST = REQUEST_BROADCAST.op

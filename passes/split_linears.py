@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import is_plain_linear
-from ..optimizer.context import PassContext
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of, size_at
-from ..optimizer.passbase import Exactness, Pass
+from ..optimizer.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

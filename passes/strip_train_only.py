@@ -9,12 +9,11 @@ import torch
 from torch import fx
 
 from ..optimizer.analysis.cost import size_of
-from ..optimizer.context import PassContext
 from ..optimizer.ir import FeatureKind, Form, Program, Rewriter, Signature, Task, site_of, sweep
 from ..optimizer.ir.heads import columns_of, elementwise
 from ..optimizer.ir.infer import LOOKUPS
 from ..optimizer.ir.pattern import is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, Skip
+from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report import Kind, readable_bytes
 
 _aten = torch.ops.aten

@@ -7,10 +7,9 @@ import pytest
 import torch
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer import pipeline
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass
+from rankc.optimizer.passbase import Pass, PassContext
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.distill import Distill, Recovery
 from rankc.optimizer.intervals import Interval
@@ -21,6 +20,7 @@ from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.structure import Structure
 from rankc.optimizer.ir.torchapi import core_decompositions
 from rankc.optimizer.ir.verify import same_value
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.quality import ShiftSummary
 from rankc.optimizer.report import Kind, Outcome, Report
@@ -166,7 +166,7 @@ def run_passes(
         strict=True,
         batch_sizes=batch_sizes,
         may_train=recovery is not None,
-        recovery=recovery,
+        resources=[] if recovery is None else [recovery],
     )
     Pipeline.parse(passes).run(result, context)
     return Ran(result, context.report)

@@ -20,7 +20,7 @@ import rankc
 import torch
 from rankc.optimizer import driver, pass_registry
 from rankc.optimizer.cli import main
-from rankc.optimizer.context import PassContext
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.target import TARGETS
 from rankers import SmallWithExample, contents, drawn_labels, small, small_inputs
 

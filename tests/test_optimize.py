@@ -18,8 +18,8 @@ import pytest
 import rankc
 import torch
 from rankc.optimizer import driver, registry
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.report import Kind, Outcome, PassRecord
 from rankers import (
     EAGER,

@@ -14,7 +14,7 @@ import time
 import torch
 from rankc.frontends.export import capture
 from rankc.models import DLRM, DLRMConfig
-from rankc.optimizer.context import PassContext
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn

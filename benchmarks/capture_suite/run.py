@@ -44,7 +44,7 @@ def examine(case: Any) -> dict[str, Any]:
     import torch
     from case import as_if_trained
     from rankc.frontends.export import capture
-    from rankc.optimizer.context import PassContext
+    from rankc.optimizer.passbase import PassContext
     from rankc.optimizer.pipeline import Pipeline
     from rankc.optimizer.target import Target
 

@@ -14,11 +14,11 @@ from rankc import models
 from rankc.backends.onnx import to_onnx
 from rankc.backends.onnxruntime import OnnxRuntime
 from rankc.frontends.export import capture
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, UnsupportedError
 from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program, facts_of
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.registry import backend
 from rankc.optimizer.target import Target

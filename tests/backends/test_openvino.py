@@ -14,11 +14,11 @@ import torch
 from placed import coded, optimized
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.race import Race
 from rankc.optimizer.realise import realise

@@ -17,12 +17,12 @@ from conformance.cases import GROUPS, Case
 from conformance.values import rows
 from rankc.backends.base import Backend
 from rankc.frontends.decompose import to_core
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
 from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.structure import Structure
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn

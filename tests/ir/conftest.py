@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.ir import Program
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn

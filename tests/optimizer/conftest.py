@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import synthesize
 from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn

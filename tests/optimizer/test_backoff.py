@@ -12,9 +12,8 @@ import torch
 from rankc.optimizer import registry
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.backoff import REASON
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.ir import Precision, Program, facts_of, set_precision, site_of
-from rankc.optimizer.passbase import Exactness, Pass
+from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.report import Kind, Outcome, SiteRecord
 from rankc.optimizer.verdict import Status, Verdict

@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import PipelineError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass, split_spec, split_top_level
+from rankc.optimizer.passbase import Pass, PassContext
+from rankc.optimizer.spec import split_spec, split_top_level
 
 
 @dataclass(frozen=True)

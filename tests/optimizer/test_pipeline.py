@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import PassError, PipelineError, PreconditionError
 from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verify
-from rankc.optimizer.passbase import Exactness, Pass, Skip
+from rankc.optimizer.passbase import Exactness, Pass, PassContext, Skip
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.report import Kind, Outcome, Report, SiteRecord
 from rankc.optimizer.target import Target

@@ -11,8 +11,8 @@ import torch
 from placed import coded
 from rankc.frontends.export import capture
 from rankc.models.dlrm import DLRM
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.data import collect, split
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import Target

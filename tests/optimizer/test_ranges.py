@@ -8,8 +8,8 @@ import pytest
 import torch
 from rankc.models import zoo
 from rankc.optimizer.analysis.ranges import Range, first_linears, value_ranges
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.ir import Program, site_of
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from support import canonical, made_up

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 from rankc.optimizer import registry
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import PipelineError, TargetError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass
+from rankc.optimizer.passbase import Pass, PassContext
 from rankc.optimizer.pipeline import Pipeline
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rankc import Request, Side, Signature
+from rankc.optimizer.amendments import with_requests
 from rankc.optimizer.data import Rows
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Program
@@ -17,7 +18,6 @@ from rankc.optimizer.requests import (
     check_shared,
     one_user,
     replicated,
-    with_requests,
     without_copies,
 )
 from support import canonical, made_up, run_passes

@@ -10,6 +10,7 @@ import pytest
 import rankc
 from hypothesis import given
 from hypothesis import strategies as st
+from rankc.optimizer.amendments import with_windows
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Signature, Task, TaskKind
 from rankc.optimizer.windows import Windows, between, cdf_of, empirical, exponential, fit_rate
@@ -95,7 +96,7 @@ def test_heads_are_found_by_their_names_and_ordered() -> None:
 def test_the_pass_is_text_that_reads_back() -> None:
     cdf = ((0.5, 0.2), (30.0, 1.0))
     windows = Windows(heads={"buy_1d": 1, "buy_28d": 28}, cdf=cdf, default=7, feature="days")
-    pipeline = windows.added_to(rankc.Pipeline.parse("default"), THREE)
+    pipeline = with_windows(rankc.Pipeline.parse("default"), windows, THREE)
     assert rankc.Pipeline.parse(pipeline.spec()) == pipeline
     names = [p.name for p in pipeline.passes]
     assert names[1:3] == ["canonicalize", "interpolate-windows"]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.candidates import candidates
-from rankc.optimizer.context import PassContext
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, sweep
+from rankc.optimizer.kernels import KernelTimes
+from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
 from rankc.optimizer.realise import IMITATIONS, realise
@@ -503,7 +504,7 @@ def test_memory_decides_where_lookups_are_slower() -> None:
             calibration=calibration,
         )
         rates = {"fp32": 1e-9, "int8": 4e-9}
-        context.kernels.lookup_seconds = lambda elements, name: rates[name] * elements  # type: ignore[method-assign]
+        KernelTimes.of(context).lookup_seconds = lambda elements, name: rates[name] * elements  # type: ignore[method-assign]
         run_pass(PlacePrecision(), program.clone(), context)
         return {site.chosen for site in context.report.sites}
 
