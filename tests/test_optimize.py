@@ -17,7 +17,7 @@ import pandas
 import pytest
 import rankc
 import torch
-from rankc.optimizer import driver, registry
+from rankc.optimizer import driver, pass_registry
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.report import Kind, Outcome, PassRecord
@@ -52,14 +52,14 @@ ROUNDING = 1e-5
 @pytest.fixture
 def register() -> Iterator[Register]:
     """Registers passes for one test."""
-    before = dict(registry._REGISTERED)
+    before = dict(pass_registry._REGISTERED)
 
     def add(kind: type[rankc.Pass]) -> None:
         rankc.register(kind)
 
     yield add
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    pass_registry._REGISTERED.clear()
+    pass_registry._REGISTERED.update(before)
 
 
 def scores(model: torch.nn.Module, *inputs: Any) -> Tensor:

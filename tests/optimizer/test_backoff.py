@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import rankc
 import torch
-from rankc.optimizer import registry
+from rankc.optimizer import pass_registry
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.backoff import REASON
 from rankc.optimizer.ir import Precision, Program, facts_of, set_precision, site_of
@@ -100,7 +100,9 @@ class Burden(Pass):
 
 
 def test_asking_for_finetuning_never_gives_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {**registry._REGISTERED, "burden": Burden})
+    monkeypatch.setattr(
+        pass_registry, "_REGISTERED", {**pass_registry._REGISTERED, "burden": Burden}
+    )
     model = small()
     inputs = small_inputs(1500, seed=77)
     earlier = [rankc.Batch(inputs, drawn_labels(model, inputs))]

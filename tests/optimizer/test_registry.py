@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from rankc.optimizer import registry
+from rankc.optimizer import pass_registry, registry
 from rankc.optimizer.errors import PipelineError, TargetError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.passbase import Pass, PassContext
@@ -26,17 +26,17 @@ def make(name: Any, **namespace: Any) -> type[Pass]:
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    before = dict(registry._REGISTERED)
+    before = dict(pass_registry._REGISTERED)
     yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    pass_registry._REGISTERED.clear()
+    pass_registry._REGISTERED.update(before)
 
 
 def test_a_registered_pass_can_be_named() -> None:
-    made = registry.register(make("made"))
-    assert registry.pass_class("made") is made
-    assert "made" in registry.pass_names()
-    assert registry.register(made) is made
+    made = pass_registry.register(make("made"))
+    assert pass_registry.pass_class("made") is made
+    assert "made" in pass_registry.pass_names()
+    assert pass_registry.register(made) is made
     assert Pipeline.parse("exact,+made@after:canonicalize").passes[1] == made()
 
 
@@ -74,13 +74,13 @@ class NoDefault(Pass):
 )
 def test_what_can_not_be_named_is_refused(candidate: Any, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
-        registry.register(candidate)
+        pass_registry.register(candidate)
 
 
 def test_a_name_belongs_to_one_pass() -> None:
-    registry.register(make("made"))
+    pass_registry.register(make("made"))
     with pytest.raises(PipelineError, match="a pass called 'made' exists already"):
-        registry.register(make("made"))
+        pass_registry.register(make("made"))
 
 
 def plug(folder: Path, package: str, *lines: str) -> None:
@@ -119,10 +119,10 @@ def test_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plug(tmp_path, "two", "misnamed = rankc_plugged:Other")
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
-        assert registry.pass_class("plugged").__module__ == "rankc_plugged"
-        assert {"plugged", "gone"} <= set(registry.pass_names())
+        assert pass_registry.pass_class("plugged").__module__ == "rankc_plugged"
+        assert {"plugged", "gone"} <= set(pass_registry.pass_names())
         # A plug-in can't take the place of one of ours.
-        assert registry.pass_class("eliminate").__module__ == "rankc.passes.eliminate"
+        assert pass_registry.pass_class("eliminate").__module__ == "rankc.passes.eliminate"
         for name, message in {
             "gone": "pass 'gone' can't be loaded from rankc_plugged:Gone",
             "missing": "pass 'missing' can't be loaded .* No module named",
@@ -131,18 +131,18 @@ def test_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "rankc_plugged:Other, rankc_plugged:Plugged",
         }.items():
             with pytest.raises(PipelineError, match=message):
-                registry.pass_class(name)
+                pass_registry.pass_class(name)
         with pytest.raises(PipelineError, match="a pass called 'plugged' exists already"):
-            registry.register(make("plugged"))
-        plugged = registry.pass_class("plugged")
-        assert registry.register(plugged) is plugged
+            pass_registry.register(make("plugged"))
+        plugged = pass_registry.pass_class("plugged")
+        assert pass_registry.register(plugged) is plugged
     finally:
         sys.modules.pop("rankc_plugged", None)
 
 
 def test_every_builtin_loads_under_its_name() -> None:
-    for name in registry._builtin():
-        assert registry.pass_class(name).name == name
+    for name in pass_registry._builtin():
+        assert pass_registry.pass_class(name).name == name
 
 
 def test_backends() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, synthetic_flights
 from rankc.models.train import train
-from rankc.optimizer import registry
+from rankc.optimizer import pass_registry
 from rankc.optimizer.data import Rows
 from rankc.optimizer.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from rankc.optimizer.passbase import PassContext
@@ -260,11 +260,11 @@ class WreckOneRow(rankc.Pass):
 @pytest.fixture
 def wrecked() -> Iterator[str]:
     """A pipeline in which one row of a table is wrecked."""
-    before = dict(registry._REGISTERED)
+    before = dict(pass_registry._REGISTERED)
     rankc.register(WreckOneRow)
     yield "canonicalize,wreck-one-row"
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    pass_registry._REGISTERED.clear()
+    pass_registry._REGISTERED.update(before)
 
 
 @pytest.mark.parametrize("find", [False, True])
