@@ -26,7 +26,7 @@ from ..optimizer.ir.ops import (
 )
 from ..optimizer.ir.printer import operator
 from ..optimizer.ir.torchapi import silenced
-from . import bounds
+from . import bags, bounds
 from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
@@ -103,6 +103,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
     ROWWISE_LINEAR.op: rowwise_linear,
     **bounds.TRANSLATIONS,
+    **bags.TRANSLATIONS,
 }
 
 
@@ -136,6 +137,7 @@ def to_onnx(program: Program) -> ir.Model:
     _name(model, program)
     _keep_origins(model, exported)
     bounds.bound_inputs(model, program.signature)
+    bags.name_refusals(model)
     _pack_fours(model)
     return model
 

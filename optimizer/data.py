@@ -17,7 +17,7 @@ from .ir.signature import Feature, FeatureKind, Signature, TaskKind
 from .ir.structure import Structure
 from .limits import id_limits, id_lows, taken
 from .listcolumns import from_lists
-from .ragged import Delimits, Ragged, join, ragged_of, row_count, take
+from .ragged import Ragged, check_delimiters, join, ragged_of, row_count, take
 from .times import time_column
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
@@ -348,32 +348,7 @@ def check_features(
                 )
             batch = len(value)
         _check_values(feature, value, first_row)
-    for one in ragged_of(signature):
-        _check_delimiter(one, features, batch)
-
-
-def _check_delimiter(one: Ragged, features: Mapping[str, Tensor], batch: int | None) -> None:
-    """Raises unless a delimiter fits the rows and the values it delimits."""
-    rows = one.rows(features)
-    if rows < 0 or (batch is not None and rows != batch):
-        raise SignatureError(
-            f"feature {one.delimiter!r} delimits {rows} rows, the others have {batch}."
-        )
-    bounds = one.bounds(features)
-    if rows == 0 and one.delimits is Delimits.STARTS:
-        return  # values that no row has are looked at by nothing
-    if int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
-        row = int((bounds.diff() < 0).to(torch.int8).argmax())
-        raise SignatureError(
-            f"feature {one.delimiter!r} isn't rising from 0: row {row} would begin at "
-            f"{int(bounds[row])} and end at {int(bounds[row + 1])}."
-        )
-    for name in one.values:
-        if len(features[name]) != int(bounds[-1]):
-            raise SignatureError(
-                f"feature {name!r} has {len(features[name])} values, and {one.delimiter!r} "
-                f"delimits {int(bounds[-1])}."
-            )
+    check_delimiters(signature, features, batch)
 
 
 def _check_shape(feature: Feature, value: Tensor) -> None:

@@ -15,6 +15,7 @@ from itertools import combinations, permutations, product
 import torch
 from torch import Tensor
 
+from .errors import SignatureError
 from .ir.signature import FeatureKind, Signature
 
 Features = Mapping[str, Tensor]
@@ -132,6 +133,41 @@ def join(parts: Sequence[Features], ragged: Sequence[Ragged]) -> dict[str, Tenso
         lengths = torch.cat([one.bounds(part).diff() for part in parts])
         joined[one.delimiter] = one.delimiter_of(lengths, parts[0][one.delimiter].dtype)
     return joined
+
+
+def check_delimiters(signature: Signature, features: Features, batch: int | None = None) -> None:
+    """Raises unless offsets and lengths fit the rows and the values they delimit.
+
+    Raises:
+        SignatureError: Which feature doesn't, and from which row on.
+    """
+    for one in ragged_of(signature):
+        _check_delimiter(one, features, batch)
+
+
+def _check_delimiter(one: Ragged, features: Features, batch: int | None) -> None:
+    """Raises unless a delimiter fits the rows and the values it delimits."""
+    rows = one.rows(features)
+    if rows < 0 or (batch is not None and rows != batch):
+        raise SignatureError(
+            f"feature {one.delimiter!r} delimits {rows} rows, the others have {batch}."
+        )
+    bounds = one.bounds(features)
+    if rows == 0 and one.delimits is Delimits.STARTS:
+        return  # values that no row has are looked at by nothing
+    if int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
+        row = int((bounds.diff() < 0).to(torch.int8).argmax())
+        raise SignatureError(
+            f"feature {one.delimiter!r} isn't rising from 0: row {row} would begin at "
+            f"{int(bounds[row])} and end at {int(bounds[row + 1])} of "
+            f"{len(features[one.values[0]]):,} values."
+        )
+    for name in one.values:
+        if len(features[name]) != int(bounds[-1]):
+            raise SignatureError(
+                f"feature {name!r} has {len(features[name])} values, and {one.delimiter!r} "
+                f"delimits {int(bounds[-1])}."
+            )
 
 
 def find_ragged(leaves: Features) -> tuple[Ragged, ...]:

@@ -27,6 +27,7 @@ from .ir.rewrite import Rewriter
 from .ir.signature import BATCH, Signature
 from .pieces import ArrayRunner
 from .precompute import with_outputs
+from .ragged import check_delimiters, ragged_of
 from .registry import backend
 from .reopened import reopened
 from .target import Target
@@ -172,6 +173,9 @@ class Guard:
         self._opened: ArrayRunner | None = None
         self._first = first
         self._shared = shared
+        self._delimited = tuple(
+            name for one in ragged_of(signature) for name in (one.delimiter, *one.values)
+        )
         self._limits = tuple(
             (f.name, *_limits(f.least, f.cardinalities, f.axis, len(f.shape)))
             for f in signature
@@ -204,7 +208,7 @@ class Guard:
         return guarded
 
     def check(self, arrays: Mapping[str, Any]) -> None:
-        """Raises if ids are beyond their tables.
+        """Raises if ids are beyond their tables, or offsets or lengths don't cut a list of ids.
 
         Raises:
             SignatureError: Which feature, row and id.
@@ -213,6 +217,9 @@ class Guard:
             ids = arrays.get(name)
             if ids is not None and (np.less(ids, low).any() or np.greater_equal(ids, high).any()):
                 self._tell(arrays)
+        if self._delimited and all(name in arrays for name in self._delimited):
+            given = {name: torch.as_tensor(arrays[name]) for name in self._delimited}
+            check_delimiters(self._signature, given)
         if self._checks:
             self._check_computed(arrays)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import fx
 
 from ..optimizer.errors import PipelineError
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
+from ..optimizer.ir.ops import RISING
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext
 
@@ -227,7 +228,11 @@ class _OffsetBag(Rule):
             zeros = rw.emit(_aten.full.default, [count], 0.0, dtype=dtype, like=like)
             length = rw.emit(_aten.index_put.default, zeros, [segments], counted, True, like=like)
         else:
-            length = rw.emit(_aten._to_copy.default, _lengths(rw, bag), dtype=dtype, like=like)
+            # The sums are of offsets that were checked; their lengths needn't wait for that.
+            given = bag.offsets.args[0] if is_op(bag.offsets, RISING.op) else bag.offsets
+            assert isinstance(given, fx.Node)
+            lengths = _lengths(rw, replace(bag, offsets=given))
+            length = rw.emit(_aten._to_copy.default, lengths, dtype=dtype, like=like)
         length = rw.emit(_aten.clamp.default, length, 1.0, like=like)
         length = rw.emit(_aten.unsqueeze.default, length, -1, like=like)
         return rw.emit(_aten.div.Tensor, pooled, length, like=like)

@@ -141,7 +141,10 @@ struct Source {
     }
     *begin = integer(offsets, row);
     *end = row + 1 < offsets.rows() ? integer(offsets, row + 1) : ids.rows();
-    if (*begin < 0 || *end < *begin || *end > ids.rows())
+    bool last = row + 1 == rows();
+    // The first row's ids begin the list, and the last row's end it.
+    if (*begin < 0 || *end < *begin || *end > ids.rows() || (row == 0 && *begin != 0) ||
+        (last && *end != ids.rows()))
       throw Error("row " + std::to_string(row) + " has the ids from " + std::to_string(*begin) +
                   " to " + std::to_string(*end) + " of a list of " + std::to_string(ids.rows()));
   }

@@ -307,7 +307,14 @@ def _outlined(
         if node is not None:
             sources = [None if one is None else copy(one) for one in node.inputs]
             settings, olds = node.attributes.values(), node.outputs
-            new = ir.Node(node.domain, node.op_type, sources, settings, num_outputs=len(olds))
+            new = ir.Node(
+                node.domain,
+                node.op_type,
+                sources,
+                settings,
+                num_outputs=len(olds),
+                name=node.name,  # runtimes name what refuses ids
+            )
         elif constant is not None and constant.nbytes <= _SMALL_BYTES:
             new = ir.Node("", "Constant", [], [ir.AttrTensor("value", constant)])
         else:

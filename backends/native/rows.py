@@ -28,6 +28,7 @@ from .values import (
     number,
     one_place,
     rank,
+    unchecked,
     within,
 )
 
@@ -531,6 +532,6 @@ def _bags_by_offsets(add: ir.Node) -> tuple[ir.Value, ir.Value, bool] | None:
         return None
     whole = made_by(starts, "Slice")
     if whole is None:
-        return rows, starts, False
+        return rows, unchecked(starts), False
     all_but_last = [integers(one) for one in whole.inputs[1:4]] == [[0], [-1], [0]]
-    return (rows, first_input(whole), True) if all_but_last else None
+    return (rows, unchecked(first_input(whole)), True) if all_but_last else None

@@ -88,6 +88,21 @@ def fill(value: ir.Value | None) -> float | None:
     return None if constant is None or constant.size != 1 else float(constant.numpy().item())
 
 
+def unchecked(value: ir.Value) -> ir.Value:
+    """Offsets that are refused where they don't cut a list of ids (`backends/bags.py`), as given.
+
+    The operator that reads the bags does so itself.
+    """
+    node = made_by(value, "Add")
+    found = None if node is None else made_by(node.inputs[1], "Gather")
+    if node is None or found is None:
+        return value
+    falls = made_by(before(before(found.inputs[1], "ReduceMax"), "Cast"), "Less")
+    chain = None if falls is None else made_by(before(falls.inputs[0], "Slice"), "Concat")
+    offsets = first_input(node)
+    return offsets if chain is not None and offsets in chain.inputs else value
+
+
 def first_input(node: ir.Node) -> ir.Value:
     """The first input of an operator that always has one."""
     value = node.inputs[0]

@@ -7,6 +7,8 @@ behind its last. An id beyond its table is refused before the lookup:
   check;
 - where nothing computed on the way can leave the table (a modulo, a clamp), there is nothing to do;
 - everywhere else by a ``rankc.bounded`` right before the lookup.
+
+Offsets that cut a list of ids into bags are refused by a ``rankc.rising`` where they don't cut it.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from torch import fx
 
 from .infer import LOOKUPS, lookups
 from .integers import IntegerRanges, Range
-from .ops import BOUNDED
+from .ops import BOUNDED, RISING
 from .pattern import argument, is_op, parameter_name, shape_of
 from .program import Program
 from .rewrite import Rewriter
 from .signature import Feature
 
 _aten = torch.ops.aten
+#: Offsets of bags of one size.
+_COUNTED = (_aten.arange.default, _aten.arange.start, _aten.arange.start_step)
 #: A table of unknown size: what looks up refuses what is beyond it, and negative ids are left.
 _ANY_SIZE = 2**31 - 1
 
@@ -113,8 +117,25 @@ def bound_lookups(program: Program) -> None:
             with rw.before(one.node):
                 made[key] = rw.emit(BOUNDED.op, ids, [one.rows], 0, one.alone, like=one.node)
         rw.set_argument(one.node, one.place, made[key])
-    if made:
+    if _bound_offsets(program, rw) or made:
         program.module.recompile()
+
+
+def _bound_offsets(program: Program, rw: Rewriter) -> int:
+    """Puts a ``rankc.rising`` before every bag whose offsets are given or computed; how many."""
+    made = 0
+    for bag in program.graph.nodes:
+        if not is_op(bag, _aten.embedding_bag.padding_idx, _aten.embedding_bag.default):
+            continue
+        ids, offsets = bag.args[1:3]
+        if not isinstance(offsets, fx.Node) or is_op(offsets, RISING.op, *_COUNTED):
+            continue
+        ends = bool(argument(bag, 7, "include_last_offset", False))
+        with rw.before(bag):
+            rising = rw.emit(RISING.op, offsets, ids, ends, like=bag)
+        rw.set_argument(bag, 2, rising)
+        made += 1
+    return made
 
 
 def _covered(program: Program) -> set[fx.Node]:
@@ -158,12 +179,16 @@ def _features(program: Program) -> Iterator[tuple[fx.Node, Feature]]:
 
 def without_bounds(program: Program) -> Program:
     """The program for a runtime that can't refuse: ids are to be checked before it runs."""
-    nodes = program.graph.find_nodes(op="call_function", target=BOUNDED.op)
-    if not nodes:
+    if not any(_bounding(program)):
         return program
     result = program.clone()
-    for node in result.graph.find_nodes(op="call_function", target=BOUNDED.op):
+    for node in list(_bounding(result)):
         node.replace_all_uses_with(node.args[0])
         result.graph.erase_node(node)
     result.module.recompile()
     return result
+
+
+def _bounding(program: Program) -> Iterator[fx.Node]:
+    for op in (BOUNDED, RISING):
+        yield from program.graph.find_nodes(op="call_function", target=op.op)

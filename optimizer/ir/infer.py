@@ -361,7 +361,8 @@ def _kind(node: fx.Node, value: Tensor, found: list[Lookup]) -> FeatureKind:
     if not node.users:
         return FeatureKind.UNUSED
     if any(
-        "embedding_bag" in str(user.target) and argument(user, 2, "offsets") is node
+        is_op(user, torch.ops.rankc.rising.default)
+        or ("embedding_bag" in str(user.target) and argument(user, 2, "offsets") is node)
         for user in node.users
     ):
         return FeatureKind.OFFSETS

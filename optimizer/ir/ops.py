@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from .dialect import define_op
 _FLOAT8_MAX = {torch.float8_e4m3fn: 448.0}
 #: Rows that are all one value have no steps; dividing by zero would be no code.
 _SMALLEST_STEP = torch.finfo(torch.float32).tiny
+#: Offsets that an error shows.
+_SHOWN = 8
 
 
 def along(values: Tensor, axis: int, rank: int) -> Tensor:
@@ -228,6 +231,33 @@ BOUNDED = define_op(
     "bounded(Tensor ids, int[] rows, int axis, bool alone) -> Tensor",
     _bounded,
     lambda ids, rows, axis, alone: torch.empty_like(ids),
+)
+
+
+def _rising(offsets: Tensor, values: Tensor, ends: bool) -> Tensor:
+    """The offsets, if they cut the values into one list a row."""
+    size, given = len(values), offsets.tolist()
+    bounds = [0, *given, size]
+    begins = not given or given[0] == 0
+    if not begins or any(low > high for low, high in pairwise(bounds)):
+        raise IndexError(f"offsets {_excerpt(given)} don't rise from 0 within {size:,} values")
+    if ends and bounds[-2] != size:
+        raise IndexError(f"offsets end at {bounds[-2]:,}, and there are {size:,} values")
+    return offsets.clone()
+
+
+def _excerpt(values: Sequence[int]) -> str:
+    few = ", ".join(map(str, values[:_SHOWN]))
+    return f"[{few}, …]" if len(values) > _SHOWN else f"[{few}]"
+
+
+#: offsets ``[B]``, or ``[B + 1]`` where the last says where the last row ``ends``, integers, and
+#: what they cut, ``[N, …]`` -> the offsets, or an error where they don't rise from 0 to N. It
+#: stands before bags, which read whatever lies there.
+RISING = define_op(
+    "rising(Tensor offsets, Tensor values, bool ends) -> Tensor",
+    _rising,
+    lambda offsets, values, ends: torch.empty_like(offsets),
 )
 
 

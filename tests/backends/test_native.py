@@ -180,7 +180,7 @@ def test_bags_by_offsets(instructions: str, coded: bool, has_end: bool) -> None:
     assert not got[1].any(), "an empty bag is zero"
 
 
-@pytest.mark.parametrize("offsets", [[0, 3, 2], [0, -1, 4], [0, 2, 9]])
+@pytest.mark.parametrize("offsets", [[0, 3, 2], [0, -1, 4], [0, 2, 9], [2, 3, 4]])
 def test_offsets_that_do_not_cut_a_list_are_told(offsets: list[int]) -> None:
     plan = [0, 2, 0, 3, 0, 1, -1, -1, -1, 2, 0, 0, 1, 1, 1, 0]
     inputs = [np.zeros((7, 3), np.float32), np.zeros(5, np.int64), np.array(offsets)]

@@ -152,7 +152,8 @@ def test_optimized_on_data() -> None:
     assert artifact.verdict.status is Status.PASS
     inputs = batches[0].inputs
     scores = artifact(*(value.numpy() for value in inputs))
-    assert np.allclose(scores, model(*inputs).detach().numpy(), atol=0.05)
+    # Whether codes of 4 bits pay is measured; half a step of theirs may move a score so far.
+    assert np.allclose(scores, model(*inputs).detach().numpy(), atol=0.15)
 
 
 @pytest.mark.parametrize(

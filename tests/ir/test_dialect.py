@@ -89,6 +89,11 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (torch.tensor([[0, 19], [3, 2]]), [20], 0, False),
         (torch.tensor([[0, 900], [3, -2]], dtype=torch.int32), [4, 0], 1, True),
     ],
+    "rising": [
+        (torch.tensor([0, 2, 2]), torch.arange(5), False),
+        (torch.tensor([0, 2, 5], dtype=torch.int32), torch.arange(5), True),
+        (torch.tensor([0]), torch.arange(0), True),
+    ],
     "wrapped": [(torch.tensor([0, -1, 4, -5]), 5)],
     "dot_interaction": [
         (
