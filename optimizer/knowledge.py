@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from .data import Rows
 from .errors import CheckpointError
-from .fitting import reading, require, require_fit
+from .fitting import MisfitError, is_finite, reading, require, require_fit
 from .ir.program import Program, content_hash
 from .ir.scratch import write_whole
 from .report import SiteRecord
@@ -53,11 +53,25 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of a checkpoint."""
+    """What was measured of a candidate, as a file has it."""
 
     site: str
     recipe: str
     damage: Mapping[str, float]
+
+    @classmethod
+    def read(cls, site: Any, recipe: Any, damage: Any, place: str) -> _Entry:
+        """The entry, if it can have been measured.
+
+        Raises:
+            MisfitError: Of what it can't, and the place.
+        """
+        entry = cls(site, recipe, damage)
+        require_fit(entry, place)
+        for task, lost in entry.damage.items():
+            possible = is_finite(lost) and lost >= 0.0
+            require(possible, place, f"has a damage of {lost!r} for {task!r}: none is below 0")
+        return entry
 
 
 @dataclass
@@ -81,7 +95,8 @@ class Knowledge:
         """The checkpoint in a file, or a new one.
 
         Raises:
-            CheckpointError: It is of another model, of other rows, or no checkpoint.
+            CheckpointError: It is of another model, of other rows, no checkpoint, or holds what
+                can't have been measured; in which line.
         """
         known = cls(subject, path=path)
         if not path.exists():
@@ -105,11 +120,10 @@ class Knowledge:
             except (RecursionError, ValueError):
                 cut_off = True  # the run ended while it wrote this line
                 continue
-            with reading(path, CheckpointError):
-                learned = _Entry(entry["site"], entry["recipe"], entry["damage"])
-                require_fit(learned, f"line {number}")
-                finite = all(map(math.isfinite, learned.damage.values()))
-                require(finite, f"line {number}", "has a damage that is no number")
+            with _told(path, f"line {number}"):
+                learned = _Entry.read(
+                    entry["site"], entry["recipe"], entry["damage"], f"line {number}"
+                )
             known.damages[learned.site, learned.recipe] = dict(learned.damage)
         if cut_off:
             known._write_anew()  # or what is measured next would go on behind half a line
@@ -137,15 +151,26 @@ class Knowledge:
             subject: This run's.
 
         Raises:
-            CheckpointError: The artifact is of another model or other rows.
+            CheckpointError: The artifact is of another model or other rows, or its report holds
+                what can't have been measured.
         """
         other = Subject(fingerprints.get("captured", ""), fingerprints.get("rows", ""))
         _require_same(other, subject, "the artifact")
         known = cls(subject)
         for site in sites:
             for candidate in site.candidates:
-                if candidate.get("damage"):
-                    known.damages[site.site, candidate["format"]] = dict(candidate["damage"])
+                if not candidate.get("damage"):
+                    continue
+                where = f"the artifact's report, site {site.site!r}"
+                try:
+                    found = _Entry.read(
+                        site.site, candidate.get("format"), candidate["damage"], where
+                    )
+                except MisfitError as error:
+                    raise CheckpointError(
+                        f"{error}. Optimize without it: what it should know is measured anew."
+                    ) from error
+                known.damages[found.site, found.recipe] = dict(found.damage)
         return known
 
     def find(self, site: str, recipe: str) -> Mapping[str, float] | None:
@@ -165,6 +190,18 @@ class Knowledge:
                 f"the checkpoint {self.path} can't be written: {error}. Free space there, or give "
                 "another file; what it holds is kept."
             ) from error
+
+
+@contextmanager
+def _told(path: Path, line: str) -> Iterator[None]:
+    """What goes wrong inside is the fault of a line, without which the checkpoint is good."""
+    try:
+        with reading(path, CheckpointError):
+            yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} Remove {line}: what it should hold is measured anew."
+        ) from error
 
 
 def _line(site: str, recipe: str, damage: Mapping[str, float]) -> str:

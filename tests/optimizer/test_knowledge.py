@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rankc.optimizer.report import SiteRecord
 from rankers import EAGER, LOOSE, dlrm, dlrm_batches
 
 SUBJECT = Subject("a" * 32, "b" * 32)
+FINGERPRINTS = {"captured": SUBJECT.model, "rows": SUBJECT.rows}
 
 
 def test_what_was_learned_is_there_after_an_interruption(tmp_path: Path) -> None:
@@ -41,9 +43,8 @@ def test_another_subject_is_refused(subject: Subject, message: str, tmp_path: Pa
     Knowledge.open(tmp_path / "probe.jsonl", SUBJECT)
     with pytest.raises(CheckpointError, match=message):
         Knowledge.open(tmp_path / "probe.jsonl", subject)
-    fingerprints = {"captured": SUBJECT.model, "rows": SUBJECT.rows}
     with pytest.raises(CheckpointError, match=message):
-        Knowledge.of_artifact(fingerprints, (), subject)
+        Knowledge.of_artifact(FINGERPRINTS, (), subject)
 
 
 @pytest.mark.parametrize("text", ["", "nothing", "{}", '{"model": 1}', "[]"])
@@ -54,14 +55,51 @@ def test_a_file_that_is_no_checkpoint_is_told(text: str, tmp_path: Path) -> None
         Knowledge.open(path, SUBJECT)
 
 
+IMPOSSIBLE = [
+    '{"score": -1e-5}',
+    '{"score": NaN}',
+    '{"score": Infinity}',
+    '{"score": "1e-5"}',
+    "[1]",
+]
+
+
+@pytest.mark.parametrize("damage", IMPOSSIBLE)
+def test_what_cannot_have_been_measured_is_told_by_its_line(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "probe.jsonl"
+    known = Knowledge.open(path, SUBJECT)
+    known.learn("top.0", "int8", {"score": 1e-5})
+    with path.open("a") as file:
+        file.write(f'{{"site": "top.2", "recipe": "int8", "damage": {damage}}}\n')
+    known.learn("top.4", "int8", {"score": 0.0})
+    with pytest.raises(CheckpointError, match=r"line 3.*Remove line 3: .* measured anew"):
+        Knowledge.open(path, SUBJECT)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], *lines[3:], ""]))  # the remedy
+    assert set(Knowledge.open(path, SUBJECT).damages) == {("top.0", "int8"), ("top.4", "int8")}
+
+
+@pytest.mark.parametrize("damage", IMPOSSIBLE)
+def test_an_artifact_that_says_what_cannot_be(damage: str) -> None:
+    candidates = ({"format": "int8", "damage": json.loads(damage)},)
+    site = SiteRecord("top.0", "linear", (8, 4), "int8", candidates)
+    with pytest.raises(CheckpointError, match=r"report, site 'top.0'.*Optimize without it"):
+        Knowledge.of_artifact(FINGERPRINTS, (site,), SUBJECT)
+
+
+def test_an_artifact_whose_candidate_has_no_format() -> None:
+    site = SiteRecord("top.0", "linear", (8, 4), "int8", ({"damage": {"score": 1e-5}},))
+    with pytest.raises(CheckpointError, match=r"recipe is None, expected text"):
+        Knowledge.of_artifact(FINGERPRINTS, (site,), SUBJECT)
+
+
 def test_an_artifacts_damages_are_known() -> None:
     candidates = (
         {"format": "fp32", "damage": {}},
         {"format": "int8", "damage": {"score": 2e-5}},
     )
     site = SiteRecord("top.0", "linear", (8, 4), "int8", candidates)
-    fingerprints = {"captured": SUBJECT.model, "rows": SUBJECT.rows}
-    known = Knowledge.of_artifact(fingerprints, (site,), SUBJECT)
+    known = Knowledge.of_artifact(FINGERPRINTS, (site,), SUBJECT)
     assert known.damages == {("top.0", "int8"): {"score": 2e-5}}
 
 
