@@ -189,16 +189,19 @@ class Backend(ABC):
         """What can be built for the target here, and how it can be run here."""
         return Here("", "") if self.missing() else Here(self.name, "yes")
 
-    def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
+    def complete(
+        self, folder: Path, made: Path, target: Target, batch_sizes: Sequence[int]
+    ) -> tuple[str, ...]:
         """Builds what of a saved artifact has to be built on the machine that serves it.
 
         Args:
-            folder: An artifact this backend wrote.
+            folder: An artifact this backend wrote; nothing is written there.
+            made: An empty folder for what is added or changed.
             target: Its target.
             batch_sizes: The batch sizes it serves.
 
         Returns:
-            The files that were added or changed.
+            The files that were written.
 
         Raises:
             TargetError: It can't be built here.

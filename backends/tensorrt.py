@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +131,7 @@ class TensorRT(PlainOnnx):
             return Built(files, {"onnx": ir.__version__}, (*self._notes(), lacking))
         stored = metadata.get("rankc.batch_sizes", "")
         sizes = tuple(int(size) for size in stored.split(",")) if stored else _BATCHES
-        runs, version = _engine(folder, plan, sizes)
+        runs, version = _engine(folder / MODEL, folder, plan, sizes)
         unmet = mismatches(runs)
         _write_report(folder, plan, version, runs)
         files += (FUSION, ENGINE, FACTS) if plan.kept else (FUSION,)
@@ -141,7 +143,9 @@ class TensorRT(PlainOnnx):
             unmet,
         )
 
-    def complete(self, folder: Path, target: Target, batch_sizes: Sequence[int]) -> tuple[str, ...]:
+    def complete(
+        self, folder: Path, made: Path, target: Target, batch_sizes: Sequence[int]
+    ) -> tuple[str, ...]:
         """Builds the engine of a saved artifact on the machine that serves it.
 
         Raises:
@@ -153,8 +157,8 @@ class TensorRT(PlainOnnx):
                 f"{plan.library.module} doesn't build for {target.device.name} "
                 f"(SM{target.device.sm}). On a machine with that GPU: {FULL.pip}"
             )
-        runs, version = _engine(folder, plan, tuple(batch_sizes))
-        _write_report(folder, plan, version, runs)
+        runs, version = _engine(folder / MODEL, made, plan, tuple(batch_sizes))
+        _write_report(made, plan, version, runs)
         return (FUSION, ENGINE, FACTS)
 
     def emulates(self, files: Collection[str]) -> bool:
@@ -217,9 +221,9 @@ def _plan_or_why_not(target: Target) -> tuple[_Plan | None, str]:
 
 
 def _engine(
-    folder: Path, plan: _Plan, batch_sizes: tuple[int, ...]
+    source: Path, folder: Path, plan: _Plan, batch_sizes: tuple[int, ...]
 ) -> tuple[tuple[LinearRun, ...], str]:
-    """Builds the engine of ``model.onnx``; writes it if it is to be kept.
+    """Builds the engine of an ONNX file; writes it to a folder if it is to be kept.
 
     Returns:
         What each coded linear runs in, and the version of the package.
@@ -228,21 +232,37 @@ def _engine(
         UnsupportedError: TensorRT refuses the graph; which nodes, by the user's names.
     """
     trt = plan.library.load()
-    model = ir.load(folder / MODEL)
+    model = ir.load(source)
     tables = tables_as_inputs(model)
     graph = folder / "graph.onnx"
     ir.save(model, graph)
+    weights = _weights_beside(model, source.parent, folder)
     log = _logger(trt)
     try:
         batches = (1, sorted(batch_sizes)[len(batch_sizes) // 2], max(batch_sizes))
         serialized = _build(trt, graph, model, plan, batches, log)
     finally:
-        graph.unlink()
+        for path in (graph, *weights):
+            path.unlink()
     if plan.kept:
         (folder / ENGINE).write_bytes(memoryview(serialized))
         facts = EngineFacts(plan.library.module, trt.__version__, plan.sm, batches, tables)
         facts.save(folder)
     return linear_runs(model, kernels(log.messages)), trt.__version__
+
+
+def _weights_beside(model: ir.Model, source: Path, folder: Path) -> list[Path]:
+    """Names in another folder for the files of weights that a graph reads there."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    names = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    made = []
+    for name in sorted(names) if folder != source else ():
+        made.append(folder / name)
+        try:
+            os.link(source / name, made[-1])
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, made[-1])
+    return made
 
 
 def _logger(trt: Any) -> Any:

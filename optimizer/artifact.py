@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +30,13 @@ from .integrity import (
     check_reports,
     checksum,
     file_facts,
+    json_text,
     parsed,
     read_text,
     sealed,
 )
 from .ir.program import bind_arguments, with_defaults
-from .ir.scratch import Scratch, remove_left, write_whole, written_folder
+from .ir.scratch import Scratch, remove_left, written_folder
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .manifest_rules import check_facts, check_manifest, field_of
@@ -82,6 +82,8 @@ class Manifest:
         pieces: ``(rows of a batch, rows of a piece)``, a thread's: from how many rows on batches
             are run in pieces, and of how many rows; 0 is whole.
         checks: Ids behind arithmetic that the program ``checks`` computes, and where they go.
+        made_for: The target itself, by which the rest is built elsewhere; None in folders of
+            earlier versions.
     """
 
     target: str
@@ -102,6 +104,7 @@ class Manifest:
     request: Entry | None = None
     pieces: Pieces = ()
     checks: tuple[Check, ...] = ()
+    made_for: Target | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` reads them back."""
@@ -125,6 +128,7 @@ class Manifest:
             "request": self.request.to_json() if self.request else None,
             "pieces": [list(rule) for rule in self.pieces],
             "checks": [check.to_json() for check in self.checks],
+            "made_for": self.made_for.to_json() if self.made_for else None,
         }
 
     @classmethod
@@ -137,6 +141,9 @@ class Manifest:
 
         def entry(item: Any) -> Entry | None:
             return Entry.from_json(item) if item else None
+
+        def target(item: Any) -> Target | None:
+            return Target.from_json(item) if item is not None else None
 
         def pieces(items: Any) -> Pieces:
             return tuple((start, rows) for start, rows in items)
@@ -160,6 +167,7 @@ class Manifest:
             request=field_of(data, "request", entry, None),
             pieces=field_of(data, "pieces", pieces, ()),
             checks=field_of(data, "checks", lambda items: tuple(map(Check.from_json, items)), ()),
+            made_for=field_of(data, "made_for", target, None),
         )
         check_manifest(manifest)
         return manifest
@@ -485,10 +493,10 @@ class Artifact:
             shutil.copyfile(self._file(name), place / name)
         report = self.report
         plain = report.to_json() if isinstance(report, Report) else report
-        (place / REPORT_JSON).write_text(_json_text(plain))
+        (place / REPORT_JSON).write_text(json_text(plain))
         (place / REPORT_TEXT).write_text(self._report_text())
         whole = sealed(self.manifest.to_json(), file_facts(place, REPORTS))
-        (place / MANIFEST).write_text(_json_text(whole))
+        (place / MANIFEST).write_text(json_text(whole))
 
     def _file(self, name: str) -> Path:
         """One of its files.
@@ -536,7 +544,7 @@ class Artifact:
                 signed by the key; or it holds code that isn't trusted.
         """
         place = Path(folder)
-        manifest, reports = _read_manifest(place, key)
+        manifest, reports = manifest_and_reports(place, key)
         check_listed(place, manifest.files)
         opened = backend(manifest.backend)
         code = opened.code_in(tuple(manifest.files))
@@ -594,14 +602,20 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: There is none, or it isn't one this version reads.
     """
-    return _read_manifest(folder)[0]
+    return manifest_and_reports(folder)[0]
 
 
-def _read_manifest(
+def manifest_and_reports(
     folder: Path, key: str | Path | None = None
 ) -> tuple[Manifest, Mapping[str, Any]]:
-    """The manifest, signed by a key where there is one, and the facts of the reports beside it."""
+    """The manifest, signed by a key where there is one, and the facts of the reports beside it.
+
+    Raises:
+        ArtifactError: There is none, it isn't one this version reads, or isn't signed by the key.
+    """
     path = folder / MANIFEST
+    if not folder.exists():
+        remove_left(folder.absolute().parent)  # a build that was killed may have set it aside
     if not path.is_file():
         raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}.")
     text = read_text(path)
@@ -646,7 +660,7 @@ def verify(
         ArtifactError: It is no artifact, isn't signed by the key, or a file isn't what was written.
     """
     place = Path(folder)
-    manifest, reports = _read_manifest(place, key)
+    manifest, reports = manifest_and_reports(place, key)
     check_listed(place, manifest.files)
     OpenFiles(place, manifest.files, whole=True)
     check_reports(place, reports)
@@ -667,32 +681,3 @@ def verify(
             else "not signed: this shows that nothing was damaged, not who wrote it"
         )
     return tuple(lines)
-
-
-def complete(folder: str | Path) -> tuple[str, ...]:
-    """Builds what of a saved artifact has to be built on the machine that serves it.
-
-    Returns:
-        The files that were added or changed; the manifest lists them afterwards.
-
-    Raises:
-        ArtifactError: There is nothing to build.
-        TargetError: It can't be built here; what is needed.
-    """
-    place = Path(folder)
-    manifest, reports = _read_manifest(place)
-    target = Target.of(manifest.target)
-    files: tuple[str, ...] = backend(manifest.backend).complete(place, target, manifest.batch_sizes)
-    if not files:
-        raise ArtifactError(
-            f"{place} was built by the {manifest.backend} backend and is complete: "
-            "there is nothing left to build."
-        )
-    known = {**manifest.files, **file_facts(place, files)}
-    whole = sealed(replace(manifest, files=known).to_json(), reports)
-    write_whole(place / MANIFEST, _json_text(whole))
-    return files
-
-
-def _json_text(data: Any) -> str:
-    return json.dumps(data, indent=1, sort_keys=True) + "\n"

@@ -516,7 +516,7 @@ def _targets(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from .artifact import complete
+    from .completion import complete
 
     files = complete(arguments.artifact)
     print(f"built {', '.join(files)} in {arguments.artifact}")

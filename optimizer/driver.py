@@ -635,6 +635,7 @@ class _Job:
             outputs=optimized.outputs,
             arguments=optimized.arguments,
             verdict=Verdict.unverified("not judged yet"),
+            made_for=self.target,
         )
 
 

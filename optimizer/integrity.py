@@ -90,6 +90,11 @@ def sealed(data: Mapping[str, Any], reports: Mapping[str, Facts]) -> dict[str, A
     return {**whole, "checksum": checksum(whole)}
 
 
+def json_text(data: Any) -> str:
+    """How an artifact's JSON files are written."""
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
 def open_regular(path: Path) -> int:
     """A descriptor of a file that is no link, for reading.
 

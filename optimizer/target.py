@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from .errors import TargetError
 
@@ -32,6 +34,11 @@ class DeviceSpec:
     memory: float = 0.0
     peaks: tuple[tuple[str, float], ...] = ()
     source: str = ""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeviceSpec:
+        """The device that `Target.to_json` wrote."""
+        return cls(**{**data, "peaks": tuple(tuple(peak) for peak in data["peaks"])})
 
     def peak(self, number_format: str) -> float:
         """Peak rate in operations/s; an unlisted format runs at the rate of fp32."""
@@ -93,6 +100,21 @@ class Target:
                     f"target {self.name!r} names the format {number_format!r}, which no {kind} "
                     f"takes; a {kind} may take {', '.join(known)}"
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Target:
+        """The target that `to_json` wrote.
+
+        Raises:
+            TargetError: It names a format that nothing takes.
+        """
+        lists = ("formats", "table_formats", "backends")
+        made = {name: tuple(data[name]) for name in lists}
+        return cls(**{**data, **made, "device": DeviceSpec.from_json(data["device"])})
 
     @property
     def adds_by_index(self) -> bool:

@@ -7,6 +7,7 @@ removed when the next folder is made in the same place. ``systemd-tmpfiles`` hee
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ArtifactError
@@ -22,6 +23,10 @@ from ..errors import ArtifactError
 _PREFIX = "rankc-scratch-"
 #: What `tempfile.mkdtemp` makes of the prefix, alone or behind the name of what will be there.
 _NAME = re.compile(rf"(\..+\.)?{_PREFIX}[a-z0-9_]{{8}}")
+#: What a folder is called while another takes its place, where the two can't be exchanged at once.
+_ASIDE = re.compile(r"\.(?P<name>.+)\.rankc-aside")
+#: Of `renameat2`: paths are relative to the working folder, and names are exchanged.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class Scratch:
@@ -66,6 +71,19 @@ class Scratch:
         self.path.rename(destination)
         self._end.detach()
         os.close(self._lock)
+
+    def take_place_of(self, folder: Path) -> None:
+        """Exchanges it with a folder that is there, and removes what was.
+
+        Where the system can exchange names, one of the two is there at each moment. Elsewhere the
+        old one is set aside first: a kill in between is mended by the next `remove_left`.
+
+        Raises:
+            OSError: They can't be moved.
+        """
+        if not _exchanged(self.path, folder):
+            _exchange_slowly(self.path, folder)
+        self._end()  # what is called like the scratch folder is the old one by now
 
     def failed(self, error: BaseException) -> None:
         """Removes the folder after an error, and tells one of writing to it in our words.
@@ -128,16 +146,24 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def remove_left(place: Path) -> None:
-    """Removes the scratch folders that dead processes of this user left in a place."""
+    """Removes the scratch folders that dead processes of this user left in a place.
+
+    A folder that such a process had set aside is put back if nothing has taken its place.
+    """
     try:
-        names = [name for name in os.listdir(place) if _NAME.fullmatch(name)]
+        names = os.listdir(place)
     except OSError:
         return  # whoever makes a folder there will be told
     for name in names:
-        _remove_if_left(place / name)
+        aside = _ASIDE.fullmatch(name)
+        if aside is not None:
+            _end_if_left(place / name, place / aside["name"])
+        elif _NAME.fullmatch(name):
+            _end_if_left(place / name)
 
 
-def _remove_if_left(path: Path) -> None:
+def _end_if_left(path: Path, was: Path | None = None) -> None:
+    """Removes a folder whose owner is dead, or puts it back where it was."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -145,7 +171,10 @@ def _remove_if_left(path: Path) -> None:
     try:
         if os.fstat(lock).st_uid == os.geteuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if was is not None and not os.path.lexists(was):
+                path.rename(was)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
     except OSError:
         pass  # its owner lives, or the file system can't tell
     finally:
@@ -174,6 +203,32 @@ def _remove(path: Path, lock: int, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
     os.close(lock)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Whether two names were exchanged at once; not where system or file system can't."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _exchange_slowly(first: Path, second: Path) -> None:
+    aside = second.with_name(f".{second.name}.rankc-aside")
+    lock = os.open(second, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        second.rename(aside)
+        try:
+            first.rename(second)
+        except OSError:
+            aside.rename(second)
+            raise
+        aside.rename(first)
+    finally:
+        os.close(lock)
 
 
 def _temporary() -> Path:

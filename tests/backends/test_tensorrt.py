@@ -16,6 +16,7 @@ import torch
 from placed import coded, halved, optimized, with_coded_tables
 from rankc import models
 from rankc.backends import tensorrt, tensorrt_engine, tensorrt_rules, tensorrt_tables
+from rankc.backends.onnxruntime import MODEL
 from rankc.backends.tensorrt import TensorRT, _engine, _Plan
 from rankc.backends.tensorrt_engine import EngineFacts, Memory
 from rankc.backends.tensorrt_report import Kernel, LinearRun, kernels, linear_runs, mismatches
@@ -56,7 +57,7 @@ def test_engines_of_the_zoo_run_what_was_planned(name: str, tmp_path: Path) -> N
             built, planned = coded(program, number_format)
         assert TensorRT().build(built, L40S, folder, {}).unmet == ()
         assert [run["runs"] for run in fusion(folder)["linears"]] == [number_format] * len(planned)
-        runs, _ = _engine(folder, _Plan(RTX, 120, kept=True), (64, 512))
+        runs, _ = _engine(folder / MODEL, folder, _Plan(RTX, 120, kept=True), (64, 512))
         assert [run.runs for run in runs] == [number_format] * len(planned)
         assert mismatches(runs) == ()
         assert EngineFacts.load(folder).sm == 120
@@ -356,8 +357,8 @@ def test_finishing_an_engine_needs_its_gpu(tmp_path: Path) -> None:
     program: Program = optimized("dlrm")
     TensorRT().build(program, H100, tmp_path, {})
     with pytest.raises(TargetError, match=r"doesn't build for NVIDIA H100 SXM \(SM90\)"):
-        TensorRT().complete(tmp_path, H100, (64,))
-    files = TensorRT().complete(tmp_path, L40S, (64,))
+        TensorRT().complete(tmp_path, tmp_path, H100, (64,))
+    files = TensorRT().complete(tmp_path, tmp_path, L40S, (64,))
     assert set(files) == {"fusion.json", "model.engine", "engine.json"}
     assert EngineFacts.load(tmp_path).batches == (1, 64, 64)
 

@@ -11,7 +11,7 @@ import pytest
 import rankc
 import torch
 from rankc.backends.inductor import Inductor
-from rankc.backends.onnxruntime import OnnxRuntime, PlainOnnx
+from rankc.backends.onnxruntime import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.candidates import candidates, choose_input, output_of
 from rankc.optimizer.data import synthesize
@@ -136,7 +136,7 @@ def test_tensorrt_multiplies_codes_that_it_decodes_as_it_reads(
         ("cross", planned, planned),
         ("deep", planned, planned),
     ]
-    runs, _ = _engine(tmp_path, _Plan(RTX, 120, kept=True), (64, 512))
+    runs, _ = _engine(tmp_path / MODEL, tmp_path, _Plan(RTX, 120, kept=True), (64, 512))
     assert [run.runs for run in runs] == [planned, planned]
 
 
