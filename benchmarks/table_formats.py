@@ -21,8 +21,8 @@ from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, load_census, load_flights, load_movielens
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import rows_read, table_sites
+from rankc.optimizer.codes import round_trip_rows
 from rankc.optimizer.data import collect, split
-from rankc.optimizer.formats import round_trip_rows
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

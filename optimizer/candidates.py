@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .formats import (
+from .codes import (
     BLOCK,
     FLOAT8_MAX,
-    HALF,
     SMALLEST_STEP,
-    WEIGHTS_ALONE,
     Codes,
     quantize_weight,
     quantize_weights_alone,
     usable,
 )
+from .formats import HALF, WEIGHTS_ALONE
 from .ir.facts import Precision
 from .ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
 

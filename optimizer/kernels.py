@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from .analysis.cost import Cost
 from .errors import TargetError
-from .formats import HALF, WEIGHTS_ALONE
+from .formats import HALF, WEIGHTS_ALONE, weight_width
 from .ir.facts import Precision
 from .ir.forms import Form
 from .ir.infer import infer_signature
@@ -240,13 +240,6 @@ def estimate(kernel: Kernel, target: Target) -> float:
         seconds += Cost(flops * share, picked).seconds(target, "fp32")
     product = Cost(flops, moved * (read + written) + width * weight)
     return seconds + product.seconds(target, kernel.format)
-
-
-def weight_width(number_format: str) -> float:
-    """Bytes a weight of a linear takes in a format."""
-    if number_format in WEIGHTS_ALONE:
-        return WEIGHTS_ALONE[number_format] / 8.0
-    return {"fp32": 4.0, **dict.fromkeys(HALF, 2.0)}.get(number_format, 1.0)
 
 
 def _rounded(rows: float) -> int:

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from .candidates import column_scale, errors_of, low_weight, output_of
-from .formats import (
-    HALF,
-    WEIGHTS_ALONE,
-    quantize_rows,
-    quantize_weight,
-    quantize_weights_alone,
-    round_trip_rows,
-)
+from .codes import quantize_rows, quantize_weight, quantize_weights_alone, round_trip_rows
+from .formats import HALF, WEIGHTS_ALONE
 from .ir.facts import Precision
 from .ir.ops import (
     CODED_LINEAR,

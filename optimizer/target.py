@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import TargetError
-
-#: What is multiplied in the formats that aren't called so: the codes, or what they are decoded to.
-PRODUCTS = {"int8-rows": "int8", "int8-weights": "bf16", "int4-weights": "bf16"}
+from .formats import LINEAR_FORMATS, PRODUCTS, TABLE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,6 @@ class DeviceSpec:
         rates = dict(self.peaks)
         product = PRODUCTS.get(number_format, number_format)
         return 1e12 * rates.get(number_format, rates.get(product, rates.get("fp32", 1.0)))
-
-
-#: What a linear, and a table, may take below fp32.
-LINEAR_FORMATS = ("int8-rows", "int8", "fp8", "int8-weights", "int4-weights", "bf16", "fp16")
-TABLE_FORMATS = ("int8", "int4", "fp16")
 
 
 @dataclass(frozen=True)

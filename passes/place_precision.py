@@ -22,9 +22,10 @@ from ..optimizer.analysis.sites import (
 from ..optimizer.assumed import OPEN, Assumptions
 from ..optimizer.candidates import candidates
 from ..optimizer.errors import DataError
+from ..optimizer.formats import weight_width
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
-from ..optimizer.kernels import Kernel, KernelTimes, Trial, weight_width
+from ..optimizer.kernels import Kernel, KernelTimes, Trial
 from ..optimizer.knowledge import Knowledge
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter

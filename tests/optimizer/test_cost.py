@@ -9,9 +9,10 @@ import torch
 from rankc.optimizer.analysis.cost import estimate, format_of
 from rankc.optimizer.analysis.sites import linear_sites, table_sites
 from rankc.optimizer.candidates import candidates
+from rankc.optimizer.formats import LINEAR_FORMATS, TABLE_FORMATS
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.realise import realise, realise_table
-from rankc.optimizer.target import LINEAR_FORMATS, TABLE_FORMATS, TARGETS, Target
+from rankc.optimizer.target import TARGETS, Target
 from support import canonical
 from torch import Tensor, nn
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rankc.optimizer.formats import quantize_weight
+from rankc.optimizer.codes import quantize_weight
 from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE
 from rankc.optimizer.report import Outcome
