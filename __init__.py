@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .optimizer.artifact import Artifact
+    from .optimizer.backend import Backend, Built
     from .optimizer.bisect import bisect
     from .optimizer.budget import Budget
     from .optimizer.consistency import consistency
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
 _PUBLIC = {
     "Artifact": "optimizer.artifact",
+    "Backend": "optimizer.backend",
     "Batch": "optimizer.data",
     "Budget": "optimizer.budget",
+    "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
     "Distill": "optimizer.distill",
     "Exactness": "optimizer.passbase",
@@ -87,8 +90,10 @@ _PUBLIC = {
 
 __all__ = [
     "Artifact",
+    "Backend",
     "Batch",
     "Budget",
+    "Built",
     "DeviceSpec",
     "Distill",
     "Exactness",

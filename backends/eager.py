@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..optimizer.backend import Arrays, Backend, Built
 from ..optimizer.ir import Program
 from ..optimizer.target import Target
-from .base import Arrays, Backend, Built
 
 MODEL = "model"
 

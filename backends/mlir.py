@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.backend import Arrays, Backend, Built
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.torchapi import core_program, silenced
 from ..optimizer.target import Target
-from .base import Arrays, Backend, Built
 
 WEIGHTS, ARGUMENTS, COMPILED = "weights.bin", "arguments.json", "model.vmfb"
 _aten = torch.ops.aten

@@ -17,13 +17,13 @@ import onnxruntime
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.backend import Arrays, Backend, Built, Here, Runner
 from ..optimizer.errors import ArtifactError
 from ..optimizer.formats import WEIGHTS_ALONE
 from ..optimizer.ir import Program
 from ..optimizer.ir.scratch import Scratch
 from ..optimizer.target import Target
 from ..optimizer.timing import side_by_side
-from .base import Arrays, Backend, Built, Here, Runner
 from .emulation import EMULATED, write_emulated
 from .native import library
 from .native.fusions import fuse_natively

@@ -15,11 +15,11 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from ..optimizer.backend import Arrays, Built, Here
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program
 from ..optimizer.ir.ops import HALF_LINEAR
 from ..optimizer.target import Target
-from .base import Arrays, Built, Here
 from .onnxruntime import MODEL, OnnxRuntime
 from .rowwise import inline_rowwise
 

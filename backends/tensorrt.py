@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from ..optimizer.backend import Built, Here, Runner
 from ..optimizer.errors import TargetError, UnsupportedError
 from ..optimizer.ir import Program
 from ..optimizer.ir.ops import QUANTIZE, ROWWISE_LINEAR
 from ..optimizer.target import Target
-from .base import Built, Here, Runner
 from .emulation import EMULATED, write_emulated
 from .gpu_kernels import gpu_sm
 from .onnx import save_onnx, to_onnx

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..optimizer.backend import Arrays
 from ..optimizer.errors import ArtifactError, SignatureError
 from ..optimizer.report import readable_bytes
-from .base import Arrays
 from .tensorrt_rules import LIBRARIES
 
 ENGINE, FACTS = "model.engine", "engine.json"

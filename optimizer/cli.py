@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_verify import add_commands
-from .errors import BudgetExceeded, RankcError
+from .errors import BudgetExceeded, PipelineError, RankcError
 from .interrupts import Interrupts
 from .progress_bar import progress_bar
 
@@ -479,14 +479,21 @@ def _passes(arguments: argparse.Namespace) -> int:
     from .pass_registry import named_pipelines, pass_class, pass_names
 
     table = _table("passes", "name", "promise", "what it does")
+    broken = []
     for name in pass_names():
-        found = pass_class(name)
+        try:
+            found = pass_class(name)
+        except PipelineError as error:
+            broken.append(str(error))
+            continue
         summary = (found.__doc__ or "").strip().split("\n", 1)[0]
         table.add_row(name, found.exactness.value, summary)
     console = _console()
     console.print(table)
     for name, text in named_pipelines().items():
         console.print(f"{name} = {text}", markup=False, highlight=False)
+    for line in broken:
+        console.print(line, markup=False, highlight=False)
     return _OK
 
 

@@ -30,6 +30,7 @@ from .domain import naming_rows
 from .errors import (
     BudgetExceeded,
     DataError,
+    PluginError,
     RankcError,
     TargetError,
     TranslationError,
@@ -517,6 +518,8 @@ class _Job:
                     finish = self._build(lossless, context_for(served(self.target, name)))
                     finish.report.notes.append(f"lower formats were given up: {error}")
             except (TargetError, TranslationError, UnsupportedError) as error:
+                if self.strict and isinstance(error, PluginError):
+                    raise
                 refusals.append(error)
                 continue
             gc.collect()  # graphs are cyclic; their tables must not wait for the collector

@@ -59,6 +59,10 @@ class TargetError(RankcError):
     """An unknown target, or one that nothing installed here can build for."""
 
 
+class PluginError(TargetError):
+    """A backend or measure of another package that can't be used: which package, and why."""
+
+
 class UnsupportedError(RankcError):
     """A node that no backend of the target takes."""
 

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from .errors import PipelineError
 from .passbase import Pass
+from .registry import package_of
 from .spec import is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
@@ -67,25 +68,29 @@ def pass_class(name: str) -> type[Pass]:
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
-    plugged = sorted({point.value for point in entry_points(group=GROUP, name=name)})
     if name in _builtin():
-        plugged = [_builtin()[name]]
-    if len(plugged) > 1:
-        raise PipelineError(f"two packages announce a pass called {name!r}: {', '.join(plugged)}")
-    if not plugged:
+        module, _, attribute = _builtin()[name].partition(":")
+        ours: type[Pass] = getattr(importlib.import_module(module), attribute)
+        return ours
+    points = sorted(entry_points(group=GROUP, name=name), key=lambda point: point.value)
+    if not points:
         known = [*pass_names(), *named_pipelines()]
         near = difflib.get_close_matches(name, known, n=3) or known
         raise PipelineError(f"no pass is called {name!r}; did you mean {' or '.join(near)}?")
-    (place,) = plugged
-    module, _, attribute = place.partition(":")
+    if len({point.value for point in points}) > 1:
+        packages = ", ".join(f"{package_of(point)} ({point.value})" for point in points)
+        raise PipelineError(f"two packages announce a pass called {name!r}: {packages}")
+    (point, *_) = points
+    whose = f"pass {name!r} of the package {package_of(point)}"
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PipelineError(f"pass {name!r} can't be loaded from {place}: {error}") from error
+        found = point.load()
+    except Exception as error:  # of whatever the package does when it is imported
+        said = f"{type(error).__name__}: {error}"
+        raise PipelineError(f"{whose} can't be loaded from {point.value}: {said}") from error
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise PipelineError(f"{place} is no subclass of rankc.Pass")
+        raise PipelineError(f"{whose}: {point.value} is no subclass of rankc.Pass")
     if _check(found) != name:
-        raise PipelineError(f"{place} is called {found.name!r}, but announced as {name!r}")
+        raise PipelineError(f"{whose}: {point.value} is called {found.name!r}")
     return found
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from conformance.cases import GROUPS, Case
 from conformance.values import rows
-from rankc.backends.base import Backend
 from rankc.frontends.decompose import to_core
+from rankc.optimizer.backend import Backend
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature

@@ -124,11 +124,11 @@ def test_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A plug-in can't take the place of one of ours.
         assert pass_registry.pass_class("eliminate").__module__ == "rankc.passes.eliminate"
         for name, message in {
-            "gone": "pass 'gone' can't be loaded from rankc_plugged:Gone",
-            "missing": "pass 'missing' can't be loaded .* No module named",
+            "gone": "pass 'gone' of the package one can't be loaded from rankc_plugged:Gone",
+            "missing": "pass 'missing' of the package one can't be loaded .* No module named",
             "no-pass": "rankc_plugged:dataclass is no subclass of rankc.Pass",
             "misnamed": "two packages announce a pass called 'misnamed': "
-            "rankc_plugged:Other, rankc_plugged:Plugged",
+            r"two \(rankc_plugged:Other\), one \(rankc_plugged:Plugged\)",
         }.items():
             with pytest.raises(PipelineError, match=message):
                 pass_registry.pass_class(name)

@@ -14,7 +14,7 @@ import pytest
 import rankc
 import torch
 from rankc import backends
-from rankc.backends.base import Backend, Built
+from rankc.optimizer.backend import Backend, Built
 from rankc.optimizer.errors import DataError, TranslationError
 from rankc.optimizer.ir import Program
 from torch import Tensor, nn

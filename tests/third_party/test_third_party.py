@@ -1,4 +1,4 @@
-"""A pass from another package, installed as users install it: nothing of rankc changes for it."""
+"""Plug-ins of other packages, installed as users install them: nothing of rankc changes for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_name("rankc_example_pass")
+SOURCES = tuple(Path(__file__).with_name(f"rankc_example_{kind}") for kind in ("pass", "backend"))
 SCRIPT = """
 import json, sys
 import rankc, rankc.models, torch
@@ -27,11 +27,12 @@ print(json.dumps({"spec": pipeline.spec(), **report}))
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("site")
-    # A copy, so that the build leaves nothing in the repository.
-    copy = shutil.copytree(SOURCE, tmp_path_factory.mktemp("source") / "package")
+    # Copies, so that the builds leave nothing in the repository.
+    above = tmp_path_factory.mktemp("source")
+    copies = [str(shutil.copytree(source, above / source.name)) for source in SOURCES]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(place)]
-    done = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *copies], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -71,3 +72,63 @@ def test_without_it_the_name_is_unknown(tmp_path: Path) -> None:
     done = run(tmp_path, "-c", code)
     assert done.returncode == 1
     assert "PipelineError: no pass is called 'example'; did you mean" in done.stderr
+
+
+BACKEND = """
+import sys
+from dataclasses import replace
+import rankc, torch
+from rankc.optimizer.target import TARGETS
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 4)
+        self.hidden = nn.Linear(7, 8)
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, item, dense):
+        joined = torch.cat([self.table(item), dense], -1)
+        return self.last(torch.relu(self.hidden(joined))).squeeze(-1)
+
+torch.manual_seed(0)
+model = Small()
+inputs = (torch.randint(0, 50, (5,)), torch.randn(5, 3))
+target = replace(TARGETS["cpu-fp32"], backends=("example-numpy", "onnxruntime"), measured=False)
+strict = sys.argv[1] == "strict"
+try:
+    artifact = rankc.optimize(model, target, inputs=inputs, pipeline="canonicalize", strict=strict)
+except rankc.RankcError as error:
+    print(f"{type(error).__name__}: {error}")
+    sys.exit()
+artifact.save(sys.argv[2])
+again = rankc.load(sys.argv[2])
+with torch.no_grad():
+    assert (again(*inputs) - model(*inputs)).abs().max() < 1e-6
+print(artifact.manifest.backend, sorted(artifact.manifest.files))
+print([note for note in artifact.report.notes if "not served" in note])
+"""
+
+
+def test_a_backend_builds_is_compared_saves_and_loads(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, "-c", BACKEND, "strict", str(tmp_path / "made"))
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "example-numpy ['program.json', 'weights.npz']"
+    assert second == "[]"
+
+
+def test_a_backend_that_cant_be_loaded_is_named_and_the_others_work(tmp_path: Path) -> None:
+    info = tmp_path / "site" / "broken-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    point = "[rankc.backends]\nexample-numpy = no_such_module:Numpy\n"
+    (info / "entry_points.txt").write_text(point)
+    said = "backend 'example-numpy' of the package broken can't be loaded from no_such_module:Numpy"
+    done = run(tmp_path / "site", "-c", BACKEND, "lenient", str(tmp_path / "made"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("onnxruntime ['")
+    assert said in done.stdout
+    done = run(tmp_path / "site", "-c", BACKEND, "strict", str(tmp_path / "other"))
+    assert done.stdout.startswith(f"PluginError: {said}")

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor, fx
 
-from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
-from ..optimizer.ir import Program, site_of
-from ..optimizer.target import Target
+from .errors import ArtifactError, TargetError, UnsupportedError
+from .ir import Program, site_of
+from .target import Target
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
