@@ -12,11 +12,15 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from ..errors import ArtifactError
 
@@ -50,17 +54,19 @@ class Scratch:
         place = parent if parent is not None else _temporary()
         remove_left(place)
         prefix = f".{beside}.{_PREFIX}" if beside else _PREFIX
-        try:
-            self.path, self._lock = _locked_folder(prefix, place)
-        except OSError as error:
-            if parent is not None:
-                raise
-            raise _no_place(place, error) from error
-        self._end = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
+        with _Undisturbed():
+            try:
+                self.path, self._lock = _locked_folder(prefix, place)
+            except OSError as error:
+                if parent is not None:
+                    raise
+                raise _no_place(place, error) from error
+            self._end = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
     def remove(self) -> None:
         """Removes the folder, if it is still there and this process made it."""
-        self._end()
+        with _Undisturbed():
+            self._end()
 
     def become(self, destination: Path) -> None:
         """Moves the folder to where nothing is yet; it is nobody's scratch from then on.
@@ -83,7 +89,7 @@ class Scratch:
         """
         if not _exchanged(self.path, folder):
             _exchange_slowly(self.path, folder)
-        self._end()  # what is called like the scratch folder is the old one by now
+        self.remove()  # what is called like the scratch folder is the old one by now
 
     def failed(self, error: BaseException) -> None:
         """Removes the folder after an error, and tells one of writing to it in our words.
@@ -103,6 +109,34 @@ class Scratch:
 
     def __exit__(self, *error: object) -> None:
         self.remove()
+
+
+class _Undisturbed:
+    """Lets Ctrl-C, and a SIGTERM that somebody handles, wait until what is inside has ended.
+
+    An interrupt that is raised between making a folder and noting it, or half-way through removing
+    one, would leave it.
+    """
+
+    def __enter__(self) -> None:
+        self._came: list[int] = []
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._before[number] = handler
+                signal.signal(number, self._later)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for number in self._came[:1]:
+            signal.raise_signal(number)
+
+    def _later(self, number: int, frame: FrameType | None) -> None:
+        self._came.append(number)
 
 
 @contextmanager
@@ -199,10 +233,11 @@ def _locked_folder(prefix: str, place: Path) -> tuple[Path, int]:
 
 
 def _remove(path: Path, lock: int, owner: int) -> None:
-    # A forked child holds the same lock, and its parent's folder isn't its own to remove.
-    if os.getpid() == owner:
-        shutil.rmtree(path, ignore_errors=True)
-    os.close(lock)
+    with _Undisturbed():
+        # A forked child holds the same lock, and its parent's folder isn't its own to remove.
+        if os.getpid() == owner:
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def _exchanged(first: Path, second: Path) -> bool:
