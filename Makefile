@@ -29,7 +29,7 @@ types: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
 
-# Hostile folders, files and plans of native operators, under sanitizers; half an hour.
+# Kills, hostile folders and files, and plans of native operators under sanitizers; 40 minutes.
 attack: $(VENV)/test
 	$(BIN)/python tests/attack/at_length.py $(ATTACK)
 

@@ -110,6 +110,11 @@ def small(kind: type[Small] = Small) -> Small:
     return _spread(model, model.last, small_inputs(500, seed=9))
 
 
+def small_with_example() -> Small:
+    """The same, with its example: what the command line is given."""
+    return small(SmallWithExample)
+
+
 def small_inputs(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random rows for `Small`."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``make attack``: every attack at length, with its counts; ``--plans N`` sets how many plans."""
+"""``make attack``: every attack at length, with its counts; ``--only kills`` for one kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sanitized
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import onnx
 import rankc
-from attack import folders, models
+from attack import folders, kills, models
 from rankers import dlrm_inputs, optimized, small, small_inputs
 
 _BUILD = Path(__file__).parents[2] / "build" / "attack"
@@ -28,10 +28,14 @@ def main() -> int:
     parser.add_argument("--folders", type=int, default=400, help="folders that are tampered with")
     parser.add_argument("--every", type=int, default=8, help="one in so many changed fields")
     parser.add_argument("--models", type=int, default=500, help="changed .onnx files")
+    parser.add_argument("--kills", type=int, default=500, help="kills of what writes")
+    parser.add_argument("--only", choices=_KINDS, help="one kind of attack")
     arguments = parser.parse_args()
-    faults = _plans(arguments.plans)
-    with tempfile.TemporaryDirectory(prefix="rankc-attack-") as place:
-        faults += _files(Path(place), arguments)
+    faults = 0
+    # Kills come first: what they fork must not have opened a runtime.
+    for kind in _KINDS if arguments.only is None else (arguments.only,):
+        with tempfile.TemporaryDirectory(prefix="attack-") as place:
+            faults += _KINDS[kind](Path(place), arguments)
     print("no fault" if not faults else f"{faults} faults")
     return int(faults > 0)
 
@@ -60,7 +64,12 @@ def _told(what: str, counts: Any, faults: list[str]) -> int:
     return len(faults)
 
 
-def _plans(count: int) -> int:
+def _kills(scratch: Path, arguments: argparse.Namespace) -> int:
+    return _told("kills", *kills.killed(scratch, kills.shares(arguments.kills)))
+
+
+def _plans(scratch: Path, arguments: argparse.Namespace) -> int:
+    count = arguments.plans
     library = sanitized.build(_BUILD)
     faults = 0
     for mode in ("honest", "mutated"):
@@ -73,6 +82,8 @@ def _plans(count: int) -> int:
         faults += sum(found for name, found in total.items() if name not in ("ran", "refused"))
     return faults
 
+
+_KINDS = {"kills": _kills, "plans": _plans, "files": _files}
 
 if __name__ == "__main__":
     sys.exit(main())

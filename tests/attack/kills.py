@@ -43,6 +43,9 @@ _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _SWALLOWED_SECONDS = 60.0
 _SUBJECT = Subject("model", "rows")
 
+#: The works that are short.
+_SHORT = ("save", "build", "kernel times", "probe", "file", "program", "rounds")
+
 #: Says that what has a number is written.
 Said = Callable[[int], None]
 
@@ -62,6 +65,13 @@ class Work:
     run: Callable[[Path, Said], None]
     faults: Callable[[Path, Sequence[int]], list[str]]
     seconds: float
+
+
+def shares(count: int) -> dict[str, int]:
+    """How many kills each work gets of so many: `optimize` a quarter, the others as many each."""
+    each, more = divmod(count - count // 4, len(_SHORT))
+    rest = {name: each + (index < more) for index, name in enumerate(_SHORT)}
+    return {"optimize": count // 4, **rest}
 
 
 def killed(scratch: Path, counts: dict[str, int], seed: int = 0) -> Any:
@@ -90,6 +100,8 @@ def _all_killed(scratch: Path, kills: dict[str, int], moments: random.Random) ->
     faults: list[str] = []
     works = {work.name: work for work in _works(scratch)}
     for name, count in kills.items():
+        if not count:
+            continue
         work, place = works[name], scratch / name
         place.mkdir()
         for number in range(count):
@@ -228,7 +240,7 @@ def _write_rows(path: Path) -> None:
 
 def _optimize(place: Path, said: Said) -> None:
     number = max((int(path.name[3:]) for path in place.glob("out*")), default=-1) + 1
-    line = ["optimize", "rankers:small", "--target", "cpu-int8", "--quiet"]
+    line = ["optimize", "rankers:small_with_example", "--target", "cpu-int8", "--quiet"]
     line += ["--data", str(place.parent / "traffic.parquet"), "--budget", "ne=0.02"]
     line += ["--out", str(place / f"out{number}"), "--checkpoint", str(place / "probe.jsonl")]
     code = main([*line, "--cache", str(place)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,3 +35,14 @@ def test_native_operators_under_the_sanitizers(sanitized: ModuleType) -> None:
         assert counts["refused"] > 20
         faults = {name: count for name, count in counts.items() if name not in ("ran", "refused")}
         assert faults == {"crashed": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the attack counts on Linux's signals")
+def test_kills_of_what_writes() -> None:
+    """In a process of its own: it forks, and so must not have opened a runtime."""
+    script = Path(__file__).parent / "at_length.py"
+    line = [sys.executable, str(script), "--only", "kills", "--kills", "7"]
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.match(r"7 kills: .*\nno fault\n", ran.stdout)
