@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset21
 
 from ..optimizer.ir import Feature, Signature
@@ -75,10 +76,51 @@ def bound_inputs(model: ir.Model, signature: Signature) -> None:
             continue
         if value.dtype not in _NOWHERE or value.dtype is None:
             continue
+        if all(_refuses(user, index, feature) for user, index in users):
+            continue
         made = _nodes(model.graph, value, feature, value.dtype)
         model.graph.insert_before(_first(model.graph), made)
         for user, index in users:
             user.replace_input_with(index, made[-1].outputs[0])
+
+
+def _refuses(user: ir.Node, index: int, feature: Feature) -> bool:
+    """Whether what reads a feature is a lookup that takes no other ids by itself."""
+    table = user.inputs[0].const_value if user.inputs[0] is not None else None
+    if user.op_type != "Gather" or index != 1 or user.attributes.get_int("axis", 0) != 0:
+        return False
+    rows = () if table is None else (table.shape[0],)
+    return feature.cardinalities == rows and feature.least == (-rows[0],)
+
+
+def count_by_gather(model: ir.Model) -> None:
+    """Lookups of ids that were counted from the table's end count them themselves, in place."""
+    for node in model.graph:
+        table = node.inputs[0].const_value if node.op_type == "Gather" and node.inputs[0] else None
+        chosen = node.inputs[1].producer() if table is not None and node.inputs[1] else None
+        if table is None or chosen is None or node.attributes.get_int("axis", 0) != 0:
+            continue
+        ids = _counted(chosen, int(table.shape[0]))
+        if ids is not None:
+            node.replace_input_with(1, ids)
+    RemoveUnusedNodesPass()(model)
+
+
+def _counted(node: ir.Node, rows: int) -> ir.Value | None:
+    """The ids of which negative ones are counted from the end of so many rows (`_wrapped`)."""
+    if node.op_type != "Where":
+        return None
+    negative, added, ids = node.inputs
+    test, add = (None if one is None else one.producer() for one in (negative, added))
+    if test is None or add is None or (test.op_type, add.op_type) != ("Less", "Add"):
+        return None
+    same = test.inputs[0] is ids and add.inputs[0] is ids
+    return ids if same and _is(test.inputs[1], 0) and _is(add.inputs[1], rows) else None
+
+
+def _is(value: ir.Value | None, number: int) -> bool:
+    constant = None if value is None else value.const_value
+    return constant is not None and constant.size == 1 and int(constant.numpy().item()) == number
 
 
 def _first(graph: ir.Graph) -> ir.Node:

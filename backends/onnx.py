@@ -136,6 +136,7 @@ def to_onnx(program: Program) -> ir.Model:
     clean_up(model)
     _name(model, program)
     _keep_origins(model, exported)
+    bounds.count_by_gather(model)
     bounds.bound_inputs(model, program.signature)
     bags.name_refusals(model)
     _pack_fours(model)

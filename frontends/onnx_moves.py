@@ -147,16 +147,25 @@ def _gather(call: Call) -> Tensor:
             return data.narrow(axis, places[0], len(places))
     ids = call.tensor(1)
     if source in call.weights and data.dim() == 2 and axis == 0:
-        return F.embedding(ids, data)  # a table; its ids are never negative
+        return F.embedding(torch.ops.rankc.wrapped(ids, data.shape[0]), data)
     picked: list[Any] = [slice(None)] * axis
     return data[(*picked, ids)]
 
 
 def _gather_elements(call: Call) -> Tensor:
-    data, ids, axis = call.tensor(0), call.tensor(1), call.attr("axis", 0)
-    if not isinstance(call.inputs[1], np.ndarray) or (call.known(1) < 0).any():
-        ids = torch.where(ids < 0, ids + data.shape[axis], ids)
-    return torch.gather(data, axis, ids)
+    data, axis = call.tensor(0), call.attr("axis", 0)
+    return torch.gather(data, axis, _counted(call, 1, data.shape[axis]))
+
+
+def _counted(call: Call, index: int, size: Any) -> Tensor:
+    """Places along a dimension, negative ones counted from its end, as torch numbers them."""
+    places = call.tensor(index).to(torch.int64)
+    given = call.inputs[index]
+    if isinstance(given, np.ndarray) and given.dtype != object and not (given < 0).any():
+        return places
+    if isinstance(size, int):
+        return torch.ops.rankc.wrapped(places, size)
+    return torch.where(places < 0, places + size, places)
 
 
 def _gather_nd(call: Call) -> Tensor:
@@ -197,7 +206,8 @@ def _scatter_elements(call: Call) -> Tensor:
     if reduction not in ("none", "add"):
         call.refuse(f"its reduction {reduction!r} has no form")
     function = torch.scatter_add if reduction == "add" else torch.scatter
-    return function(call.tensor(0), call.attr("axis", 0), call.tensor(1), call.tensor(2))
+    data, axis = call.tensor(0), call.attr("axis", 0)
+    return function(data, axis, _counted(call, 1, data.shape[axis]), call.tensor(2))
 
 
 def _pad(call: Call) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .analysis.feature_moments import Moments, as_seen, feature_moments
 from .budget import Budget
 from .damage import rows_to_use
-from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of, synthesize
+from .data import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
 from .errors import DataError, TargetError
 from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
@@ -120,7 +120,8 @@ class Assumptions:
         signature, budget = program.signature, _of_scores_alone(budget)
         open_ = [f.name for f in signature if _is_open(f)]
         silent = [name for name in open_ if not _tells(example.get(name))]
-        moments = feature_moments(program, synthesize(signature, 1, seed).features, silent)
+        one = _scored(program, 1, seed, example)
+        moments = feature_moments(program, one.features, silent)
         ranges, choice, fresh = (
             made_up(program, count, seed + step, example, moments)
             for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)
@@ -305,6 +306,16 @@ def _require_spread(judge: Judge) -> None:
         )
 
 
+def _scored(program: Program, count: int, seed: int, example: Mapping[str, Tensor]) -> Rows:
+    """Rows made up of the signature, or of the example where the model scores no such row."""
+    try:
+        return ordinary(program, count, seed)
+    except DataError:
+        if not example:
+            raise
+        return ordinary(program, count, seed, example)
+
+
 def made_up(
     program: Program,
     count: int,
@@ -317,7 +328,7 @@ def made_up(
     Raises:
         DataError: The model scores no such row with a finite number.
     """
-    rows = ordinary(program, count, seed)
+    rows = _scored(program, count, seed, example)
     generator = torch.Generator().manual_seed(seed)
     features = dict(rows.features)
     for feature in program.signature:

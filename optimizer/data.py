@@ -506,8 +506,9 @@ def split(rows: Rows, calibration: Rows | None = None) -> Split:
 def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
     """Rows made up from the signature: normal dense values, ids uniform over their tables.
 
-    Integers that are looked up nowhere are 0: nothing in a signature tells what they are. Where
-    the program is at hand, `optimizer/ordinary.py` finds out what it takes.
+    Integers that are looked up nowhere are 1, by which a model may divide: nothing in a signature
+    tells what they are. Where the program is at hand, `optimizer/ordinary.py` finds out what it
+    takes.
     """
     generator = torch.Generator().manual_seed(seed)
     ragged = ragged_of(signature)
@@ -548,7 +549,7 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
         return (low + torch.rand(sizes, generator=generator) * (high - low)).to(dtype)
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator).to(dtype)
-    return torch.zeros(sizes, dtype=dtype)
+    return torch.ones(sizes, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from .data import check_features
+from .empty import is_empty, scores_of_nothing
 from .errors import RankcError, SignatureError, UnsupportedError
 from .integrity import OpenFiles
 from .ir.facts import site_of
@@ -197,6 +198,8 @@ class Guard:
             raise
         except Exception as error:
             self._tell(arrays)
+            if is_empty(self._signature, arrays):
+                return scores_of_nothing(runner, self._signature, arrays)
             raise SignatureError(f"the batch can't be scored: {_reason(error)}") from error
 
     def around(self, runner: ArrayRunner) -> ArrayRunner:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.ir import Program, Rewriter, site_of
-from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4
+from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4, WRAPPED
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext
 from ..optimizer.report import readable_bytes
@@ -102,7 +102,7 @@ def _independent(lookups: list[fx.Node]) -> list[fx.Node]:
 
 def _before(ids: fx.Node, first: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether ``ids`` is computed before ``first``, or is a view of what is."""
-    while is_op(ids, _aten.select.int) and isinstance(ids.args[0], fx.Node):
+    while is_op(ids, _aten.select.int, WRAPPED.op) and isinstance(ids.args[0], fx.Node):
         ids = ids.args[0]
     return order[ids] < order[first]
 
@@ -121,6 +121,7 @@ def _group(rw: Rewriter, lookups: list[fx.Node]) -> None:
         ids = _join_ids(rw, lookups)
         widths = [_columns(node.args[-1]) for node in lookups]
         shifts = torch.tensor(starts).repeat_interleave(torch.tensor(widths))
+        ids = _counted(rw, lookups, ids)
         shift = rw.parameter("table_starts", shifts.to(dtype_of(first.args[-1])))
         shifted = rw.emit(_aten.add.Tensor, ids, shift, like=lookups)
         grouped = rw.emit(first.target, *tables, shifted, like=lookups)
@@ -130,6 +131,26 @@ def _group(rw: Rewriter, lookups: list[fx.Node]) -> None:
         ]
     for node, part in zip(lookups, parts, strict=True):
         rw.replace(node, part)
+
+
+def _as_given(ids: Any) -> Any:
+    """The ids before negative ones were counted from their table's end."""
+    return ids.args[0] if is_op(ids, WRAPPED.op) else ids
+
+
+def _counted(rw: Rewriter, lookups: Sequence[fx.Node], ids: fx.Node) -> fx.Node:
+    """All ids ``[B, columns]``, negative ones counted from the end where they were."""
+    rows = [
+        int(piece.args[1]) if is_op(piece, WRAPPED.op) else 0
+        for piece in (node.args[-1] for node in lookups)
+        for _ in range(_columns(piece))
+    ]
+    if not any(rows):
+        return ids
+    size = rw.parameter("table_rows", torch.tensor(rows).to(dtype_of(ids)))
+    negative = rw.emit(_aten.lt.Scalar, ids, 0, like=lookups)
+    counted = rw.emit(_aten.add.Tensor, ids, size, like=lookups)
+    return rw.emit(_aten.where.self, negative, counted, ids, like=lookups)
 
 
 def _stack(rw: Rewriter, lookups: Sequence[fx.Node], index: int) -> fx.Node:
@@ -146,7 +167,7 @@ def _columns(ids: Any) -> int:
 
 def _join_ids(rw: Rewriter, lookups: Sequence[fx.Node]) -> fx.Node:
     """All ids as ``[B, columns]``: the input they are columns of, or their concatenation."""
-    pieces = [node.args[-1] for node in lookups]
+    pieces = [_as_given(node.args[-1]) for node in lookups]
     whole = _all_columns(pieces)
     if whole is not None:
         return whole

@@ -44,7 +44,8 @@ struct Segment {
   int64_t first_id, first_weight;  // columns; of a dense input, the first vector
   // Ids of each vector, and what is added to each id.
   std::vector<int64_t> bags, shifts;
-  // Rows that each id's own feature has, 0 where that isn't known; empty where none is.
+  // Rows that each id's own feature has, 0 where that isn't known; empty where none is. Less than 0,
+  // negative ids count from the end of that many.
   std::vector<int64_t> limits;
   float factor = 1.0f;
   int64_t per_row = 0;
@@ -208,9 +209,14 @@ struct Lookups {
     const int64_t* limits = s.segment->limits.empty() ? nullptr : s.segment->limits.data();
     for (int64_t i = 0; i < count; ++i) {
       int64_t place, id = int64_t(ids[i]), limit = limits == nullptr ? 0 : limits[i * step];
-      bool wraps = __builtin_add_overflow(id, shifts[i * step], &place);
+      int64_t counted = id;
+      if (limit < 0) {
+        limit = -limit;
+        if (id < 0) counted += limit;
+      }
+      bool wraps = __builtin_add_overflow(counted, shifts[i * step], &place);
       if (limit == 0 && place < 0) place += size;  // as ONNX's Gather counts
-      if (wraps || place < 0 || place >= size || (limit > 0 && (id < 0 || id >= limit)))
+      if (wraps || place < 0 || place >= size || (limit > 0 && (counted < 0 || counted >= limit)))
         throw Error("row " + std::to_string(row) + " looks up id " + std::to_string(id) +
                     ", beyond a table of " + std::to_string(limit > 0 ? limit : size) + " rows");
       rows.push_back(table + place * bytes);
@@ -302,7 +308,7 @@ class Features {
       at += s.shifts.size();
     }
     for (int64_t limit : limits)
-      if (limit < 0) throw Error("rankc: a limit of an operator's ids is negative");
+      if (limit < -kMostColumns) throw Error("rankc: a limit of an operator's ids is none");
     if (at != limits.size()) throw Error("rankc: an operator has limits of other ids");
   }
 

@@ -172,7 +172,8 @@ class _Plan:
         self.numbers = [number for segment in segments for number in self._of(segment)]
         self.factors = [segment.vectors[0].factor for segment in segments]
         vectors = [vector for segment in segments for vector in segment.vectors]
-        self.limits = [one.limit for vector in vectors for one in vector.ids]
+        columns = [column for vector in vectors for column in vector.ids]
+        self.limits = [-one.limit if one.wraps else one.limit for one in columns]
 
     def _of(self, segment: _Segment) -> list[int]:
         first, count = segment.vectors[0], len(segment.vectors)

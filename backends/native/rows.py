@@ -160,7 +160,7 @@ class Tracer:
     def _lookup(
         self, value: ir.Value, table: ir.Value, scales: ir.Value | None, ids: ir.Value | None
     ) -> Row | None:
-        columns = None if ids is None else columns_of(ids)
+        columns = None if ids is None else columns_of(ids, dims(table)[0])
         if columns is None:
             return None
         width = dims(table)[1]

@@ -57,6 +57,7 @@ LOOKUPS: dict[Any, tuple[int, int]] = {
 _ENDINGS = frozenset({_aten.sigmoid.default, _aten.softmax.int, _aten._softmax.default})
 #: Ahead of a table these make any id valid.
 _BOUNDS = frozenset({_aten.remainder.Scalar, _aten.clamp.default})
+_WRAPPED = torch.ops.rankc.wrapped.default
 #: Words of a feature's name that say whom it describes.
 _SIDES = {
     Side.USER: frozenset({"user", "uid", "usr", "member", "viewer", "visitor", "customer"}),
@@ -89,6 +90,7 @@ class Part:
         least: The least that was added to all of them.
         shifts: What was added to each of ``columns``, or to each column of the input.
         bounded: Whether something ahead of the table (a modulo, a clamp) makes any id valid.
+        wraps: Of how many rows ids are that count from the end where they are negative; 0 for none.
     """
 
     columns: tuple[int, ...] | None = None
@@ -99,6 +101,7 @@ class Part:
     least: int = 0
     shifts: tuple[int, ...] = ()
     bounded: bool = False
+    wraps: int = 0
 
     @property
     def is_all(self) -> bool:
@@ -179,6 +182,9 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             yield from _lookups(user, replace(part, aligned=_is_aligned(user, part)), seen)
         elif is_op(user, *_SPLITS):
             yield from _split_lookups(node, user, part, seen)
+        elif is_op(user, _WRAPPED):
+            if part == replace(part, scale=1, reach=0, least=0, shifts=(), wraps=0):
+                yield from _lookups(user, replace(part, wraps=int(user.args[1])), seen)  # type: ignore[call-overload]
         elif is_op(user, *_BOUNDS):
             yield from _lookups(user, replace(part, bounded=True), seen)
         elif is_op(user, _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor):
@@ -195,7 +201,7 @@ def _read(lookup: Lookup) -> Iterator[Lookup]:
         return
     if not part.shifts:
         # Rounded up: ids times the scale must reach 0 again.
-        low = -(part.least // part.scale)
+        low = -(part.wraps or part.least // part.scale)
         yield replace(lookup, rows=_valid(part, lookup.rows), low=low)
         return
     columns = range(len(part.shifts)) if part.columns is None else part.columns
@@ -216,7 +222,7 @@ def _valid(part: Part, rows: int) -> int:
 def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
     """The part after a constant was added to its ids, or they were multiplied by one."""
     other = _constant(user.args[1])
-    if other is None or other.is_floating_point() or other.dtype is torch.bool:
+    if part.wraps or other is None or other.is_floating_point() or other.dtype is torch.bool:
         return None
     if other.numel() == 0 or argument(user, 2, "alpha", 1) != 1:
         return None

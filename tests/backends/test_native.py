@@ -341,3 +341,16 @@ def test_a_library_that_miscomputes_is_not_used(monkeypatch: pytest.MonkeyPatch)
         assert library() == Library(None, "it fails here: its results differ from numpy's")
     finally:
         native.library.cache_clear()
+
+
+def test_ids_that_count_from_the_end_of_their_own_rows(instructions: str) -> None:
+    """Two tables in one: a limit of less than 0 says of how many rows negative ids count."""
+    table = RNG.normal(size=(12, 4)).astype(np.float32)
+    ids = np.array([[-1, -7], [4, 6], [-5, 0], [0, -1]])
+    plan = lookup(4, [1, 1], places=[0, 1, -1, -1], first=0, shifts=[0, 5])
+    options: dict[str, Any] = {"plan": plan, "factors": [1.0], "limits": [-5, -7]}
+    want = table[np.stack([ids[:, 0] % 5, ids[:, 1] % 7 + 5], 1)].reshape(4, 8)
+    assert np.array_equal(run([table, ids], 8, **options), want)
+    for wrong in ([[-6, 0]], [[5, 0]], [[0, -8]], [[0, 7]], [[0, -(2**63)]]):
+        with pytest.raises(Exception, match=r"row 0 looks up id .*, beyond a table of [57] rows"):
+            run([table, np.array(wrong)], 8, **options)
