@@ -6,11 +6,10 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-from importlib.metadata import entry_points
 
 from .errors import PipelineError
 from .passbase import Pass
-from .registry import package_of
+from .plugins import plugin, plugin_names, plugin_places
 from .spec import is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
@@ -30,7 +29,7 @@ def register(pass_class: type[Pass]) -> type[Pass]:
     name = _check(pass_class)
     place = f"{pass_class.__module__}:{pass_class.__qualname__}"
     taken = _REGISTERED.get(name, pass_class)
-    plugged = {point.value for point in entry_points(group=GROUP, name=name)}
+    plugged = plugin_places(GROUP, name)
     if name in _builtin() or taken is not pass_class or plugged - {place}:
         raise PipelineError(f"a pass called {name!r} exists already")
     _REGISTERED[name] = pass_class
@@ -57,7 +56,7 @@ def _check(pass_class: type[Pass]) -> str:
 
 def pass_names() -> list[str]:
     """Every pass that can be named in a pipeline."""
-    return sorted({*_builtin(), *_REGISTERED, *entry_points(group=GROUP).names})
+    return sorted({*_builtin(), *_REGISTERED, *plugin_names(GROUP)})
 
 
 def pass_class(name: str) -> type[Pass]:
@@ -72,25 +71,12 @@ def pass_class(name: str) -> type[Pass]:
         module, _, attribute = _builtin()[name].partition(":")
         ours: type[Pass] = getattr(importlib.import_module(module), attribute)
         return ours
-    points = sorted(entry_points(group=GROUP, name=name), key=lambda point: point.value)
-    if not points:
+    found = plugin(GROUP, name, "pass", Pass, PipelineError)  # type: ignore[type-abstract]
+    if found is None:
         known = [*pass_names(), *named_pipelines()]
         near = difflib.get_close_matches(name, known, n=3) or known
         raise PipelineError(f"no pass is called {name!r}; did you mean {' or '.join(near)}?")
-    if len({point.value for point in points}) > 1:
-        packages = ", ".join(f"{package_of(point)} ({point.value})" for point in points)
-        raise PipelineError(f"two packages announce a pass called {name!r}: {packages}")
-    (point, *_) = points
-    whose = f"pass {name!r} of the package {package_of(point)}"
-    try:
-        found = point.load()
-    except Exception as error:  # of whatever the package does when it is imported
-        said = f"{type(error).__name__}: {error}"
-        raise PipelineError(f"{whose} can't be loaded from {point.value}: {said}") from error
-    if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise PipelineError(f"{whose}: {point.value} is no subclass of rankc.Pass")
-    if _check(found) != name:
-        raise PipelineError(f"{whose}: {point.value} is called {found.name!r}")
+    _check(found)
     return found
 
 

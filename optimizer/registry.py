@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .backend import Backend
 from .errors import CaptureError, PluginError, TargetError
+from .plugins import plugin, plugin_names
 from .target import Target
 
 #: The entry point group other packages announce backends under: ``my-backend = pkg.mod:MyBackend``.
@@ -18,7 +18,7 @@ GROUP = "rankc.backends"
 def backend_names() -> list[str]:
     """Every backend that a target can name, ours first."""
     ours = _builtin()
-    return [*ours, *sorted(set(entry_points(group=GROUP).names) - set(ours))]
+    return [*ours, *sorted(plugin_names(GROUP) - set(ours))]
 
 
 def backend(name: str) -> Backend:
@@ -41,36 +41,19 @@ def backend(name: str) -> Backend:
     return made
 
 
-def package_of(point: EntryPoint) -> str:
-    """The package that announces a plug-in."""
-    return point.dist.name if point.dist is not None else point.value.partition(":")[0]
-
-
 def _builtin() -> dict[str, str]:
     table: dict[str, str] = importlib.import_module("rankc.backends").BACKENDS
     return table
 
 
 def _plugged(name: str) -> Backend:
-    points = sorted(entry_points(group=GROUP, name=name), key=lambda point: point.value)
-    if not points:
+    found = plugin(GROUP, name, "backend", Backend, PluginError)  # type: ignore[type-abstract]
+    if found is None:
         raise TargetError(f"no backend is called {name!r}; there are {', '.join(backend_names())}")
-    if len({point.value for point in points}) > 1:
-        packages = ", ".join(f"{package_of(point)} ({point.value})" for point in points)
-        raise PluginError(f"two packages announce a backend called {name!r}: {packages}")
-    (point, *_) = points
-    whose = f"backend {name!r} of the package {package_of(point)}"
     try:
-        found = point.load()
-        made = found() if isinstance(found, type) and issubclass(found, Backend) else None
-    except Exception as error:  # of whatever the package does when it is imported
-        said = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{whose} can't be loaded from {point.value}: {said}") from error
-    if made is None:
-        raise PluginError(f"{whose}: {point.value} is no subclass of rankc.Backend")
-    if made.name != name:
-        raise PluginError(f"{whose}: {point.value} is called {made.name!r}")
-    return made
+        return found()
+    except Exception as error:  # of whatever the package does when it is made
+        raise PluginError(f"backend {name!r} can't be made: {error}") from error
 
 
 def served(target: Target, name: str) -> Target:
