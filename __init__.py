@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Task,
         TaskKind,
     )
+    from .optimizer.measures import Measure
     from .optimizer.pass_registry import register
     from .optimizer.passbase import Exactness, Pass
     from .optimizer.pipeline import Pipeline
@@ -60,6 +61,7 @@ _PUBLIC = {
     "Exactness": "optimizer.passbase",
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
+    "Measure": "optimizer.measures",
     "Parquet": "optimizer.data",
     "Pass": "optimizer.passbase",
     "Pipeline": "optimizer.pipeline",
@@ -99,6 +101,7 @@ __all__ = [
     "Exactness",
     "Feature",
     "FeatureKind",
+    "Measure",
     "Parquet",
     "Pass",
     "Pipeline",

@@ -354,6 +354,7 @@ def _of_scores_alone(budget: Budget) -> Budget:
         auc=None,
         gauc=None,
         recall_at=None,
+        measures=(),
         tasks=tasks,
         cohorts=False,
         find_cohorts=False,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from .errors import BudgetError
+from .plugins import plugin_names
 
 _LIMITS: Final = ("ne", "auc", "gauc", "calibration", "max_shift", "max_rms_shift")
 _RESERVED: Final = frozenset(",=+")
@@ -38,6 +39,8 @@ class Budget:
         two_sided: Also fail a copy whose NE is *better* by more than ``ne``, surely (its upper
             bound below ``-ne``): nobody asked it to change. Turn off after finetuning.
         tasks: ``{task: Budget}``: replaces all limits of the task. Kept as a tuple of pairs.
+        measures: ``{name: limit}``: how much may be lost of measures that other packages bring
+            (`rankc.Measure`). Kept as a tuple of pairs.
         cohorts: True gates every cohort axis the data brings; or the names of those to gate.
         find_cohorts: Whether the slices on which the two models differ most are found, on rows
             apart, and gated like given cohorts (`optimizer/slices.py`).
@@ -60,6 +63,7 @@ class Budget:
     cohorts: bool | tuple[str, ...] = True
     find_cohorts: bool = True
     confidence: float = 0.95
+    measures: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name in (*_LIMITS, "batch_shift"):
@@ -71,13 +75,20 @@ class Budget:
         object.__setattr__(self, "recall_at", _recall_pairs(self.recall_at) or None)
         object.__setattr__(self, "cohorts", _cohort_names(self.cohorts))
         object.__setattr__(self, "tasks", _task_pairs(self.tasks))
-        if all(getattr(self, name) is None for name in (*_LIMITS, "recall_at")):
+        object.__setattr__(self, "measures", _measure_pairs(self.measures))
+        limited = any(getattr(self, name) is not None for name in (*_LIMITS, "recall_at"))
+        if not limited and not self.measures:
             raise BudgetError("budget: it sets no limit at all; give at least ne=")
 
     @property
     def cuts(self) -> tuple[tuple[int, float], ...]:
         """``recall_at`` as pairs of k and least recall, by k."""
         return _recall_pairs(self.recall_at)
+
+    @property
+    def measured(self) -> tuple[tuple[str, float], ...]:
+        """``measures`` as pairs of name and limit."""
+        return _measure_pairs(self.measures)
 
     @property
     def overrides(self) -> dict[str, Budget]:
@@ -110,11 +121,18 @@ class Budget:
         for part in filter(None, (part.strip() for part in text.split(","))):
             key, sign, value = (piece.strip() for piece in part.partition("="))
             task, _, name = key.rpartition(".")
-            if not sign or name not in _READERS:
-                raise BudgetError(
-                    f"budget {part!r}: expected limit=value with a limit of {', '.join(_READERS)}"
-                )
             given = tasks.setdefault(task, {}) if task else own
+            if sign and name not in _READERS and name in plugin_names("rankc.measures"):
+                taken = given.setdefault("measures", {})
+                if name in taken:
+                    raise BudgetError(f"budget {part!r}: {key} is given twice")
+                taken[name] = _read_number(part, value)
+                continue
+            if not sign or name not in _READERS:
+                known = [*_READERS, *sorted(plugin_names("rankc.measures"))]
+                raise BudgetError(
+                    f"budget {part!r}: expected limit=value with a limit of {', '.join(known)}"
+                )
             if name in given:
                 raise BudgetError(f"budget {part!r}: {key} is given twice")
             given[name] = _READERS[name](part, value)
@@ -134,12 +152,14 @@ class Budget:
             if field.name in _READERS
             and (field.name == "ne" or getattr(self, field.name) != field.default)
         ]
-        return [f"{prefix}{name}={_as_text(getattr(self, name))}" for name in kept]
+        lines = [f"{prefix}{name}={_as_text(getattr(self, name))}" for name in kept]
+        return [*lines, *(f"{prefix}{name}={limit!r}" for name, limit in self.measured)]
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values, every field named."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         data["recall_at"] = [list(pair) for pair in self.cuts]
+        data["measures"] = dict(self.measured)
         data["tasks"] = {task: budget.to_json() for task, budget in self.overrides.items()}
         data["cohorts"] = list(self.cohorts) if isinstance(self.cohorts, tuple) else self.cohorts
         return data
@@ -225,6 +245,19 @@ def _cohort_names(value: Any) -> bool | tuple[str, ...]:
         if not name or name in ("true", "false") or _RESERVED & set(name):
             raise BudgetError(f"budget: {name!r} can't name a cohort axis")
     return tuple(value) or False
+
+
+def _measure_pairs(value: Any) -> tuple[tuple[str, float], ...]:
+    pairs = tuple(value.items() if isinstance(value, Mapping) else value)
+    for name, limit in pairs:
+        if not isinstance(name, str) or not name or _RESERVED & set(name) or "." in name:
+            raise BudgetError(f"budget: {name!r} can't name a measure")
+        if limit is None:
+            raise BudgetError(f"budget: measure {name!r} has no limit; leave it out")
+        _check_limit(f"measure {name!r}", limit)
+    if len(dict(pairs)) < len(pairs):
+        raise BudgetError(f"budget: a measure is given twice: {[name for name, _ in pairs]}")
+    return tuple((name, float(limit)) for name, limit in pairs)
 
 
 def _task_pairs(value: Any) -> tuple[tuple[str, Budget], ...]:

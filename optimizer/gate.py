@@ -21,10 +21,10 @@ from .budget import Budget, check_confidence
 from .clusters import Clusters
 from .errors import BudgetError, DataError
 from .intervals import Interval
-from .quality import FloatArray, IntArray, ShiftSummary
+from .measures import MIN_CLASS_ROWS, Seen, checks
+from .quality import FloatArray, IntArray
 from .taskrows import TaskRows, task_rows
 from .verdict import (
-    Check,
     CohortResult,
     CohortStatus,
     Metrics,
@@ -48,15 +48,6 @@ MIN_COHORT_CLUSTERS: Final = 20
 
 SOFT_COHORT_ROWS: Final = 30
 """Smaller cohorts aren't judged by their damage on soft labels either."""
-
-MIN_CLASS_ROWS: Final = 10
-"""Rows of the rarer class below which a standard error of the log loss can't be trusted."""
-
-MIN_CARRIERS: Final = 10
-"""Independent contributions to ΔNE below which its interval can't be trusted."""
-
-DELTA_NE: Final = "ΔNE"
-"""What the check of ``Budget.ne`` is called."""
 
 SATURATED_LOGIT: Final = 30.0
 """A sigmoid of more is 0 or 1 to thirteen digits, and in fp32 exactly 1."""
@@ -106,13 +97,6 @@ def split_confidence(confidence: float, attempt: int) -> float:
     return 1.0 - (1.0 - confidence) / 2.0 ** (attempt + 1)
 
 
-def decide(interval: Interval, limit: float) -> Status:
-    """Pass iff the upper bound is within the limit, fail iff the lower is over it."""
-    if interval.high <= limit:
-        return Status.PASS
-    return Status.FAIL if interval.low > limit else Status.INCONCLUSIVE
-
-
 def judge(
     reference: Mapping[str, ArrayLike],
     optimized: Mapping[str, ArrayLike],
@@ -122,6 +106,7 @@ def judge(
     group: ArrayLike | None = None,
     time: ArrayLike | None = None,
     cohorts: Mapping[str, ArrayLike] | None = None,
+    columns: Mapping[str, NDArray[np.generic]] | None = None,
     found: Sequence[FoundCohort] = (),
     regression: Collection[str] = (),
     confidence: float | None = None,
@@ -144,6 +129,7 @@ def judge(
             of one group with them.
         time: ``[N]``, when each row came, to cluster by; None takes the order of the rows for it.
         cohorts: ``{axis: [N]}``, what cohort each row is of.
+        columns: ``{feature: [N, …]}`` of what measures of other packages read.
         found: Cohorts found on other rows, judged together with those.
         regression: Names of the regression tasks.
         confidence: In place of the budget's, for repeated looks (`split_confidence`).
@@ -164,7 +150,9 @@ def judge(
     # bad copy needs the bad one among them to slip through its own test; its error rate is the
     # bound for all together, and no correction for their number is due. (Failing is another
     # matter: cohorts fail by a lower bound, and there the number of them is corrected for.)
-    tasks = tuple(_judge_task(task, budget.for_task(task.name), clusters) for task in rows)
+    tasks = tuple(
+        _judge_task(Seen(task, clusters, budget.confidence, columns or {}), budget) for task in rows
+    )
     damage, unlisted = _judge_cohorts(rows, budget, axes, found, clusters, min_cohort_rows)
 
     reasons = [check_sentence(task.task, check) for task in tasks for check in task.checks]
@@ -206,10 +194,8 @@ def status_of(
     clusters, axes = _hung_together(rows, budget, group, time, cohorts)
     statuses = []
     for task in rows:
-        limits = budget.for_task(task.name)
-        delta = task.delta_ne(clusters, budget.confidence)
-        shift = quality.shift_summary(task.reference, task.optimized)
-        statuses += [check.status for check in _checks(task, limits, clusters, delta, shift)]
+        seen = Seen(task, clusters, budget.confidence)
+        statuses += [check.status for check in checks(seen, budget.for_task(task.name))]
     damage, _ = _judge_cohorts(rows, budget, axes, (), clusters, MIN_COHORT_ROWS)
     return _worst([*statuses, *_cohort_statuses(damage)])
 
@@ -241,20 +227,20 @@ def _cohort_statuses(damage: Iterable[CohortResult]) -> Iterable[Status]:
             yield Status.INCONCLUSIVE
 
 
-def _judge_task(task: TaskRows, budget: Budget, clusters: Clusters) -> TaskResult:
-    delta = task.delta_ne(clusters, budget.confidence)
-    shift = quality.shift_summary(task.reference, task.optimized)
-    checks = tuple(_checks(task, budget, clusters, delta, shift))
+def _judge_task(seen: Seen, budget: Budget) -> TaskResult:
+    task, clusters = seen.task, seen.clusters
+    own = budget.for_task(task.name)
+    found = tuple(checks(seen, own))
     return TaskResult(
         task=task.name,
-        status=_worst(check.status for check in checks),
+        status=_worst(check.status for check in found),
         labels="soft labels" if task.soft else "labels",
-        delta_ne=delta,
+        delta_ne=seen.delta_ne,
         before=_metrics(task, task.reference, task.reference_loss, clusters.own),
         after=_metrics(task, task.optimized, task.loss, clusters.own),
-        shift=shift,
-        checks=checks,
-        ranking=tuple(_ranking(task, budget, clusters)),
+        shift=seen.shift,
+        checks=found,
+        ranking=tuple(_ranking(task, own, clusters)),
         blocks=blocks_of(task, clusters),
     )
 
@@ -270,84 +256,6 @@ def _ranking(task: TaskRows, budget: Budget, clusters: Clusters) -> Iterable[Ran
         hard = intervals.recall_interval(value, task.optimized, clusters, k, budget.confidence)
         recall = quality.recall_at_k(value, task.optimized, codes, k, soft=summed)
         yield Ranking(k, hard, recall if summed else None)
-
-
-def _checks(
-    task: TaskRows,
-    budget: Budget,
-    clusters: Clusters,
-    delta: Interval,
-    shift: ShiftSummary,
-) -> Iterable[Check]:
-    z, new, y, sure = task.reference, task.optimized, task.labels, budget.confidence
-    if (budget.gauc is not None or budget.cuts) and clusters.own is None:
-        raise DataError(
-            f"the budget limits {'gauc' if budget.gauc is not None else 'recall_at'}, which is "
-            "measured within requests: give every row its `group`"
-        )
-    if budget.ne is not None:
-        yield _enough(_check(DELTA_NE, budget.ne, delta), task, sure)
-    if budget.ne is not None and budget.two_sided:
-        # A lucky shift. Only a sure one counts: `_check` would call every noisy copy open.
-        gain = delta.negated
-        lucky = gain.low > budget.ne
-        yield Check("NE gain", budget.ne, gain, Status.FAIL if lucky else Status.PASS, 0)
-    if budget.max_rms_shift is not None:
-        moved = intervals.relative_shift_interval(z, new, clusters, sure)
-        yield _check("rms logit shift", budget.max_rms_shift, moved)
-    if budget.max_shift is not None:
-        yield _check("largest logit shift", budget.max_shift, delta.moved(*[shift.largest] * 3))
-    if task.regression:
-        # What follows orders positives against negatives, or compares probabilities.
-        return
-    if budget.auc is not None:
-        drop = intervals.auc_delta(z, new, y, clusters, sure).negated
-        yield _check("AUC drop", budget.auc, drop)
-    if budget.calibration is not None:
-        moved = intervals.calibration_delta(z, new, clusters, sure).folded
-        yield _check("calibration change", budget.calibration, moved)
-    if clusters.own is None:
-        return
-    if budget.gauc is not None:
-        drop = intervals.gauc_delta(z, new, y, clusters, sure).negated
-        yield _check("GAUC drop", budget.gauc, drop)
-    for k, least in budget.cuts:
-        kept = intervals.recall_interval(z, new, clusters, k, sure)
-        lost = kept.moved(1.0 - kept.estimate, 1.0 - kept.high, 1.0 - kept.low)
-        yield _check(f"recall@{k} loss", 1.0 - least, lost)
-
-
-def _enough(check: Check, task: TaskRows, confidence: float) -> Check:
-    """A check of ΔNE, left open if it passed on too few rows for its interval to be trusted.
-
-    Unless the shift bounds it, or the widest that Student's t can be is within the limit as well.
-    """
-    known = check.interval.carriers
-    carriers = math.inf if known is None else known
-    wider = float(special.stdtrit([1.0, check.interval.freedom], 0.5 + confidence / 2.0) @ [1, -1])
-    if check.interval.high + wider * check.interval.standard_error <= check.limit:
-        carriers = math.inf
-    if check.status is not Status.PASS:
-        return check
-    if task.rarer_class >= MIN_CLASS_ROWS and carriers >= MIN_CARRIERS:
-        return check
-    if task.certain_bound(confidence) <= check.limit:
-        return check
-    have, least, what = (
-        task.rarer_class,
-        MIN_CLASS_ROWS,
-        f"{MIN_CLASS_ROWS} rows of the rarer class",
-    )
-    if have >= MIN_CLASS_ROWS:
-        have, least = carriers, MIN_CARRIERS
-        what = f"{MIN_CARRIERS} rows, or groups of rows, that carry the change"
-    more = math.ceil(check.interval.rows * least / max(have, 1.0)) - check.interval.rows
-    return replace(check, status=Status.INCONCLUSIVE, more_rows=max(more, 1), few=what)
-
-
-def _check(measure: str, limit: float, interval: Interval) -> Check:
-    more = intervals.rows_to_decide(interval, limit)
-    return Check(measure, limit, interval, decide(interval, limit), more)
 
 
 def _metrics(

@@ -17,7 +17,6 @@ from .damage import allowance, rows_to_use
 from .data import Rows, spread_over
 from .gate import (
     COHORT_FACTOR,
-    DELTA_NE,
     MIN_COHORT_ROWS,
     SOFT_COHORT_ROWS,
     FoundCohort,
@@ -26,6 +25,7 @@ from .gate import (
 )
 from .ir.program import Program
 from .ir.signature import Signature, TaskKind
+from .measures import columns_of as measured_columns
 from .repeats import shared
 from .replay import Replay
 from .scores import Scores, score
@@ -204,7 +204,7 @@ class Judge:
         z = float(norm.ppf(0.5 + split_confidence(verdict.confidence, 0) / 2.0))
         here = float(norm.ppf(0.5 + verdict.confidence / 2.0))
         for task in verdict.tasks:
-            if any(c.status is not Status.PASS for c in task.checks if c.measure != DELTA_NE):
+            if any(c.status is not Status.PASS for c in task.checks if c.name != "ne"):
                 return False
             limit = self.budget.for_task(task.task).ne
             if limit is None:
@@ -299,6 +299,12 @@ class Judge:
     def _columns(self) -> dict[str, np.ndarray[Any, Any]]:
         return columns_of(self.rows, self.reference)
 
+    @cached_property
+    def _read(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The features that the budget's measures read."""
+        features = self.rows.features
+        return {c: features[c].numpy() for c in measured_columns(self.budget) if c in features}
+
     def _watched(self, task: str, rows: Rows) -> dict[str, np.ndarray[Any, Any]]:
         """The rows of a task, and of each of its cohorts that is gated and large enough."""
         watched = {task: np.ones(len(rows), dtype=bool)}
@@ -328,6 +334,7 @@ class Judge:
             group=self.rows.group,
             time=self.rows.time,
             cohorts=self.rows.cohorts,
+            columns=self._read,
             found=[
                 FoundCohort(one.task, one.axis, one.value, one.members(self._columns))
                 for one in self.slices

@@ -85,6 +85,8 @@ class Check:
         status: Pass, inconclusive or fail.
         more_rows: How many more rows would decide; None when that can't be promised.
         few: What the measurement has too few of to be trusted, or empty.
+        name: By which a budget limits it, e.g. ``"ne"``.
+        share: Whether it is a share, shown in percent.
     """
 
     measure: str
@@ -93,6 +95,8 @@ class Check:
     status: Status
     more_rows: int | None
     few: str = ""
+    name: str = ""
+    share: bool = False
 
 
 @dataclass(frozen=True)
@@ -294,6 +298,12 @@ class Verdict:
             for one in result.ranking
         ]
         lines += [
+            f"  {result.task}: {_lost(check)}"
+            for result in self.tasks
+            for check in result.checks
+            if check.measure == check.name
+        ]
+        lines += [
             f"  {result.task} by time: {_by_time(result.blocks)}"
             for result in self.tasks
             if result.blocks is not None
@@ -339,6 +349,8 @@ def _task_from_json(data: Mapping[str, Any]) -> TaskResult:
                 status=Status(check["status"]),
                 more_rows=check["more_rows"],
                 few=check.get("few", ""),
+                name=check.get("name", ""),
+                share=check.get("share", False),
             )
             for check in data["checks"]
         ),
@@ -371,14 +383,21 @@ def _cohort_from_json(data: Mapping[str, Any]) -> CohortResult:
 # --- text -----------------------------------------------------------------------------------------
 
 
+def _lost(check: Check) -> str:
+    """What was lost of a measure of another package."""
+    show = _percent if check.share else _plain
+    limit = show(check.limit).lstrip("+")
+    return f"{check.measure} lost {_range(check.interval, show)}, {limit} allowed"
+
+
 def check_sentence(task: str, check: Check) -> str:
     """What a check found; empty when it passed."""
     if check.status is Status.PASS:
         return ""
-    show = _percent if check.measure in ("ΔNE", "NE gain", "calibration change") else _plain
+    show = _percent if check.share else _plain
     limit = show(check.limit).lstrip("+")
     found = f"task {task!r}: {check.measure} {_range(check.interval, show)}"
-    if check.measure == "NE gain":
+    if check.name == "ne gain":
         return (
             f"{found} is surely over {limit}: a copy that differs this much was lucky on these "
             "rows; set two_sided=False if it was finetuned"

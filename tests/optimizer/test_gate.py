@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from rankc.optimizer.budget import Budget
 from rankc.optimizer.errors import BudgetError, DataError
-from rankc.optimizer.gate import _control_false_alarms, decide, judge, split_confidence
+from rankc.optimizer.gate import _control_false_alarms, judge, split_confidence
 from rankc.optimizer.intervals import Interval, paired_delta
+from rankc.optimizer.measures import decide
 from rankc.optimizer.quality import recall_at_k
 from rankc.optimizer.verdict import CohortResult, CohortStatus, Status, Verdict
 from scipy import special

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = tuple(Path(__file__).with_name(f"rankc_example_{kind}") for kind in ("pass", "backend"))
+SOURCES = tuple(
+    Path(__file__).with_name(f"rankc_example_{kind}") for kind in ("pass", "backend", "measure")
+)
 SCRIPT = """
 import json, sys
 import rankc, rankc.models, torch
@@ -132,3 +134,81 @@ def test_a_backend_that_cant_be_loaded_is_named_and_the_others_work(tmp_path: Pa
     assert said in done.stdout
     done = run(tmp_path / "site", "-c", BACKEND, "strict", str(tmp_path / "other"))
     assert done.stdout.startswith(f"PluginError: {said}")
+
+
+MEASURE = """
+import json, sys
+import numpy as np
+import rankc, torch
+from torch import nn
+
+class Auction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(300, 8)
+        self.hidden = nn.Linear(9, 16)
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, item, bid):
+        joined = torch.cat([self.table(item), torch.log1p(bid).unsqueeze(-1)], -1)
+        return self.last(torch.relu(self.hidden(joined))).squeeze(-1)
+
+torch.manual_seed(0)
+model = Auction()
+requests, candidates = 600, 10
+count = requests * candidates
+item, bid = torch.randint(0, 300, (count,)), torch.rand(count) * 5
+with torch.no_grad():
+    labels = (torch.rand(count) < torch.sigmoid(model(item, bid))).float()
+request = torch.arange(count) // candidates
+data = [rankc.Batch((item, bid), labels, group=request)]
+try:
+    budget = rankc.Budget(ne=1e-2, measures=json.loads(sys.argv[1]))
+    assert rankc.Budget.parse(budget.spec()) == budget
+    assert rankc.Budget.from_json(json.loads(json.dumps(budget.to_json()))) == budget
+    artifact = rankc.optimize(model, "cpu-int8", data=data, budget=budget)
+except rankc.RankcError as error:
+    print(f"{type(error).__name__}: {error}")
+    sys.exit()
+artifact.save(sys.argv[2])
+again = rankc.load(sys.argv[2])
+(task,) = again.verdict.tasks
+found = [check for check in task.checks if check.name == "revenue-at-3"]
+print(json.dumps({
+    "status": again.verdict.status.value,
+    "check": [[c.measure, c.limit, c.share, c.interval.by, c.interval.low, c.interval.high]
+              for c in found],
+    "text": str(again.verdict),
+    "report": json.loads((artifact.folder / "report.json").read_text())["verdict"]["tasks"][0]
+    if (artifact.folder / "report.json").exists() else None,
+    "budget": again.manifest.budget,
+}))
+"""
+
+
+def test_a_measure_is_limited_judged_and_kept_like_ours(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, "-c", MEASURE, '{"revenue-at-3": 0.05}', str(tmp_path / "made"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "pass"
+    ((name, limit, share, by, low, high),) = found["check"]
+    assert (name, limit, share) == ("revenue-at-3", 0.05, True)
+    assert "group" in by or "time" in by
+    assert low <= high <= 0.05
+    assert "revenue-at-3 lost" in found["text"]
+    assert "revenue-at-3=0.05" in found["budget"]
+
+
+@pytest.mark.parametrize(
+    ("measures", "said"),
+    [
+        ('{"not-a-number": 0.1}', "DataError: measure 'not-a-number' is nan in row 7"),
+        (
+            '{"unheard-of": 0.1}',
+            "BudgetError: budget 'unheard-of=0.1': expected limit=value with a limit of ne, auc,",
+        ),
+    ],
+)
+def test_a_measure_that_cant_be_had_is_named(installed: Path, measures: str, said: str) -> None:
+    done = run(installed, "-c", MEASURE, measures, "nowhere")
+    assert done.stdout.startswith(said), done.stdout + done.stderr
