@@ -235,7 +235,7 @@ def measured(how: str, kind: str, at: Origin, seed: int) -> Cell:
     (proved,) = artifact.verdict.delta_ne.values()
     report = artifact.report
     assert isinstance(report, Report)
-    low = sum(site.chosen not in ("fp32", "") for site in report.sites)
+    low = sum(site.kind in ("table", "linear") and site.chosen != "fp32" for site in report.sites)
     return Cell(
         artifact.verdict.status.value, proved, realised, by_row, _left(report), low, seconds
     )
