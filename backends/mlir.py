@@ -64,6 +64,17 @@ class Mlir(Backend):
             return "torch-mlir has no embedding_bag; lower-embedding-bag has no form for this one"
         return None
 
+    def lacks(self, program: Program) -> str:
+        """Why torch-mlir has no form for it."""
+        if self.missing():
+            raise TargetError(f"building MLIR needs packages that aren't installed: {_PIP}")
+        names = tuple(name for name, _ in program.tensors())
+        try:
+            _text(_lifted(program, names, None, bits=True), "linalg-on-tensors", program)
+        except UnsupportedError as error:
+            return str(error)
+        return ""
+
     def code_in(self, files: Collection[str]) -> str:
         """What IREE compiles is machine code."""
         return f"{COMPILED} is compiled code, which IREE loads"

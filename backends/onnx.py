@@ -30,6 +30,7 @@ from . import bags, bounds
 from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
 from .onnx_cleanup import clean_up
+from .onnx_double import DOUBLE
 from .onnx_functions import FUNCTIONS
 from .onnx_indexing import INDEXING
 from .onnx_reductions import REDUCTIONS, drop_needless
@@ -96,6 +97,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     **FUNCTIONS,
     **REDUCTIONS,
     **ATTENTION,
+    **DOUBLE,
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     HALF_LINEAR.op: _half_linear,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.backend import Arrays, Backend, Built, Here, Runner
-from ..optimizer.errors import ArtifactError
+from ..optimizer.errors import ArtifactError, UnsupportedError
 from ..optimizer.formats import WEIGHTS_ALONE
 from ..optimizer.ir import Program
 from ..optimizer.ir.scratch import Scratch
@@ -28,6 +28,7 @@ from .emulation import EMULATED, write_emulated
 from .native import library
 from .native.fusions import fuse_natively
 from .onnx import save_onnx, share_data, to_onnx
+from .onnx_double import without_kernel
 from .ort_carry import fuse_carry
 from .ort_fusions import fuse_for_onnxruntime
 from .rowwise import inline_rowwise, outline_rowwise
@@ -90,7 +91,15 @@ class OnnxRuntime(Backend):
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why the node has no form."""
-        return _REFUSED.get(node.target)
+        return _REFUSED.get(node.target) or without_kernel(node)
+
+    def lacks(self, program: Program) -> str:
+        """Why ONNX has no form for it."""
+        try:
+            to_onnx(program)
+        except UnsupportedError as error:
+            return str(error)
+        return ""
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]

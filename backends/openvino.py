@@ -20,6 +20,7 @@ from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program
 from ..optimizer.ir.ops import HALF_LINEAR
 from ..optimizer.target import Target
+from . import openvino_limits
 from .onnxruntime import MODEL, OnnxRuntime
 from .rowwise import inline_rowwise
 
@@ -54,6 +55,14 @@ class OpenVino(OnnxRuntime):
     def formats(self, target: Target) -> tuple[str, ...]:
         """Static INT8 and bf16."""
         return tuple(name for name in target.formats if name in ("int8", "bf16"))
+
+    def supports(self, node: fx.Node, target: Target) -> str | None:
+        """None, or why OpenVINO has no form for the node, or one that computes something else."""
+        return super().supports(node, target) or openvino_limits.refusal(node)
+
+    def refusals(self, program: Program, target: Target) -> list[tuple[fx.Node, str]]:
+        """The nodes it isn't given, and why; integers that may need 64 bits are among them."""
+        return super().refusals(program, target) + list(openvino_limits.wide(program))
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
@@ -148,19 +157,30 @@ class OpenVinoRunner:
             why = "; ".join(reasons[:4])
             raise ArtifactError(f"openvino can't open the model: {why}") from error
         self._request = compiled.create_infer_request()
-        self._inputs = [value.get_any_name() for value in compiled.inputs]
-        self._outputs = {value.get_any_name(): value for value in compiled.outputs}
+        # A value has every name that what it is equal to had: an input that of what a no-op makes
+        # of it, an output that of a second output.
+        self._asked = _output_names(model)
+        self._inputs = [value.get_names() for value in compiled.inputs]
+        self._outputs = {name: value for value in compiled.outputs for name in value.get_names()}
 
     def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Scores one batch."""
-        given = [features[name] for name in self._inputs]
+        given = [features[next(iter(names & features.keys()))] for names in self._inputs]
         found = self._request.infer(given, share_inputs=True)
-        return {name: found[value] for name, value in self._outputs.items()}
+        return {name: found[self._outputs[name]] for name in self._asked}
 
 
 def _openvino() -> Any:
     """The package; its telemetry is not asked for anything."""
     return importlib.import_module("openvino")
+
+
+def _output_names(model: Path | bytes) -> list[str]:
+    """What the file calls its outputs; OpenVINO knows them by other names as well."""
+    proto = (
+        _proto(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    )
+    return [value.name for value in proto.graph.output]
 
 
 def _proto(model: bytes) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from .errors import ArtifactError, TargetError, UnsupportedError
-from .ir import Program, site_of
+from .ir import Program, facts_of, site_of
 from .target import Target
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -106,6 +106,14 @@ class Backend(ABC):
     @abstractmethod
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None if the backend takes the node for that target, or why it doesn't."""
+
+    def lacks(self, program: Program) -> str:
+        """Why it has no form for a program of one operator; empty if it has one.
+
+        Raises:
+            TargetError: What it needs to tell isn't installed.
+        """
+        return ""
 
     @abstractmethod
     def build(
@@ -208,22 +216,32 @@ class Backend(ABC):
         """
         return ()
 
-    def require(self, program: Program, target: Target) -> None:
-        """Raises unless the backend takes every node.
-
-        Raises:
-            UnsupportedError: Which nodes, and why.
-        """
-        refused = [
+    def refusals(self, program: Program, target: Target) -> list[tuple[fx.Node, str]]:
+        """The nodes the backend doesn't take, and why."""
+        return [
             (node, reason)
             for node in program.graph.nodes
             if node.op == "call_function"
             for reason in [self.supports(node, target)]
             if reason is not None
         ]
+
+    def require(self, program: Program, target: Target) -> None:
+        """Raises unless the backend takes every node.
+
+        Raises:
+            UnsupportedError: Which nodes, and why.
+        """
+        refused = self.refusals(program, target)
         if refused:
-            lines = [f"  {site_of(node)}: {reason}" for node, reason in refused[:8]]
+            lines = [f"  {site_of(node)}: {reason}{_place(node)}" for node, reason in refused[:8]]
             raise UnsupportedError(
                 f"{self.name} can't build {len(refused)} nodes for {target.name}:\n"
                 + "\n".join(lines)
             )
+
+
+def _place(node: fx.Node) -> str:
+    """Its operator and the user's line, where that is known."""
+    source = facts_of(node).source
+    return f" ({node.target}, {source})" if source else ""

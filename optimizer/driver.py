@@ -38,6 +38,7 @@ from .errors import (
     VerifyError,
 )
 from .finish import Finish
+from .forms import require_forms
 from .gate import split_confidence
 from .instruments import Progress, Verify
 from .integrity import file_facts
@@ -148,6 +149,7 @@ def optimize(
         TargetError: An unknown target, or unknown formats.
         CheckpointError: The checkpoint is of another model or other rows.
         TranslationError: What was built scores rows otherwise than the model, with every backend.
+        UnsupportedError: An operator that no backend of the target has a form for.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
         RecoverError: A checkpoint of something else.
     """
@@ -160,6 +162,7 @@ def optimize(
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
     program, data = captured(model, data, inputs, signature, outputs, trust_code)
+    require_forms(program, goal)
     if windows is not None:
         steps = with_windows(steps, windows, program.signature)
         if data is None:

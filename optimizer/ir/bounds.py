@@ -13,6 +13,7 @@ Offsets that cut a list of ids into bags are refused by a ``rankc.rising`` where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -169,6 +170,17 @@ def _inputs(program: Program) -> Iterator[tuple[fx.Node, Range]]:
     for node, feature in _features(program):
         if feature.is_integer and feature.cardinalities and all(feature.cardinalities):
             yield node, Range(min(feature.least), max(feature.cardinalities) - 1)
+
+
+def feature_ranges(program: Program) -> Iterator[tuple[fx.Node, Range]]:
+    """The ranges of integer features that their tables or their bounds limit."""
+    known = dict(_inputs(program))
+    for node, feature in _features(program):
+        if feature.is_integer and feature.bounds is not None:
+            low, high = feature.bounds
+            within = Range(math.ceil(low), math.floor(high))
+            known[node] = known[node] & within if node in known else within
+    yield from known.items()
 
 
 def _features(program: Program) -> Iterator[tuple[fx.Node, Feature]]:

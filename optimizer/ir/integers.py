@@ -106,6 +106,10 @@ class IntegerRanges:
         parts: Any = node.args[0]
         return self._any([self.of(part) for part in parts])
 
+    def filled(self, node: fx.Node) -> Range | None:
+        """Values of the first argument, or the one they are filled with."""
+        return self._any([self.of(node.args[0]), self.of(node.args[2])])
+
     def _any(self, found: list[Range | None]) -> Range | None:
         if not found or any(one is None for one in found):
             return None
@@ -453,6 +457,8 @@ _RULES: dict[Any, Callable[[IntegerRanges, fx.Node], Range | None]] = {
     _aten.relu.default: IntegerRanges.rectified,
     _aten.neg.default: IntegerRanges.negated,
     _aten.where.self: IntegerRanges.chosen,
+    _aten.masked_fill.Scalar: IntegerRanges.filled,
+    _aten.masked_fill.Tensor: IntegerRanges.filled,
     _aten.sum.dim_IntList: IntegerRanges.counted,
     _aten.sum.default: IntegerRanges.counted,
     _aten.cumsum.default: IntegerRanges.counted,

@@ -61,6 +61,7 @@ __all__ = [
     "is_composite",
     "is_fake",
     "no_dispatch",
+    "operator_name",
     "plain_transformers",
     "quiet",
     "scaled_mm",
@@ -302,6 +303,13 @@ def captured_operators() -> frozenset[str]:
         if any(torch.Tag.core in getattr(packet, name).tags for name in packet.overloads())
     }
     return frozenset(core | {name.removeprefix("aten::") for name in _KEPT_WHOLE})
+
+
+def operator_name(target: Any) -> str | None:
+    """ATen's name of an operator, without its overload; None for what isn't ATen's."""
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
+        return None
+    return str(target._schema.name).removeprefix("aten::")
 
 
 def is_composite(target: OpOverload) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from conformance.cases import GROUPS, Case
-from conformance.values import rows
+from conformance.values import BOUNDS, Values, rows
 from rankc.frontends.decompose import to_core
 from rankc.optimizer.backend import Backend
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
 from rankc.optimizer.ir.program import flatten_exported
-from rankc.optimizer.ir.structure import Structure
+from rankc.optimizer.ir.rewrite import sweep
+from rankc.optimizer.ir.signature import Signature
+from rankc.optimizer.ir.structure import Branch, Leaf, Structure
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.target import Target
@@ -61,15 +64,18 @@ class Outcome:
     Attributes:
         found: How it compares.
         why: The first value that differs, or the refusal.
+        values: How many were compared.
     """
 
     found: Found
     why: str = ""
+    values: int = 0
 
     def worse(self, other: Outcome) -> Outcome:
-        """The worse of two."""
+        """The worse of two, with the values of both."""
         order = list(Found)
-        return max(self, other, key=lambda outcome: order.index(outcome.found))
+        found = max(self, other, key=lambda outcome: order.index(outcome.found))
+        return replace(found, values=self.values + other.values)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ class _Together(nn.Module):
         return tuple(one.case(given).clone() for one in self.cases)
 
 
-def captured(cases: Sequence[Alone]) -> Program:
+@functools.cache
+def captured(cases: tuple[Alone, ...], values: Values) -> Program:
     """The cases, of one type, as one program; captured without asking that rows be independent."""
     example = vars(rows(cases[0].dtype, 5, 0))
     names = tuple(example)
@@ -142,11 +149,22 @@ def captured(cases: Sequence[Alone]) -> Program:
     made = tuple(torch.empty(0) for _ in cases)
     outputs = Structure.of(made, "score", lambda value: isinstance(value, Tensor))
     signature = infer_signature(graph.graph, outputs.names)
-    return Program(graph, signature, structure, outputs, names, Form.CAPTURED)
+    if values is Values.ORDINARY:
+        for feature in signature.features:
+            if feature.is_integer and feature.name in BOUNDS:
+                signature = signature.with_feature(feature.name, bounds=BOUNDS[feature.name])
+    program = Program(graph, signature, structure, outputs, names, Form.CAPTURED)
+    context = PassContext(target=Target.of("cpu-fp32"))
+    Pipeline.parse("canonicalize,fold-constants,eliminate").run(program, context)
+    return program
 
 
 def compare(
-    cases: Sequence[Alone], backend: Backend, target: Target, batches: Sequence[tuple[int, int]]
+    cases: Sequence[Alone],
+    backend: Backend,
+    target: Target,
+    batches: Sequence[tuple[int, int]],
+    values: Values = Values.HOSTILE,
 ) -> dict[Alone, Outcome]:
     """What a backend makes of cases of one type, built as one model.
 
@@ -155,27 +173,67 @@ def compare(
         backend: Builds them.
         target: What for.
         batches: How many rows, and the seed they are drawn by.
+        values: Which values rows have.
     """
-    left, found = list(cases), {}
+    if not cases:
+        return {}
+    program = captured(tuple(cases), values)
+    return _compared(cases, program.clone(), _Trial(backend, target, batches, values))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What cases are tried with."""
+
+    backend: Backend
+    target: Target
+    batches: Sequence[tuple[int, int]]
+    values: Values
+
+
+def _compared(cases: Sequence[Alone], program: Program, trial: _Trial) -> dict[Alone, Outcome]:
+    reasons = dict(trial.backend.refusals(program, trial.target))
+    found = {}
+    for one, sources in zip(cases, _sources_of(program), strict=True):
+        said = [reasons[node] for node in sources if node in reasons]
+        if said:
+            found[one] = Outcome(Found.REFUSED, said[0])
+    left = [one for one in cases if one not in found]
     while left:
-        program = captured(left)
-        context = PassContext(target=target)
-        Pipeline.parse("canonicalize,fold-constants,eliminate").run(program, context)
+        part = _part(program, cases, left)
         try:
-            return found | _run(left, program, backend, target, batches)
+            return found | _run(left, part, trial)
         except Exception as error:
-            blamed = _blamed(error, left, program)
+            blamed = _blamed(error, left, part)
             kind = Found.REFUSED if isinstance(error, UnsupportedError) else Found.DIFFERS
             if not blamed and len(left) > 1:
                 half = len(left) // 2
-                for part in (left[:half], left[half:]):
-                    found |= compare(part, backend, target, batches)
+                for some in (left[:half], left[half:]):
+                    found |= _compared(some, _part(program, cases, some), trial)
                 return found
             blamed = blamed or left
             said = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
             found |= dict.fromkeys(blamed, Outcome(kind, said))
             left = [one for one in left if one not in blamed]
     return found
+
+
+def _part(program: Program, cases: Sequence[Alone], kept: Sequence[Alone]) -> Program:
+    """The program of some of its cases."""
+    result = program.clone()
+    (output,) = result.graph.find_nodes(op="output")
+    places = [place for place, one in enumerate(cases) if one in set(kept)]
+    output.args = (tuple(output.args[0][place] for place in places),)
+    sweep(result)
+    names = tuple(program.signature.outputs[place] for place in places)
+    result.signature = Signature(result.signature.features, (), names)
+    result.outputs = Structure(Branch("dict", names, tuple(map(Leaf, names))))
+    return result
+
+
+def _sources_of(program: Program) -> list[set[Any]]:
+    (output,) = program.graph.find_nodes(op="output")
+    return [_sources(made) for made in output.args[0]]
 
 
 def _blamed(error: Exception, cases: Sequence[Alone], program: Program) -> list[Alone]:
@@ -188,12 +246,8 @@ def _blamed(error: Exception, cases: Sequence[Alone], program: Program) -> list[
         for node in program.graph.nodes
         if node.op == "call_function" and (node.name in stripped or f"used at {node.name}:" in text)
     ]
-    (output,) = program.graph.find_nodes(op="output")
-    blamed = []
-    for one, made in zip(cases, output.args[0], strict=True):
-        if set(at) & _sources(made):
-            blamed.append(one)
-    return blamed
+    each = zip(cases, _sources_of(program), strict=True)
+    return [one for one, sources in each if set(at) & sources]
 
 
 def _sources(node: Any) -> set[Any]:
@@ -206,19 +260,13 @@ def _sources(node: Any) -> set[Any]:
     return found
 
 
-def _run(
-    cases: Sequence[Alone],
-    program: Program,
-    backend: Backend,
-    target: Target,
-    batches: Sequence[tuple[int, int]],
-) -> dict[Alone, Outcome]:
+def _run(cases: Sequence[Alone], program: Program, trial: _Trial) -> dict[Alone, Outcome]:
     found = {one: Outcome(Found.EXACT) for one in cases}
     with tempfile.TemporaryDirectory() as folder:
-        backend.build(program, target, Path(folder), {})
-        runner = backend.open(Path(folder), 1)
-        for count, seed in batches:
-            given = rows(cases[0].dtype, count, seed)
+        trial.backend.build(program, trial.target, Path(folder), {})
+        runner = trial.backend.open(Path(folder), 1)
+        for count, seed in trial.batches:
+            given = rows(cases[0].dtype, count, seed, trial.values)
             arrays = {
                 name: np.ascontiguousarray(value.numpy()) for name, value in vars(given).items()
             }
@@ -226,9 +274,8 @@ def _run(
             for one, name in zip(cases, program.signature.outputs, strict=True):
                 with torch.no_grad():
                     expected = one.case(given)
-                found[one] = found[one].worse(
-                    _judged(expected, torch.as_tensor(scores[name]), _scale(one, given))
-                )
+                outcome = _judged(expected, torch.as_tensor(scores[name]), _scale(one, given))
+                found[one] = found[one].worse(replace(outcome, values=expected.numel()))
     return found
 
 
@@ -279,3 +326,14 @@ def arranged(cases: Sequence[Alone]) -> dict[Any, list[Alone]]:
     for one in cases:
         found.setdefault((one.group, one.dtype), []).append(one)
     return found
+
+
+#: Of integers, and real all the same.
+_REAL = frozenset(("div", "exp", "log", "log1p", "mean", "sigmoid", "pow", "sqrt", "floor_divide"))
+
+
+def is_right(one: Alone, found: Found) -> bool:
+    """Whether a case may come out so: integers and truths exactly, floats but for rounding."""
+    if found is Found.ROUNDING:
+        return one.dtype.is_floating_point or one.operator in _REAL
+    return found is not Found.DIFFERS
