@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -34,8 +35,10 @@ def main() -> int:
     faults = 0
     # Kills come first: what they fork must not have opened a runtime.
     for kind in _KINDS if arguments.only is None else (arguments.only,):
-        with tempfile.TemporaryDirectory(prefix="attack-") as place:
-            faults += _KINDS[kind](Path(place), arguments)
+        # Not a TemporaryDirectory: processes that are forked would remove it when they end.
+        place = Path(tempfile.mkdtemp(prefix="attack-"))
+        faults += _KINDS[kind](place, arguments)
+        shutil.rmtree(place)
     print("no fault" if not faults else f"{faults} faults")
     return int(faults > 0)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import itertools
 import json
 import os
 import random
@@ -99,13 +100,14 @@ def _all_killed(scratch: Path, kills: dict[str, int], moments: random.Random) ->
     counts: collections.Counter[str] = collections.Counter()
     faults: list[str] = []
     works = {work.name: work for work in _works(scratch)}
+    signals = itertools.cycle(_SIGNALS)
     for name, count in kills.items():
         if not count:
             continue
         work, place = works[name], scratch / name
         place.mkdir()
         for number in range(count):
-            sent = _SIGNALS[number % len(_SIGNALS)]
+            sent = next(signals)
             after = moments.uniform(0.0, work.seconds)
             ended, said = _ended(work, place, sent, after)
             what = f"{name} {number}, {sent.name} after {after:.3f} s"
