@@ -23,13 +23,22 @@ class Checkpoint:
     half of one.
     """
 
-    def __init__(self, folder: str | Path | None, signature: str, stage: str) -> None:
+    def __init__(
+        self, folder: str | Path | None, signature: str, stage: str, *, trust_code: bool = False
+    ) -> None:
         """Opens the folder, or begins it.
+
+        Args:
+            folder: Where; None keeps nothing.
+            signature: Of the model, the rows and the plan.
+            stage: Of what is finetuned.
+            trust_code: Whether rounds that are there may be opened: they are ``.pt2`` files.
 
         Raises:
             RecoverError: It belongs to another model, other rows or another plan.
         """
         self._folder = None if folder is None else Path(folder)
+        self._trust_code = trust_code
         if self._folder is None:
             return
         mark = self._folder / _SIGNATURE
@@ -53,21 +62,28 @@ class Checkpoint:
         """A round's program and numbers, or None if it was not reached.
 
         Raises:
-            CheckpointError: A file of it is damaged, or isn't what was written.
+            CheckpointError: It may not be opened, a file of it is damaged, or isn't what was
+                written.
         """
         folder = self._place(number)
         if folder is None or not folder.is_dir():
             return None
         state, saved = folder / _STATE, folder / _PROGRAM
+        if not self._trust_code:
+            raise CheckpointError(
+                f"{saved} may hold code: PyTorch unpickles a .pt2, which runs whatever its author "
+                "put in. If this folder is your own run's, go on with trust_code=True; else give "
+                "another folder to begin anew."
+            )
         with reading(state, CheckpointError):
             found = dict(json.loads(state.read_text()))
             digest = found.pop("sha256", None)
             values = {name: float(value) for name, value in found.items()}
             require(all(map(math.isfinite, values.values())), "a value", "is no number")
             require(values.keys() >= {"seconds", "flops"}, "it", "lacks the seconds or the flops")
-        # A program is unpickled: one that this run didn't write isn't opened.
+        # What was cut off or mixed up is told before PyTorch sees it.
         with reading(saved, CheckpointError):
-            require(digest in (None, _sha256(saved)), "it", "isn't what was written")
+            require(digest == _sha256(saved), "it", "isn't what was written")
         try:
             return Program.load(saved, trust_code=True), values
         except Exception as error:  # whatever PyTorch says of a file that it can't read

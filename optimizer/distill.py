@@ -79,7 +79,8 @@ class Distill:
         head_weight: Of the auxiliary head's loss.
         head_gradient: Share of the auxiliary head's gradient that goes on into the model.
         label_scale: What the teacher's probabilities are multiplied by, and clipped, for that head.
-        checkpoint: A folder to resume from, and to keep what was reached in.
+        checkpoint: A folder to keep what was reached in, and to resume from. Its programs are
+            ``.pt2`` files, so that resuming needs ``optimize(…, trust_code=True)``.
         progress: Called every few seconds.
     """
 
@@ -135,6 +136,7 @@ class Recovery:
         reached: By the fingerprint of what was begun with, the states that finetuning came to: a
             second attempt at the budget takes an earlier one instead of finetuning again.
         offered: By the same fingerprint, for each attempt at the budget how many states it went.
+        trust_code: Whether the plan's checkpoint may be opened.
     """
 
     plan: Distill
@@ -145,6 +147,7 @@ class Recovery:
     seed: int = 0
     reached: dict[str, list[State]] = field(default_factory=dict)
     offered: dict[str, dict[str, int]] = field(default_factory=dict)
+    trust_code: bool = False
 
     @property
     def soft(self) -> list[str]:
@@ -158,6 +161,8 @@ def prepare(
     apart: Split | None,
     seed: int = 0,
     say: Callable[[str], None] = lambda message: None,
+    *,
+    trust_code: bool = False,
 ) -> Recovery:
     """Reads and checks the rows to finetune on, and lets the teacher score them once.
 
@@ -180,7 +185,8 @@ def prepare(
     for what, others in (("choose the plan", apart.choice), ("prove it", apart.proof)):
         _check_apart(what, rows, others, apart)
     teacher = _scores(plan.teacher, program, rows)
-    return Recovery(plan, rows, teacher, _signature(plan, program, rows), say, seed)
+    signature = _signature(plan, program, rows)
+    return Recovery(plan, rows, teacher, signature, say, seed, trust_code=trust_code)
 
 
 def _scores(teacher: nn.Module | None, program: Program, rows: Rows) -> dict[str, Tensor]:

@@ -138,8 +138,8 @@ def optimize(
         cache: The folder of measured kernel times; ``~/.cache/rankc`` when None.
         strict: Raise when a pass fails or breaks its promise, instead of rolling it back.
         seed: For whatever samples.
-        trust_code: Whether a ``.pt2`` file may be opened: it is unpickled, and can do whatever this
-            process can.
+        trust_code: Whether a ``.pt2`` file, or what a checkpoint of ``recover=`` has reached, may
+            be opened: it is unpickled, and can do whatever this process can.
         instruments: Observers of the passes.
         progress: Called with what is being worked on, and the share that is done.
 
@@ -147,7 +147,7 @@ def optimize(
         CaptureError: The model can't be captured; where in its code, and what to change.
         DataError: Rows, labels or weights that can't be used; which, and where first.
         TargetError: An unknown target, or unknown formats.
-        CheckpointError: The checkpoint is of another model or other rows.
+        CheckpointError: The checkpoint is of another model or other rows, or may not be opened.
         TranslationError: What was built scores rows otherwise than the model, with every backend.
         UnsupportedError: An operator that no backend of the target has a form for.
         BudgetExceeded: Not even the original in the target's highest format is within the budget.
@@ -183,7 +183,7 @@ def optimize(
     job.given = given_rows(program, model, inputs) if rows is None else None
     if recover is not None:
         job.unasked = replace(job, pipeline=job.pipeline.without(Exactness.TRAINED))
-        job.recovery = prepare(recover, program, rows, seed, say.detail)
+        job.recovery = prepare(recover, program, rows, seed, say.detail, trust_code=trust_code)
         job.budget, job.pipeline = recover.relaxed(limits), with_recovery(job.pipeline)
     if rows is not None:
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)

@@ -50,7 +50,12 @@ class PruneAndDistill(Pass):
         begun = program.fingerprint()
         if begun not in recovery.reached:
             stage = f"{self.spec()} {judge.budget.spec()} {begun}"
-            checkpoint = Checkpoint(recovery.plan.checkpoint, recovery.signature, stage)
+            checkpoint = Checkpoint(
+                recovery.plan.checkpoint,
+                recovery.signature,
+                stage,
+                trust_code=recovery.trust_code,
+            )
             recovery.reached[begun] = prune_gradually(program, ctx, trainer, checkpoint)
         states = [replace(s, verdict=judge(s.program)) for s in recovery.reached[begun]]
         offered = recovery.offered.setdefault(begun, {})

@@ -535,7 +535,7 @@ def test_hostile_checkpoints_of_a_probe(tmp_path: Path) -> None:
 
 def test_hostile_rounds_of_a_distillation(tmp_path: Path) -> None:
     program = rankc.capture(small(), small_inputs(4, 0))
-    checkpoint = Checkpoint(tmp_path / "kept", "signature", "stage")
+    checkpoint = Checkpoint(tmp_path / "kept", "signature", "stage", trust_code=True)
     checkpoint.save(0, program, {"seconds": 1.0, "flops": 0.5})
     found = checkpoint.load(0)
     assert found is not None
@@ -550,6 +550,15 @@ def test_hostile_rounds_of_a_distillation(tmp_path: Path) -> None:
     poisoned(folder / "program.pt2", mark)
     with pytest.raises(CheckpointError, match="isn't what was written"):
         checkpoint.load(0)
+    assert not mark.exists()
+    # Whoever writes a program can write its hash: nothing is opened unless that is asked for.
+    own = {
+        **json.loads(good),
+        "sha256": file_facts(folder, ["program.pt2"])["program.pt2"]["sha256"],
+    }
+    (folder / "state.json").write_text(json.dumps(own))
+    with pytest.raises(CheckpointError, match=r"program\.pt2 may hold code.*trust_code=True"):
+        Checkpoint(tmp_path / "kept", "signature", "stage").load(0)
     assert not mark.exists()
     (folder / "program.pt2").write_bytes(b"PK")
     (folder / "state.json").write_text('{"seconds": 1.0, "flops": 0.5}')

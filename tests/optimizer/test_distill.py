@@ -16,7 +16,7 @@ from rankc.optimizer import recovery
 from rankc.optimizer.auxiliary import attach, strip
 from rankc.optimizer.data import collect, split
 from rankc.optimizer.distill import Recovery, Update, prepare
-from rankc.optimizer.errors import DataError, RecoverError
+from rankc.optimizer.errors import CheckpointError, DataError, RecoverError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.ir.signature import Task
 from rankc.optimizer.recovery import Trainer
@@ -213,8 +213,9 @@ def test_a_model_for_evaluation_only_names_what_blocks_the_gradient() -> None:
 # --- stopping and going on ------------------------------------------------------------------------
 
 
-def distilled(folder: Path, **plan: Any) -> Ran:
+def distilled(folder: Path, *, trust_code: bool = False, **plan: Any) -> Ran:
     made = made_up_recovery(program(), batch_size=64, rounds=2, checkpoint=folder, **plan)
+    made = replace(made, trust_code=trust_code)
     return run_passes(
         program(),
         "canonicalize,prune-and-distill",
@@ -234,7 +235,9 @@ def test_what_was_reached_is_taken_up_again(
         "signature.json",
     ]
     losing(monkeypatch, lambda step: True)  # nothing can be learned any more
-    again = distilled(tmp_path)
+    with pytest.raises(CheckpointError, match=r"program\.pt2 may hold code.*trust_code=True"):
+        distilled(tmp_path)
+    again = distilled(tmp_path, trust_code=True)
     assert again.program.fingerprint() == first.program.fingerprint()
 
 
