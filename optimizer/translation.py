@@ -26,8 +26,10 @@ from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.structure import Branch, Leaf, Structure
 from .lockstep import compare
+from .numerics import truth
 from .registry import backend
 from .requests import one_user, replicated
+from .sensitivity import spreads
 from .target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -158,8 +160,8 @@ def check_program(captured: Program, optimized: Program, sample: Sample, *, loss
         captured: What is right.
         optimized: What the passes made of it, as flat rows are scored.
         sample: The rows.
-        lossy: Whether formats were lowered: then scores may move, but not become NaN or Inf, nor
-            leave the range they have.
+        lossy: Whether formats were lowered: then scores may move, but neither become NaN or Inf nor
+            cease to be, nor leave the range they have.
 
     Raises:
         TranslationError: Which row differs.
@@ -326,7 +328,7 @@ def _run_or_raise(optimized: Program, sample: Sample) -> Mapping[str, Tensor]:
 
 
 def _moved(reference: Reference, got: Mapping[str, Tensor]) -> Difference | None:
-    """Where lower formats make a finite score NaN or Inf, or send it out of all proportion."""
+    """Where lower formats make a finite score NaN or Inf or the other way, or send it far away."""
     for name, want in reference.outputs.items():
         if name not in got or not want.is_floating_point():
             continue
@@ -336,16 +338,32 @@ def _moved(reference: Reference, got: Mapping[str, Tensor]) -> Difference | None
         right = want.reshape(len(want), -1)[:, :columns].double()
         have = got[name].reshape(len(want), -1)[:, :columns].double()
         known = right[right.isfinite()]
-        if not known.numel():
-            continue
-        reach = _RANGES * float(known.max() - known.min()) + _RANGES * float(known.abs().median())
+        hidden = _hidden(reference, name, right, have)
+        far = torch.zeros_like(hidden)
+        if known.numel():
+            reach = _RANGES * float(known.max() - known.min() + known.abs().median())
+            far = right.isfinite() & have.isfinite() & ((have - right).abs() > reach)
         lost = right.isfinite() & ~have.isfinite()
-        far = right.isfinite() & have.isfinite() & ((have - right).abs() > reach)
-        bad = (lost | far).nonzero()
+        bad = (lost | far | hidden).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
             return Difference(name, row, float(have[row, column]), float(right[row, column]))
     return None
+
+
+def _hidden(reference: Reference, name: str, right: Tensor, have: Tensor) -> Tensor:
+    """Where a score that is NaN or Inf became another, though no rounding decides that it is."""
+    hidden = (right.isnan() & ~have.isnan()) | (right.isinf() & (have != right))
+    rows = hidden.any(1).nonzero().flatten()
+    if not len(rows):
+        return hidden
+    features = picked(reference.rows, rows.tolist())
+    columns = right.shape[1]
+    exact = truth(reference.program, features)[name].reshape(len(rows), -1)[:, :columns]
+    unsure = spreads(reference.program, features, reordered=True)[name].unsure
+    decided = (unsure.reshape(len(rows), -1)[:, :columns] > 0) | exact.isfinite()
+    hidden[rows] &= ~decided
+    return hidden
 
 
 def _error(

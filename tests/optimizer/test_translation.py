@@ -15,8 +15,10 @@ import rankc
 import torch
 from rankc import backends
 from rankc.optimizer.backend import Backend, Built
+from rankc.optimizer.data import Rows
 from rankc.optimizer.errors import DataError, TranslationError
 from rankc.optimizer.ir import Program
+from rankc.optimizer.translation import Sample, check_program
 from torch import Tensor, nn
 
 Arrays = dict[str, np.ndarray]
@@ -369,3 +371,44 @@ def test_an_example_that_is_nan_is_named() -> None:
     bad = torch.full((4, 3), float("nan"))
     with pytest.raises(DataError, match="NaN"):
         rankc.optimize(Plain(), TARGET, inputs=bad, pipeline="canonicalize")
+
+
+class Spoiled(nn.Module):
+    """Missing values spoil the score; ``change`` is what is made of it."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.top = nn.Linear(3, 1)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.top(x).squeeze(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"),
+    [
+        (lambda s: s, True),
+        (lambda s: s + 0.01, True),  # as a lower format moves scores
+        (torch.nan_to_num, False),
+        (lambda s: s.clamp(-1e6, 1e6), False),
+        (lambda s: torch.where(s.isinf(), -s, s), False),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_lower_formats_may_not_hide_what_is_no_number(
+    change: Callable[[Tensor], Tensor], fine: bool, value: float
+) -> None:
+    rows = torch.randn(20, 3)
+    rows[7, 1] = value
+    captured, other = (rankc.capture(Spoiled(f), rows[:5]) for f in (lambda s: s, change))
+    sample = Sample(Rows({"x": rows}), tuple(f"row {i}" for i in range(20)), 20)
+    hides = not torch.equal(other(rows)[7].isnan(), captured(rows)[7].isnan())
+    hides |= bool(captured(rows)[7].isinf()) and not torch.equal(other(rows)[7], captured(rows)[7])
+    assert hides <= (not fine)
+    if not hides:
+        check_program(captured, other, sample, lossy=True)
+        return
+    with pytest.raises(TranslationError, match=r"scores row 7 otherwise .*(nan|inf) is right"):
+        check_program(captured, other, sample, lossy=True)
