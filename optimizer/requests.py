@@ -9,6 +9,7 @@ for flat batches.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,8 +229,8 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
     order = np.argsort(rows.group, kind="stable")
     together = rows.group[order][1:] == rows.group[order][:-1]
     for name in shared:
-        values = rows.features[name].numpy()[order].reshape(len(order), -1)
-        bad = together & (values[1:] != values[:-1]).any(axis=1)
+        values = rows.features[name][torch.from_numpy(order)]
+        bad = together & _differing(values[1:], values[:-1]).numpy()
         if bad.any():
             place = int(bad.argmax())
             one, other = sorted((int(order[place]), int(order[place + 1])))
@@ -238,6 +239,14 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
                 f"{rows.group[one]}: rows {rows.first + one} and {rows.first + other}. Leave it "
                 "out of Request(shared=…), or give the request, not the user, as the group."
             )
+
+
+def _differing(values: Tensor, others: Tensor) -> Tensor:
+    """Which rows differ, ``[n]``; a missing value is like another."""
+    differs = values != others
+    if values.is_floating_point():
+        differs &= ~(values.isnan() & others.isnan())
+    return differs.reshape(len(values), math.prod(values.shape[1:])).any(1)
 
 
 def one_user(features: Mapping[str, Array], shared: Collection[str]) -> dict[str, Array]:
@@ -261,7 +270,7 @@ def without_copies(
         value = features.get(name)
         if name not in shared or value is None or value.dim() == 0 or len(value) != candidates:
             continue
-        differs = (value != value[:1]).reshape(len(value), -1).any(1)
+        differs = _differing(value, value[:1])
         if bool(differs.any()):
             raise DataError(
                 f"feature {name!r} is shared by the candidates of a request, but row "

@@ -1,0 +1,121 @@
+"""What public bug reports complain of, against eager: every batch size, saved, as requests."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import rankc
+import torch
+from constructs import CASES, Ranker, hostile, ordinary, picked
+from torch import Tensor
+
+SIZES = (1, 3, 64)
+#: In steps of float32, of the largest score; low formats move what they hold by a tenth of it.
+CLOSE, LOW = 2e-5, 0.1
+
+
+@cache
+def model(name: str) -> Ranker:
+    return CASES[name].make().eval()
+
+
+@cache
+def built(name: str, target: str) -> rankc.Artifact:
+    case = CASES[name]
+    example = picked(case, ordinary(8, seed=1))
+    request = rankc.Request(shared=case.shared) if target == "cpu-fp32" else None
+    return rankc.optimize(model(name), target, inputs=example, request=request)
+
+
+def eager(name: str, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return model(name)(**rows)
+
+
+@cache
+def usual(name: str) -> dict[str, float]:
+    """The largest of ordinary scores."""
+    want = eager(name, picked(CASES[name], ordinary(64, seed=64)))
+    return {n: float(v.abs().max()) for n, v in want.items()}
+
+
+def check(
+    name: str, got: dict[str, Tensor], want: dict[str, Tensor], close: float, where: str
+) -> None:
+    assert set(got) == set(want)
+    wrong, sizes = [], usual(name)
+    for output, value in want.items():
+        have, right = got[output].double(), value.double()
+        fine = right.isfinite()
+        same = torch.equal(have.isnan(), right.isnan()) and torch.equal(
+            torch.where(fine, 0, have).nan_to_num(), torch.where(fine, 0, right).nan_to_num()
+        )
+        size = max(float(right[fine].abs().max()) if bool(fine.any()) else 0.0, sizes[output])
+        off = float((have - right)[fine].abs().max()) if bool(fine.any()) else 0.0
+        if not same or off > close * size:
+            wrong.append(f"{output}: off by {off:.3g} of {size:.3g}")
+    assert not wrong, f"{where}: {wrong}"
+
+
+def batches(name: str) -> dict[str, dict[str, Tensor]]:
+    """Ordinary rows at every size, hostile rows together, and each of these alone."""
+    case, bad = CASES[name], hostile()
+    made = {f"{size} rows": ordinary(size, seed=size) for size in SIZES}
+    made |= {"hostile rows": bad}
+    made |= {f"hostile row {i}": {n: v[i : i + 1] for n, v in bad.items()} for i in range(8)}
+    return {where: picked(case, rows) for where, rows in made.items()}
+
+
+@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int8", "mlir-cpu", "h100-fp8"])
+@pytest.mark.parametrize("name", CASES)
+def test_constructs_score_as_eager_does(name: str, target: str, tmp_path: Path) -> None:
+    artifact = built(name, target)
+    loaded = rankc.load(artifact.save(tmp_path / "saved"), trust_code=target == "mlir-cpu")
+    close = CLOSE if target in ("cpu-fp32", "mlir-cpu") else LOW
+    for where, rows in batches(name).items():
+        want = eager(name, rows)
+        for how, one in (("built", artifact), ("loaded", loaded)):
+            check(name, one(**rows), want, close, f"{how}, {where}")
+            arrays = {n: v.numpy() for n, v in rows.items()}
+            ran = {n: torch.from_numpy(v) for n, v in one.run(arrays).items()}
+            check(name, ran, want, close, f"{how}, run, {where}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_constructs_score_as_requests(name: str, tmp_path: Path) -> None:
+    case, artifact = CASES[name], built(name, "cpu-fp32")
+    loaded = rankc.load(artifact.save(tmp_path / "saved"))
+    bad = hostile()
+    for size in SIZES:
+        for user in (None, *range(4)):
+            rows = picked(case, ordinary(size, seed=size + 10))
+            source = rows if user is None else picked(case, bad)
+            one = {n: source[n][user or 0 : (user or 0) + 1] for n in case.shared}
+            flat = rows | {n: v.expand(size, *v.shape[1:]) for n, v in one.items()}
+            want = eager(name, flat)
+            for how, made in (("built", artifact), ("loaded", loaded)):
+                check(
+                    name, made.request(**(rows | one)), want, CLOSE, f"{how}, user {user}, {size}"
+                )
+
+
+@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int8", "mlir-cpu", "h100-fp8"])
+@pytest.mark.parametrize("name", CASES)
+def test_no_rows_have_no_scores(name: str, target: str) -> None:
+    rows = picked(CASES[name], ordinary(0, seed=0))
+    want = eager(name, picked(CASES[name], ordinary(1, seed=0)))
+    artifact = built(name, target)
+    arrays = {n: v.numpy() for n, v in rows.items()}
+    for got in (artifact(**rows), artifact.run(arrays)):
+        assert {n: tuple(v.shape) for n, v in got.items()} == dict.fromkeys(want, (0,))
+    for score in artifact(**rows).values():
+        assert score.dtype is torch.float32
+
+
+def test_what_nothing_reads_may_be_left_out() -> None:
+    rows = picked(CASES["parts"], ordinary(3, seed=3))
+    want = eager("parts", rows)
+    del rows["label"]
+    check("parts", built("parts", "cpu-fp32")(**rows), want, CLOSE, "without a label")
