@@ -148,6 +148,13 @@ AILMENTS = (
         "keep it a tensor, or compute it in __init__",
     ),
     Ailment(
+        r"functorch tensor",
+        "a transformation of functions, such as a gradient, inside forward",
+        "write its result out in plain torch operators, a gradient as a formula, or take it only "
+        "in training",
+        written=r"\bfunc\.\w*(grad|jac|hess|vmap|jvp|vjp)|\b(vmap|grad|jacrev|jacfwd)\(",
+    ),
+    Ailment(
         r"(?<!non-)nested",
         "a NestedTensor",
         "pass values and lengths, or values and offsets, as two tensors",

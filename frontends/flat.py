@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from ..optimizer.errors import CaptureError, DataError, SignatureError
-from ..optimizer.ir.structure import Structure
+from ..optimizer.ir.structure import Branch, Constant, Structure
 from .doctor import FIXED_BATCH, remedy_for, user_line
 from .state import Writes
 
@@ -84,6 +84,15 @@ def score(wrapper: Flat, leaves: Mapping[str, Tensor]) -> Scores:
     return result
 
 
+def _strings(template: Any) -> set[str]:
+    """What of a call is strings."""
+    if isinstance(template, Constant):
+        return {template.value} if isinstance(template.value, str) else set()
+    if isinstance(template, Branch):
+        return set().union(*map(_strings, template.items))
+    return set()
+
+
 def run_example(
     wrapper: Flat,
     example: Mapping[str, Tensor],
@@ -110,6 +119,14 @@ def run_example(
     except Exception as error:
         where = user_line(error)
         if _runs(wrapper, given):
+            strings = sorted(_strings(wrapper.inputs.template))
+            if strings:
+                raise CaptureError(
+                    f"{model} can't be captured{where}: it reads strings of rows, {strings[0]!r} "
+                    "of the example, and only tensors have rows. What to change: encode them as "
+                    "integers before the model, as its training data had them numbered, and give "
+                    "it those."
+                ) from error
             raise CaptureError(
                 f"{model} can't be captured{where}: {FIXED_BATCH.construct}: it runs on the "
                 f"example's {len(next(iter(given.values())))} rows, but not on {rows}. "

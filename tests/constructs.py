@@ -22,6 +22,7 @@ class Ranker(nn.Module):
 
     Attributes:
         constructs: By the output's name.
+        left_out: Names of those that aren't computed.
     """
 
     constructs: Mapping[str, Construct]
@@ -29,6 +30,7 @@ class Ranker(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.left_out: frozenset[str] = frozenset()
         self.items, self.words = nn.Embedding(ITEMS, WIDE), nn.Embedding(WORDS, WIDE)
         self.tower = nn.Sequential(nn.Linear(2 * WIDE, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
         self.score = nn.Linear(16, 1)
@@ -40,6 +42,7 @@ class Ranker(nn.Module):
             if construct(self, features).dim() > 1
             else construct(self, features)
             for name, construct in self.constructs.items()
+            if name not in self.left_out
         }
         both = torch.cat([self.items(features["item"]), features["x"]], 1)
         return made | {"tower": self.score(self.tower(both)).squeeze(1)}
@@ -182,8 +185,8 @@ class Parts(Ranker):
         "half": lambda m, f: m.low(f["x"].bfloat16()).float(),
         "weight_norm": lambda m, f: m.normed(f["x"]),
         "hooked": lambda m, f: m.hooked(f["x"]),
-        "layer_norm": lambda m, f: m.norm(f["x"]),
-        "group_norm": lambda m, f: m.groups(f["x"]),
+        "layer_norm": lambda m, f: m.norm(f["x"]) * m.slope,
+        "group_norm": lambda m, f: m.groups(f["x"]) * m.slope,
         "convolution": lambda m, f: m.convolution(m.words(f["words"]).transpose(1, 2)).amax(2),
         "prelu": lambda m, f: F.prelu(f["x"], m.slope),
     }
@@ -267,7 +270,7 @@ def hostile() -> Rows:
     )
     rows["item"][:6] = torch.tensor([0, 7, 29, 5, 3, 29])
     rows["shares"][:3] = torch.tensor([[0.0] * 5, [1.0] * 5, [0.5, 0.25, 0.5, 0.25, 0.5]])
-    rows["x"][:3] = torch.tensor([[0.0] * 4, [1.0] * 4, [-1e3, 1e3, -1e-30, 1e-30]])
+    rows["x"][:3] = torch.tensor([[0.0] * 4, [1.0] * 4, [-3.0, 3.0, -1e-30, 1e-30]])
     hours = [1_650_000_000 // 3600 * 3600 + off for off in (0, -1, 1, 3600, 3599, 86_400)]
     rows["time"] = torch.tensor([*hours, *range(1_649_980_800, 1_650_060_000, 8000)])[:16]
     rows["big"] = torch.tensor(

@@ -16,9 +16,16 @@ SIZES = (1, 3, 64)
 CLOSE, LOW = 2e-5, 0.1
 
 
+#: What MLIR's converters have no form for: told by name, and left to the other backends.
+REFUSED = {"mlir-cpu": {"last_word", "searched"}}
+TARGETS = ("cpu-fp32", "cpu-int8", "mlir-cpu", "h100-fp8")
+
+
 @cache
-def model(name: str) -> Ranker:
-    return CASES[name].make().eval()
+def model(name: str, target: str = "cpu-fp32") -> Ranker:
+    made = CASES[name].make().eval()
+    made.left_out = frozenset(REFUSED.get(target, ()))
+    return made  # type: ignore[no-any-return]
 
 
 @cache
@@ -26,7 +33,7 @@ def built(name: str, target: str) -> rankc.Artifact:
     case = CASES[name]
     example = picked(case, ordinary(8, seed=1))
     request = rankc.Request(shared=case.shared) if target == "cpu-fp32" else None
-    return rankc.optimize(model(name), target, inputs=example, request=request)
+    return rankc.optimize(model(name, target), target, inputs=example, request=request)
 
 
 def eager(name: str, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,10 +51,10 @@ def usual(name: str) -> dict[str, float]:
 def check(
     name: str, got: dict[str, Tensor], want: dict[str, Tensor], close: float, where: str
 ) -> None:
-    assert set(got) == set(want)
+    assert set(got) <= set(want)
     wrong, sizes = [], usual(name)
-    for output, value in want.items():
-        have, right = got[output].double(), value.double()
+    for output in got:
+        have, right = got[output].double(), want[output].double()
         fine = right.isfinite()
         same = torch.equal(have.isnan(), right.isnan()) and torch.equal(
             torch.where(fine, 0, have).nan_to_num(), torch.where(fine, 0, right).nan_to_num()
@@ -68,10 +75,11 @@ def batches(name: str) -> dict[str, dict[str, Tensor]]:
     return {where: picked(case, rows) for where, rows in made.items()}
 
 
-@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int8", "mlir-cpu", "h100-fp8"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CASES)
 def test_constructs_score_as_eager_does(name: str, target: str, tmp_path: Path) -> None:
     artifact = built(name, target)
+    assert set(artifact.signature.outputs) == set(model(name, target)(**batches(name)["1 rows"]))
     loaded = rankc.load(artifact.save(tmp_path / "saved"), trust_code=target == "mlir-cpu")
     close = CLOSE if target in ("cpu-fp32", "mlir-cpu") else LOW
     for where, rows in batches(name).items():
@@ -101,7 +109,7 @@ def test_constructs_score_as_requests(name: str, tmp_path: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int8", "mlir-cpu", "h100-fp8"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CASES)
 def test_no_rows_have_no_scores(name: str, target: str) -> None:
     rows = picked(CASES[name], ordinary(0, seed=0))
@@ -109,7 +117,8 @@ def test_no_rows_have_no_scores(name: str, target: str) -> None:
     artifact = built(name, target)
     arrays = {n: v.numpy() for n, v in rows.items()}
     for got in (artifact(**rows), artifact.run(arrays)):
-        assert {n: tuple(v.shape) for n, v in got.items()} == dict.fromkeys(want, (0,))
+        assert set(got) == set(want) - REFUSED.get(target, set())
+        assert all(value.shape == (0,) for value in got.values())
     for score in artifact(**rows).values():
         assert score.dtype is torch.float32
 
