@@ -81,6 +81,8 @@ def _fail(arguments: argparse.Namespace, error: RankcError, code: int) -> int:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))
     else:
         print(f"error: {error}", file=sys.stderr)
+    for said in getattr(error, "routes", ()) if arguments.verbose else ():
+        print(f"tried: {said}", file=sys.stderr)
     return code
 
 

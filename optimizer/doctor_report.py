@@ -49,7 +49,8 @@ class Stage:
         ok: Whether it worked.
         message: What came of it, or the error.
         seconds: How long it took.
-        traceback: Where an unexpected error came from; empty otherwise.
+        traceback: Where an unexpected error came from, or what each way of capturing said; empty
+            otherwise.
     """
 
     name: str
@@ -178,6 +179,7 @@ class _Stages:
             ok = True
         except RankcError as error:
             message = str(error)
+            where = "\n".join(f"tried: {said}" for said in getattr(error, "routes", ()))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a user's code raises, SystemExit included
