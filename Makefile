@@ -7,7 +7,7 @@ BUILD = setup.cfg setup.py $(wildcard backends/native/*.cpp backends/native/*.h 
 PIP = $(BIN)/pip --disable-pip-version-check --quiet
 CAPTURE_PIP = .venv-capture/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types unit attack bench-structure bench-precision bench-gate bench-rolling bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
+.PHONY: demo test lint types unit attack bench-structure bench-precision bench-gate bench-rolling bench-probe bench-tables bench-heads bench-pruning bench-native bench-requests bench-h100 bench-without-data bench-pipeline bench-comparison fuzz-models conformance bench-forms bench-placement bench-baselines interactions gpu-check docs-backends capture-suite clean
 
 # Trains a small DLRM on real data, optimizes it for this CPU, prints and saves the result.
 demo: $(VENV)/demo
@@ -98,6 +98,10 @@ bench-comparison: $(VENV)/test
 # Random rankers held against eager PyTorch, an hour; FUZZ="--models 50 --seed 3" for fewer, others.
 fuzz-models: $(VENV)/test
 	$(BIN)/python tests/fuzz_models.py $(FUZZ)
+
+# Every operator alone on every backend, at length; the table goes to docs/operators.md.
+conformance: $(VENV)/test
+	$(BIN)/python tests/conformance/page.py $(CONFORMANCE)
 
 # Rewrites that are off, with the numbers that say so; two minutes.
 bench-forms: $(VENV)/bench

@@ -25,7 +25,7 @@ from ..optimizer.ir.ops import (
     ROWWISE_LINEAR,
 )
 from ..optimizer.ir.printer import operator
-from ..optimizer.ir.torchapi import silenced
+from ..optimizer.ir.torchapi import operator_name, silenced
 from . import bags, bounds
 from .onnx_arithmetic import ARITHMETIC
 from .onnx_attention import ATTENTION
@@ -107,6 +107,11 @@ _TRANSLATIONS: dict[Any, Any] = {
     **bounds.TRANSLATIONS,
     **bags.TRANSLATIONS,
 }
+
+
+def own_forms() -> tuple[str, ...]:
+    """ATen's operators that aren't written as the exporter would."""
+    return tuple(sorted({name for name in map(operator_name, _TRANSLATIONS) if name}))
 
 
 def to_onnx(program: Program) -> ir.Model:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from .forms import Form
 from .infer import infer_signature
-from .program import Form, Program
+from .program import Program
 from .structure import Branch, Leaf, Structure
 from .torchapi import flat_graph_module
 

@@ -19,6 +19,14 @@ DIFFERS: Mapping[str, str] = {
     "matmul (of anything) float64": _ORDER,
 }
 
+#: Cases that differ in some batches, where a sum of numbers near the largest overflows or cancels.
+DEPENDS_ON_ORDER: Mapping[str, str] = {
+    f"{case} {dtype}": _ORDER
+    for case in ("sum (of anything)", "mean", "cumsum (of anything)", "matmul (of anything)")
+    for dtype in ("float32", "float64")
+    if f"{case} {dtype}" not in DIFFERS
+}
+
 #: What OpenVINO does with NaN, infinity, denormals and the largest numbers, where it isn't what
 #: eager does. On ordinary numbers nothing differs; on these the comparison of every artifact with
 #: its model does, and OpenVINO is then not in the race.
