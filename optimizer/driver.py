@@ -46,6 +46,7 @@ from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
 from .ir.scratch import Scratch
 from .ir.signature import Signature
+from .ir.torchapi import forgetting
 from .knowledge import Knowledge, Subject
 from .lockstep import compare
 from .milestones import Milestones
@@ -85,6 +86,7 @@ _WORTH = 0.98
 _GUESSED_SHARES = (1.0, 0.25)
 
 
+@forgetting()
 def optimize(
     model: nn.Module | Program | str | Path,
     target: str | Target = "cpu-int8",

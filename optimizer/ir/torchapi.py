@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import linecache
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import graph_module
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -56,6 +58,7 @@ __all__ = [
     "fake_of",
     "fixed_size",
     "flat_graph_module",
+    "forgetting",
     "free_unbacked_symbols",
     "int_mm",
     "is_composite",
@@ -160,6 +163,27 @@ def silenced() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def forgetting() -> Iterator[None]:
+    """Lets torch forget, afterwards, what it keeps of the graphs that were made inside.
+
+    It keeps the source text of each version of each graph, for tracebacks, for each operator the
+    symbols of the shapes that it was tried with, and what was asked of those symbols.
+    """
+    sources = graph_module._loader.eval_cache
+    known = set(sources)
+    try:
+        yield
+    finally:
+        for name in set(sources) - known:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
+        FakeTensorMode.cache_clear()
+        for method in vars(ShapeEnv).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
 
 
 @contextlib.contextmanager
