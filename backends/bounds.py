@@ -89,8 +89,10 @@ def _refuses(user: ir.Node, index: int, feature: Feature) -> bool:
     table = user.inputs[0].const_value if user.inputs[0] is not None else None
     if user.op_type != "Gather" or index != 1 or user.attributes.get_int("axis", 0) != 0:
         return False
-    rows = () if table is None else (table.shape[0],)
-    return feature.cardinalities == rows and feature.least == (-rows[0],)
+    if table is None:
+        return False
+    rows = int(table.shape.numpy()[0])
+    return feature.cardinalities == (rows,) and feature.least == (-rows,)
 
 
 def count_by_gather(model: ir.Model) -> None:
@@ -100,7 +102,7 @@ def count_by_gather(model: ir.Model) -> None:
         chosen = node.inputs[1].producer() if table is not None and node.inputs[1] else None
         if table is None or chosen is None or node.attributes.get_int("axis", 0) != 0:
             continue
-        ids = _counted(chosen, int(table.shape[0]))
+        ids = _counted(chosen, int(table.shape.numpy()[0]))
         if ids is not None:
             node.replace_input_with(1, ids)
     RemoveUnusedNodesPass()(model)

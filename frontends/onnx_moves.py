@@ -164,7 +164,8 @@ def _counted(call: Call, index: int, size: Any) -> Tensor:
     if isinstance(given, np.ndarray) and given.dtype != object and not (given < 0).any():
         return places
     if isinstance(size, int):
-        return torch.ops.rankc.wrapped(places, size)
+        wrapped: Tensor = torch.ops.rankc.wrapped(places, size)
+        return wrapped
     return torch.where(places < 0, places + size, places)
 
 

@@ -120,8 +120,8 @@ class Assumptions:
         signature, budget = program.signature, _of_scores_alone(budget)
         open_ = [f.name for f in signature if _is_open(f)]
         silent = [name for name in open_ if not _tells(example.get(name))]
-        one = _scored(program, 1, seed, example)
-        moments = feature_moments(program, one.features, silent)
+        row = _scored(program, 1, seed, example)
+        moments = feature_moments(program, row.features, silent)
         ranges, choice, fresh = (
             made_up(program, count, seed + step, example, moments)
             for step, count in enumerate((_RANGE_ROWS, _JUDGED_ROWS, _JUDGED_ROWS), 1)

@@ -140,16 +140,16 @@ def _as_given(ids: Any) -> Any:
 
 def _counted(rw: Rewriter, lookups: Sequence[fx.Node], ids: fx.Node) -> fx.Node:
     """All ids ``[B, columns]``, negative ones counted from the end where they were."""
-    rows = [
-        int(piece.args[1]) if is_op(piece, WRAPPED.op) else 0
-        for piece in (node.args[-1] for node in lookups)
-        for _ in range(_columns(piece))
-    ]
+    rows: list[int] = []
+    for node in lookups:
+        piece: Any = node.args[-1]
+        size = int(piece.args[1]) if is_op(piece, WRAPPED.op) else 0
+        rows += [size] * _columns(piece)
     if not any(rows):
         return ids
-    size = rw.parameter("table_rows", torch.tensor(rows).to(dtype_of(ids)))
+    sizes = rw.parameter("table_rows", torch.tensor(rows).to(dtype_of(ids)))
     negative = rw.emit(_aten.lt.Scalar, ids, 0, like=lookups)
-    counted = rw.emit(_aten.add.Tensor, ids, size, like=lookups)
+    counted = rw.emit(_aten.add.Tensor, ids, sizes, like=lookups)
     return rw.emit(_aten.where.self, negative, counted, ids, like=lookups)
 
 

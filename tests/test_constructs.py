@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,6 @@ TARGETS = ("cpu-fp32", "cpu-int8", "h100-fp8")
 #: What MLIR's converters take, of each ranker.
 CONVERTED = {
     "histories": ("masked_mean", "log_of_nothing", "tiny_factors", "has_candidate", "attention"),
-    "numbers": ("hour", "weekday", "quotient", "remainder", "one_more", "filled", "known_mean"),
-    "parts": ("weight_norm", "hooked", "layer_norm"),
 }
 
 
@@ -80,8 +79,9 @@ def batches(name: str) -> dict[str, dict[str, Tensor]]:
     return {where: picked(case, rows) for where, rows in made.items()}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "target"), [*product(CASES, TARGETS), *((name, "mlir-cpu") for name in CONVERTED)]
+)
 def test_constructs_score_as_eager_does(name: str, target: str, tmp_path: Path) -> None:
     artifact = built(name, target)
     assert set(artifact.signature.outputs) == set(model(name, target)(**batches(name)["1 rows"]))

@@ -195,7 +195,9 @@ def without_bounds(program: Program) -> Program:
         return program
     result = program.clone()
     for node in list(_bounding(result)):
-        node.replace_all_uses_with(node.args[0])
+        given = node.args[0]
+        assert isinstance(given, fx.Node)
+        node.replace_all_uses_with(given)
         result.graph.erase_node(node)
     result.module.recompile()
     return result

@@ -172,8 +172,8 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             table, ids = user.args[places[0]], user.args[places[1]]
             name = parameter_name(table)
             if ids is node and name is not None:
-                rows = int(shape_of(table)[0])
-                yield from _read(Lookup(name, rows, part, _is_pooled(user), user))
+                height = int(shape_of(table)[0])
+                yield from _read(Lookup(name, height, part, _is_pooled(user), user))
         elif user.op != "call_function" or user.args[0] is not node:
             continue
         elif is_op(user, _aten.select.int, _aten.slice.Tensor):
@@ -184,7 +184,8 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
             yield from _split_lookups(node, user, part, seen)
         elif is_op(user, _WRAPPED):
             if part == replace(part, scale=1, reach=0, least=0, shifts=(), wraps=0):
-                yield from _lookups(user, replace(part, wraps=int(user.args[1])), seen)  # type: ignore[call-overload]
+                rows: Any = user.args[1]
+                yield from _lookups(user, replace(part, wraps=int(rows)), seen)
         elif is_op(user, *_BOUNDS):
             yield from _lookups(user, replace(part, bounded=True), seen)
         elif is_op(user, _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor):
