@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import rankc
@@ -17,6 +19,7 @@ from rankc.optimizer.errors import ArtifactError, CheckpointError, RankcError
 from rankc.optimizer.instruments import Dump
 from rankc.optimizer.kernel_cache import KernelCache
 from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.pareto import Pareto, Point
 from rankers import EAGER_FP32, small, small_inputs
 
 SUBJECT = Subject("model" * 9, "rows" * 9)
@@ -122,3 +125,22 @@ def test_temporary_files_without_a_place(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(ArtifactError, match="no temporary folder can be made in"):
         optimized()
+
+
+def test_a_curve_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for matplotlib, which not every machine has."""
+
+    class Figure(mock.MagicMock):
+        def savefig(self, place: Path) -> None:
+            place.write_text("<svg>" * 99)
+
+    monkeypatch.setitem(sys.modules, "matplotlib", mock.MagicMock())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", mock.MagicMock(Figure=Figure))
+    path = tmp_path / "curve.svg"
+    path.write_text("old")
+    curve = Pareto((Point(0.0, {64: 1.0}, 10.0, {}),), True)
+    with full_disk(), pytest.raises(ArtifactError, match="can't be drawn to"):
+        curve.save(path)
+    assert files_of(tmp_path) == {"curve.svg": b"old"}
+    curve.save(path)
+    assert path.read_text() == "<svg>" * 99
