@@ -35,6 +35,13 @@ REFUSED: Mapping[Any, str] = {
         (_aten.topk.default, _aten.sort.default, _aten.sort.stable, _aten.argsort.stable),
         _SORTED,
     ),
+    **dict.fromkeys(
+        (
+            *(_aten.bitwise_right_shift.Tensor, _aten.bitwise_right_shift.Tensor_Scalar),
+            *(_aten.__rshift__.Scalar, _aten.__rshift__.Tensor),
+        ),
+        "OpenVINO shifts negative integers as if they were large ones",
+    ),
 }
 #: Of floats.
 REFUSED_FLOATS = frozenset(
