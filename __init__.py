@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .optimizer.budget import Budget
     from .optimizer.consistency import consistency
     from .optimizer.consolidate import consolidate
-    from .optimizer.data import Batch, Parquet
+    from .optimizer.data.rows import Batch, Parquet
     from .optimizer.debugger import debug
     from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Artifact": "optimizer.artifact",
     "Backend": "optimizer.backend",
-    "Batch": "optimizer.data",
+    "Batch": "optimizer.data.rows",
     "Budget": "optimizer.budget",
     "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
@@ -62,7 +62,7 @@ _PUBLIC = {
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
     "Measure": "optimizer.measures",
-    "Parquet": "optimizer.data",
+    "Parquet": "optimizer.data.rows",
     "Pass": "optimizer.passbase",
     "Pipeline": "optimizer.pipeline",
     "Program": "optimizer.ir",

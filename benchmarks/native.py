@@ -27,7 +27,7 @@ import torch
 from rankc.backends.onnxruntime import MODEL, OnnxRuntime, OrtRunner
 from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Rewriter, sweep
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

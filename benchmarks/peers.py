@@ -21,7 +21,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir.structure import Structure
 from rankc.optimizer.ir.torchapi import silenced
 from structure import Arrays, Scorer, onnxruntime_scorer, openvino_scorer

@@ -31,7 +31,7 @@ from rankc.models.data import RankingData, load_census, load_flights, load_movie
 from rankc.models.sides import Sides, two_sides
 from rankc.models.train import train
 from rankc.optimizer.batchmates import batch_shift, too_far
-from rankc.optimizer.data import collect, split
+from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.scores import score
 from rankc.optimizer.scoring import Judge

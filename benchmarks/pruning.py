@@ -30,7 +30,7 @@ from rankc.models import DHEN, DLRM, DCNv2, DCNv2Config, DHENConfig, DLRMConfig,
 from rankc.models.data import RankingData, load_flights
 from rankc.models.train import train
 from rankc.optimizer.analysis.cost import total
-from rankc.optimizer.data import Split, collect, split
+from rankc.optimizer.data.rows import Split, collect, split
 from rankc.optimizer.ir import Program
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

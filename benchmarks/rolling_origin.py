@@ -25,7 +25,7 @@ from rankc.models.census import load_census
 from rankc.models.data import load_flights
 from rankc.models.rows import RankingData, Rows
 from rankc.models.train import train
-from rankc.optimizer.data import collect
+from rankc.optimizer.data.rows import collect
 from rankc.optimizer.intervals import Interval
 from rankc.optimizer.report import Report
 from rankc.optimizer.scoring import Judge, score

@@ -34,7 +34,7 @@ import openvino
 import rankc
 import torch
 from rankc.models import ZOO
-from rankc.optimizer.data import Rows, synthesize
+from rankc.optimizer.data.rows import Rows, synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced

@@ -22,7 +22,7 @@ from rankc.models.data import RankingData, load_census, load_flights, load_movie
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import rows_read, table_sites
 from rankc.optimizer.codes import round_trip_rows
-from rankc.optimizer.data import collect, split
+from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

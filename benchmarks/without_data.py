@@ -23,7 +23,7 @@ from baselines import BATCH, DATA, FLAT, loaded
 from rankc.models.rows import to_tensors
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir import site_of
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

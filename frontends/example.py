@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..optimizer.data.ragged import Ragged, row_count, take
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
-from ..optimizer.ragged import Ragged, row_count, take
 
 #: Example rows during capture; an odd number, so that it isn't mistaken for a width.
 _EXAMPLE_ROWS = 23

@@ -14,14 +14,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from ..optimizer.data import call_of
+from ..optimizer.data.ragged import Ragged
+from ..optimizer.data.rows import call_of
 from ..optimizer.errors import CaptureError, DataError
 from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import plain_transformers, silenced, stacks_of
-from ..optimizer.ragged import Ragged
 from .agreement import DiffersError, check_agreement
 from .allrows import all_rows
 from .composites import Recordable

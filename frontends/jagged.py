@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..optimizer.data.ragged import Delimits, Ragged
 from ..optimizer.ir import FeatureKind, Signature
 from ..optimizer.ir.signature import BATCH
 from ..optimizer.ir.structure import Branch, Leaf, Structure, Template
-from ..optimizer.ragged import Delimits, Ragged
 
 #: What an input of a jagged feature consists of, where it has names.
 _PARTS = {"values", "lengths", "weights"}

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..optimizer.data.ragged import Ragged, readings, row_count, take
 from ..optimizer.errors import CaptureError
-from ..optimizer.ragged import Ragged, readings, row_count, take
 from .example import as_rows, delimited
 from .flat import Flat, Scores, run_example, score
 from .jagged import named_ragged

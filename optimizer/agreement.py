@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .budget import Budget
-from .data import Rows
+from .data.ragged import Ragged, row_count, take
+from .data.rows import Rows
 from .ir.signature import Signature
-from .ragged import Ragged, row_count, take
 from .requests import one_user, replicated
 from .scores import Runner, score
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Batch, Rows, call_of, check_features, synthesize, tensors_of
+from .data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from .errors import ArtifactError, SignatureError
 from .explain import explain
 from .fitting import MisfitError, reading, require, require_fit

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from .budget import Budget
-from .data import Rows
+from .data.ragged import take
+from .data.rows import Rows
 from .ir.signature import Signature
-from .ragged import take
 from .scores import Runner, score
 
 #: Rows that are scored in one batch, and among others; of which the first few also alone.

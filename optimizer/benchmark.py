@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .artifact import Artifact
-    from .data import Rows
+    from .data.rows import Rows
 
 _LOG = logging.getLogger("rankc")
 
@@ -44,7 +44,7 @@ def compare(
         takes requests, ``request`` is one of as many candidates, and ``request speedup`` the
         peer's time, with the user given once for each, over it.
     """
-    from .data import synthesize
+    from .data.rows import synthesize
     from .ir.scratch import Scratch
     from .requests import one_user
 
@@ -104,9 +104,9 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     import onnxruntime
     import torch
 
-    from .data import synthesize
+    from .data.ragged import ragged_of
+    from .data.rows import synthesize
     from .ir.torchapi import silenced
-    from .ragged import ragged_of
 
     features = synthesize(artifact.signature, 8).features
     call = _own(model, artifact.manifest.inputs.unflatten(features))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from .data import Parquet
+    from .data.rows import Parquet
     from .doctor_report import Diagnosis
     from .ir.program import Program
     from .requests import Request
@@ -370,7 +370,7 @@ def _request(arguments: argparse.Namespace) -> Request | None:
 
 
 def _parquet(arguments: argparse.Namespace) -> Parquet | None:
-    from .data import Parquet
+    from .data.rows import Parquet
 
     if arguments.data is None:
         return None
@@ -535,7 +535,7 @@ def _build(arguments: argparse.Namespace) -> int:
 def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
     from .budget import Budget
-    from .data import collect, split
+    from .data.rows import collect, split
     from .numerics import divergence
     from .ordinary import ordinary
     from .passbase import PassContext
@@ -603,7 +603,7 @@ def _debug(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from .data import Parquet
+    from .data.rows import Parquet
     from .doctor_report import examine
 
     data = None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from scipy import special
 
-from .data import Contract, Rows, collect
+from .data.rows import Contract, Rows, collect
 from .errors import DataError, SignatureError
 from .intervals import Interval, recall_interval
 from .ir.program import Program

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from .analysis.cost import size_of
 from .consistency import consistency
-from .data import synthesize
+from .data.ragged import ragged_of
+from .data.rows import synthesize
 from .errors import SignatureError
 from .ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi
 from .ir.facts import facts_of, set_facts
@@ -22,7 +23,6 @@ from .ir.signature import BATCH
 from .ir.structure import Branch, Leaf
 from .passbase import PassContext
 from .pipeline import Pipeline
-from .ragged import ragged_of
 from .report import readable_bytes
 from .sources import capture
 from .target import Target

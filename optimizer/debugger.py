@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Artifact
-from .data import Parquet, Rows, check_features, collect
+from .data.rows import Parquet, Rows, check_features, collect
 from .errors import ArtifactError, DataError
 from .ir.program import Program, with_defaults
 from .lockstep import Diagnosis, compare, shifts

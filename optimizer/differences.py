@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Rows
+from .data.ragged import join
+from .data.rows import Rows
 from .domain import picked
 from .ir.program import Program, with_defaults
 from .numerics import truth
 from .parked import rest
-from .ragged import join
 from .sensitivity import Spread, spreads
 
 #: Steps of its format that a score may differ by, relative to it or to a usual score, unexplained.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .budget import Budget
-from .data import Parquet, Rows, Split, collect
+from .data.rows import Parquet, Rows, Split, collect
 from .errors import DataError, RecoverError
 from .ir.program import Program, content_hash
 from .ir.signature import Task

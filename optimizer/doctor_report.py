@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from .analysis.sites import linear_sites, mixed_tables, table_sites
-from .data import Parquet, collect
+from .data.ragged import ragged_of, take
+from .data.rows import Parquet, collect
 from .errors import RankcError, TargetError, TranslationError, UnsupportedError
 from .instruments import Verify
 from .ir import Program, site_of
@@ -26,7 +27,6 @@ from .numerics import divergence
 from .ordinary import ordinary
 from .passbase import Exactness, PassContext
 from .pipeline import Pipeline
-from .ragged import ragged_of, take
 from .registry import backend, frontend
 from .report import Kind, Outcome, Report, readable_bytes
 from .sources import capture

@@ -20,11 +20,7 @@ from .artifact import Artifact, Manifest
 from .assumed import Assumptions, Formats, chosen_formats, example_of
 from .batchmates import batch_shift, too_far
 from .budget import Budget
-from .data import (
-    Parquet,
-    Rows,
-    Split,
-)
+from .data.rows import Parquet, Rows, Split
 from .distill import Distill, Recovery, prepare
 from .domain import naming_rows
 from .errors import (

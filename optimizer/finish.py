@@ -10,7 +10,7 @@ from typing import Any
 from .agreement import disagreement
 from .artifact import Artifact, Manifest
 from .budget import Budget
-from .data import Rows
+from .data.rows import Rows
 from .ir.program import Program
 from .ir.scratch import Scratch
 from .ir.signature import Signature

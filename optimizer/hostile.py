@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .data import Rows
+from .data.rows import Rows
 from .domain import Domain, finite_rows, picked
 from .ir.program import Program, with_defaults
 from .ir.signature import BATCH, Feature, FeatureKind

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .data import Rows
+from .data.rows import Rows
 from .errors import CheckpointError
 from .fitting import MisfitError, is_finite, reading, require, require_fit
 from .ir.program import Program, content_hash

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .data import Rows, synthesize
+from .data.rows import Rows, synthesize
 from .ir.program import Program
 from .ir.signature import BATCH, MISSING, Feature, FeatureKind, Signature
 

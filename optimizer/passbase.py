@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from torch import fx
 
-from .data import Rows
+from .data.rows import Rows
 from .differences import Reference
 from .errors import PipelineError
 from .ir.facts import site_of

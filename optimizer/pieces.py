@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .data import Rows
+from .data.rows import Rows
 from .ir.signature import BATCH, FeatureKind, Signature
 from .timing import side_by_side
 

@@ -9,7 +9,7 @@ from functools import partial
 from math import exp, log
 from typing import Any
 
-from .data import Rows
+from .data.rows import Rows
 from .timing import side_by_side
 
 #: Rounds, and seconds each candidate runs in a round.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .auxiliary import Head, attach, strip
+from .data.ragged import take
 from .distill import Recovery, Update, loss_of, losses
 from .ir.program import Program
-from .ragged import take
 from .scoring import Judge
 from .training import Trainable
 from .verdict import Verdict

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from .data import check_features
+from .data.ragged import check_delimiters, ragged_of
+from .data.rows import check_features
 from .empty import is_empty, scores_of_nothing
 from .errors import RankcError, SignatureError, UnsupportedError
 from .integrity import OpenFiles
@@ -28,7 +29,6 @@ from .ir.rewrite import Rewriter
 from .ir.signature import BATCH, Signature
 from .pieces import ArrayRunner
 from .precompute import with_outputs
-from .ragged import check_delimiters, ragged_of
 from .registry import backend
 from .reopened import reopened
 from .target import Target

@@ -10,7 +10,7 @@ from torch import nn
 
 from .artifact import Artifact
 from .budget import Budget
-from .data import Parquet
+from .data.rows import Parquet
 from .driver import optimize
 from .ir.program import Program
 from .target import Target

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .budget import Budget
 from .damage import allowance, rows_to_use
-from .data import Rows, spread_over
+from .data.rows import Rows, spread_over
 from .gate import (
     COHORT_FACTOR,
     MIN_COHORT_ROWS,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .data import Rows
+from .data.rows import Rows
 from .quality import FloatArray, IntArray
 from .taskrows import TaskRows
 from .verdict import CohortStatus, Verdict

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import (
+from .data.rows import (
     Parquet,
     Split,
     call_of,

@@ -21,13 +21,13 @@ from torch import Tensor
 from .allocation import Goal, allocate, too_little
 from .analysis.channels import Channels, channels
 from .analysis.importance import Worth, by_effect
-from .data import Batch, Rows, collect
+from .data.ragged import take
+from .data.rows import Batch, Rows, collect
 from .distill import loss_of
 from .errors import DataError, PruneError, RecoverError
 from .ir.program import Features, Program
 from .passbase import PassContext
 from .pipeline import Pipeline
-from .ragged import take
 from .removal import Removal, input_moments, without
 from .scores import task_logits
 from .target import Target

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .data import Rows
+from .data.rows import Rows
 from .differences import Difference, Reference, completed, joined
 from .domain import picked
 from .errors import TranslationError

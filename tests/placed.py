@@ -8,7 +8,7 @@ from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
 from rankc.optimizer.candidates import choose_input
 from rankc.optimizer.codes import quantize_rows
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING
 from rankc.optimizer.ir.pattern import shape_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.distill import Distill, Recovery
 from rankc.optimizer.intervals import Interval
 from rankc.optimizer.ir import Form, Program

@@ -17,7 +17,7 @@ import torch
 from onnx import helper
 from rankc.optimizer import artifact as artifact_module
 from rankc.optimizer.artifact import Manifest, check_destination
-from rankc.optimizer.data import collect
+from rankc.optimizer.data.rows import collect
 from rankc.optimizer.errors import ArtifactError
 from rankc.optimizer.timing import Timing
 from rankers import (

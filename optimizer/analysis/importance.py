@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ..data.ragged import ragged_of, row_count, take
 from ..ir.pattern import is_op
 from ..ir.program import Features, Program
 from ..ir.signature import Signature, Task, TaskKind
-from ..ragged import ragged_of, row_count, take
 from ..removal import Moments, Removal, emptied, without
 from ..scores import task_logits
 from .channels import Channels, Exit, Group

@@ -14,7 +14,7 @@ from rankc import models
 from rankc.backends.onnx import to_onnx
 from rankc.backends.onnxruntime import OnnxRuntime
 from rankc.frontends.export import capture
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, UnsupportedError
 from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program, facts_of

@@ -13,7 +13,7 @@ from rankc.backends import inductor
 from rankc.backends.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
 from rankc.backends.inductor import Inductor, PackageFacts, _dispatched, _exported, _plain_batches
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of

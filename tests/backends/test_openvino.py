@@ -14,7 +14,7 @@ import torch
 from placed import coded, optimized
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
@@ -121,7 +121,7 @@ def batches(count: int) -> list[rankc.Batch]:
 
 @pytest.mark.parametrize("fastest", ["onnxruntime", "openvino"])
 def test_the_fastest_backend_wins_the_race(fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(runs: dict, rows: rankc.optimizer.data.Rows, sizes: tuple[int, ...]) -> Race:  # type: ignore[type-arg]
+    def timed(runs: dict, rows: rankc.optimizer.data.rows.Rows, sizes: tuple[int, ...]) -> Race:  # type: ignore[type-arg]
         return Race({name: {64: 1.0 if name == fastest else 2.0} for name in runs})
 
     monkeypatch.setattr(Race, "of", timed)
@@ -154,7 +154,7 @@ def test_the_fastest_tries_a_lesser_plan_before_a_slower_backend_wins(
 ) -> None:
     raced: list[tuple[str, ...]] = []
 
-    def timed(runs: dict, rows: rankc.optimizer.data.Rows, sizes: tuple[int, ...]) -> Race:  # type: ignore[type-arg]
+    def timed(runs: dict, rows: rankc.optimizer.data.rows.Rows, sizes: tuple[int, ...]) -> Race:  # type: ignore[type-arg]
         raced.append(tuple(runs))
         return Race({name: {64: 1.0 if name == "onnxruntime" else 2.0} for name in runs})
 
@@ -182,7 +182,7 @@ def test_the_race_is_run_at_every_batch_size_on_real_rows() -> None:
     def run(features: dict[str, np.ndarray]) -> None:
         seen.append(len(features["x"]))
 
-    rows = rankc.optimizer.data.Rows({"x": torch.arange(10)})
+    rows = rankc.optimizer.data.rows.Rows({"x": torch.arange(10)})
     race = Race.of({"one": run, "other": run}, rows, (4, 16))
     assert set(seen) == {4, 16}
     assert race.relative["one"] == 1.0

@@ -12,7 +12,7 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.cost import total
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline

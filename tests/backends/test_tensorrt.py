@@ -23,7 +23,7 @@ from rankc.backends.tensorrt_report import Kernel, LinearRun, kernels, linear_ru
 from rankc.backends.tensorrt_rules import FULL, RTX, refused_by, require_formats, require_legal
 from rankc.frontends.export import capture
 from rankc.optimizer.cli import main
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, SignatureError, TargetError, UnsupportedError
 from rankc.optimizer.ir import Program, facts_of
 from rankc.optimizer.target import DeviceSpec, Target

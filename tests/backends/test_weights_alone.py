@@ -15,7 +15,7 @@ from rankc.backends.onnxruntime import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.candidates import candidates, choose_input, output_of
 from rankc.optimizer.codes import BLOCK, quantize_weights_alone
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.formats import WEIGHTS_ALONE, weight_width
 from rankc.optimizer.ir import Program, Rewriter, sweep

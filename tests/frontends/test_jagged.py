@@ -9,10 +9,10 @@ import pytest
 import rankc
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.ragged import Delimits, find_ragged, join, ragged_of, take
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import FeatureKind, Signature
-from rankc.optimizer.ragged import Delimits, find_ragged, join, ragged_of, take
 from rankc.optimizer.verdict import Status
 from torch import Tensor, nn
 

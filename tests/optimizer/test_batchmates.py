@@ -9,7 +9,7 @@ import pytest
 import torch
 from rankc.optimizer.batchmates import batch_shift, too_far
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir import Signature
 from rankc.optimizer.ir.signature import Feature, FeatureKind, Task
 from torch import Tensor

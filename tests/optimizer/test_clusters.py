@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from rankc.optimizer.budget import Budget
 from rankc.optimizer.clusters import BLOCKS, Clusters
-from rankc.optimizer.data import Parquet, collect, split
+from rankc.optimizer.data.rows import Parquet, collect, split
+from rankc.optimizer.data.times import time_column
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.gate import judge
 from rankc.optimizer.intervals import paired_delta
 from rankc.optimizer.taskrows import rare_bound
-from rankc.optimizer.times import time_column
 from rankc.optimizer.verdict import CohortStatus, Status, Verdict
 from rankers import EAGER_FP32, LOOSE, drawn_labels, small, small_inputs
 from scipy.special import expit

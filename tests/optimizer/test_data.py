@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data import (
+from rankc.optimizer.data.rows import (
     CALIBRATION_ROWS,
     Batch,
     Parquet,

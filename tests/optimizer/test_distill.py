@@ -14,7 +14,7 @@ import torch
 from rankc.models import zoo
 from rankc.optimizer import recovery
 from rankc.optimizer.auxiliary import attach, strip
-from rankc.optimizer.data import collect, split
+from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.distill import Recovery, Update, prepare
 from rankc.optimizer.errors import CheckpointError, DataError, RecoverError
 from rankc.optimizer.ir import Program

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import rankc
 import torch
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import CheckpointError
 from rankc.optimizer.knowledge import Knowledge, Subject
 from rankc.optimizer.report import SiteRecord

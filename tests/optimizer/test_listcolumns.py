@@ -11,7 +11,7 @@ import rankc
 import torch
 from pyarrow import parquet
 from rankc.frontends.export import capture
-from rankc.optimizer.data import Parquet, collect
+from rankc.optimizer.data.rows import Parquet, collect
 from rankc.optimizer.errors import DataError
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import torch
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer import numerics
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.numerics import Divergence, divergence, truth
 from rankc.optimizer.passbase import Exactness
 from rankc.optimizer.promises import ROUNDING_FLOOR, broken_promise

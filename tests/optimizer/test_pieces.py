@@ -13,7 +13,7 @@ import rankc
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer import pieces
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.pieces import InPieces, best_pieces, can_be_split, in_pieces
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

@@ -11,7 +11,7 @@ import torch
 from placed import coded
 from rankc.frontends.export import capture
 from rankc.models.dlrm import DLRM
-from rankc.optimizer.data import collect, split
+from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.scoring import Judge

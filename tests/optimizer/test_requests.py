@@ -7,7 +7,7 @@ import pytest
 import torch
 from rankc import Request, Side, Signature
 from rankc.optimizer.amendments import with_requests
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline import Pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Program, Score, Signature, Task, TaskKind
 from rankc.optimizer.scores import score

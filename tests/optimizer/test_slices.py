@@ -16,10 +16,10 @@ from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, synthetic_flights
 from rankc.models.train import train
 from rankc.optimizer import pass_registry
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.ragged import Delimits, Ragged
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.ragged import Delimits, Ragged
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.slices import Part, Slice, columns_of, find_slices, rows_needed
 from rankc.optimizer.taskrows import TaskRows, task_rows

@@ -15,7 +15,7 @@ import rankc
 import torch
 from rankc import backends
 from rankc.optimizer.backend import Backend, Built
-from rankc.optimizer.data import Rows
+from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, TranslationError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.translation import Sample, check_program

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.numerics import divergence
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.scoring import Judge

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from rankc.optimizer.budget import Budget
-from rankc.optimizer.data import synthesize
+from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.report import Outcome

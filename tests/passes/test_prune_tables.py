@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import rankc
 import torch
-from rankc.optimizer.data import Rows, collect
+from rankc.optimizer.data.rows import Rows, collect
 from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.registry import backend

@@ -248,4 +248,4 @@ def test_an_artifact_takes_calls_with_and_without_what_nothing_needs() -> None:
     with pytest.raises(SignatureError, match="missing"):
         artifact(ids=IDS)
     program = rankc.capture(module, batches[0].inputs, signature=signature)
-    assert set(rankc.optimizer.data.collect(batches, program).labels) == {"ctr"}
+    assert set(rankc.optimizer.data.rows.collect(batches, program).labels) == {"ctr"}

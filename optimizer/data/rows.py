@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError, SignatureError
-from .ir.program import Program, bind_arguments, with_defaults
-from .ir.signature import Feature, FeatureKind, Signature, TaskKind
-from .ir.structure import Structure
+from ..errors import DataError, SignatureError
+from ..ir.program import Program, bind_arguments, with_defaults
+from ..ir.signature import Feature, FeatureKind, Signature, TaskKind
+from ..ir.structure import Structure
 from .limits import id_limits, id_lows, taken
 from .listcolumns import from_lists
 from .ragged import Ragged, check_delimiters, join, ragged_of, row_count, take

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import DataError
+from ..errors import DataError
 
 
 def time_column(time: ArrayLike, rows: int) -> NDArray[Any]:

@@ -15,8 +15,8 @@ from itertools import combinations, permutations, product
 import torch
 from torch import Tensor
 
-from .errors import SignatureError
-from .ir.signature import FeatureKind, Signature
+from ..errors import SignatureError
+from ..ir.signature import FeatureKind, Signature
 
 Features = Mapping[str, Tensor]
 

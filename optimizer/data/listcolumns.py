@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError
-from .ir.signature import Feature, Signature
+from ..errors import DataError
+from ..ir.signature import Feature, Signature
 from .ragged import Ragged
 
 

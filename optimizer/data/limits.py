@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ir.signature import MISSING, Feature
+from ..ir.signature import MISSING, Feature
 
 
 def id_limits(feature: Feature) -> Tensor:
