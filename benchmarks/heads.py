@@ -36,8 +36,8 @@ from rankc.models.conversions import WINDOWS, ConversionLog
 from rankc.models.data import batches, load_census, load_flights, simulated_conversions
 from rankc.models.sides import two_sides
 from rankc.models.train import train
+from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.numerics import divergence
 from rankc.optimizer.report import readable_bytes
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.compare.numerics import truth
 from ..optimizer.data.ragged import ragged_of, row_count, take
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import FeatureKind, Program, Signature
-from ..optimizer.numerics import truth
 from .doctor import mixed_rows, randomness
 from .rounding import SAME, in_fp64, is_rounding, largest_difference, same_scores
 from .widen import coarsest, widen

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..optimizer.compare.missing import with_missing
 from ..optimizer.errors import SignatureError
 from ..optimizer.ir import Program, Signature
 from ..optimizer.ir.bounds import bound_lookups
 from ..optimizer.ir.structure import Branch, Leaf, Structure
-from ..optimizer.missing import with_missing
 
 
 def with_contract(

@@ -535,9 +535,9 @@ def _build(arguments: argparse.Namespace) -> int:
 def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
     from .budget import Budget
+    from .compare.numerics import divergence
+    from .compare.ordinary import ordinary
     from .data.rows import collect, split
-    from .numerics import divergence
-    from .ordinary import ordinary
     from .passbase import PassContext
     from .pipeline import Pipeline
     from .registry import served

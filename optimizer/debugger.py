@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Artifact
+from .compare.lockstep import Diagnosis, compare, shifts
+from .compare.ordinary import ordinary
 from .data.rows import Parquet, Rows, check_features, collect
 from .errors import ArtifactError, DataError
 from .ir.program import Program, with_defaults
-from .lockstep import Diagnosis, compare, shifts
-from .ordinary import ordinary
 from .registry import backend, frontend
 from .sources import captured
 

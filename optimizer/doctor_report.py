@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from .analysis.sites import linear_sites, mixed_tables, table_sites
+from .compare.numerics import divergence
+from .compare.ordinary import ordinary
 from .data.ragged import ragged_of, take
 from .data.rows import Parquet, collect
 from .errors import RankcError, TargetError, TranslationError, UnsupportedError
@@ -23,8 +25,6 @@ from .instruments import Verify
 from .ir import Program, site_of
 from .ir.pattern import dtype_of, shape_of
 from .ir.scratch import Scratch
-from .numerics import divergence
-from .ordinary import ordinary
 from .passbase import Exactness, PassContext
 from .pipeline import Pipeline
 from .registry import backend, frontend

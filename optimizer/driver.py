@@ -20,9 +20,12 @@ from .artifact import Artifact, Manifest
 from .assumed import Assumptions, Formats, chosen_formats, example_of
 from .batchmates import batch_shift, too_far
 from .budget import Budget
+from .compare.domain import naming_rows
+from .compare.lockstep import compare
+from .compare.ordinary import ordinary
+from .compare.parked import park
 from .data.rows import Parquet, Rows, Split
 from .distill import Distill, Recovery, prepare
-from .domain import naming_rows
 from .errors import (
     BudgetExceeded,
     DataError,
@@ -44,10 +47,7 @@ from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.torchapi import forgetting
 from .knowledge import Knowledge, Subject
-from .lockstep import compare
 from .milestones import Milestones
-from .ordinary import ordinary
-from .parked import park
 from .passbase import Exactness, Instrument, PassContext
 from .pipeline import Pipeline
 from .precompute import entries_of

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from torch import fx
 
+from .compare.differences import Reference
 from .data.rows import Rows
-from .differences import Reference
 from .errors import PipelineError
 from .ir.facts import site_of
 from .ir.forms import Form

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 from .analysis.cost import estimate, size_of
 from .backoff import REASON, drop_costliest
+from .compare.numerics import Divergence, divergence, truth
 from .errors import (
     CheckpointError,
     PassError,
@@ -24,7 +25,6 @@ from .errors import (
 from .ir.forms import Form
 from .ir.program import Program
 from .ir.rewrite import sweep
-from .numerics import Divergence, divergence, truth
 from .pass_registry import named_pipelines, pass_class
 from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from .compare.differences import Difference, Reference, completed, joined
+from .compare.domain import picked
+from .compare.hostile import hostile
+from .compare.lockstep import compare
+from .compare.numerics import truth
+from .compare.sensitivity import spreads
 from .data.rows import Rows
-from .differences import Difference, Reference, completed, joined
-from .domain import picked
 from .errors import TranslationError
-from .hostile import hostile
 from .ir.facts import facts_of, site_of
 from .ir.program import Program
 from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.structure import Branch, Leaf, Structure
-from .lockstep import compare
-from .numerics import truth
 from .registry import backend
 from .requests import one_user, replicated
-from .sensitivity import spreads
 from .target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multi_task import multi_task
 from rankc.frontends.export import capture
+from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program, verify
-from rankc.optimizer.numerics import divergence, truth
 from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from support import made_up, run_passes
 from torch import nn

@@ -16,9 +16,9 @@ from interactions import Interactions
 from rankc import models
 from rankc.backends.onnx import to_onnx
 from rankc.frontends.export import capture
+from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.errors import PassError, PreconditionError
 from rankc.optimizer.ir import Form, Program, verify
-from rankc.optimizer.numerics import divergence, truth
 from rankc.optimizer.pass_registry import pass_class, pass_names
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import run_pass

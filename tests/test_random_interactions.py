@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from interactions import Ranker, interacting_models
 from rankc.frontends.export import capture
-from rankc.optimizer.numerics import divergence, truth
+from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from support import made_up, run_passes
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from rankc.optimizer.bisect import Culprit, bisect
+from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.errors import PipelineError, VerifyError
 from rankc.optimizer.instruments import Disable, Dump, Limit, Progress, Time, Verify
 from rankc.optimizer.ir import Program, Rewriter, Rule, apply_rules, site_of
-from rankc.optimizer.numerics import divergence
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.report import Outcome

@@ -9,9 +9,9 @@ import pytest
 import torch
 from rankc import models
 from rankc.frontends.export import capture
-from rankc.optimizer import numerics
+from rankc.optimizer.compare import numerics
+from rankc.optimizer.compare.numerics import Divergence, divergence, truth
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.numerics import Divergence, divergence, truth
 from rankc.optimizer.passbase import Exactness
 from rankc.optimizer.promises import ROUNDING_FLOOR, broken_promise
 from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rankc
 import torch
-from rankc.optimizer.parked import park, rest
+from rankc.optimizer.compare.parked import park, rest
 from torch import Tensor, nn
 
 ROWS = 300_000

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .ir.program import Program
-from .ir.rewrite import Rewriter
+from ..ir.program import Program
+from ..ir.rewrite import Rewriter
 
 #: Bytes; smaller tensors stay in memory.
 _LARGE = 16 * 2**20

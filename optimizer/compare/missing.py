@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .data.rows import Rows, synthesize
-from .ir.program import Program
-from .ir.signature import BATCH, MISSING, Feature, FeatureKind, Signature
+from ..data.rows import Rows, synthesize
+from ..ir.program import Program
+from ..ir.signature import BATCH, MISSING, Feature, FeatureKind, Signature
 
 #: More columns than these aren't tried one by one.
 _MOST_COLUMNS = 256

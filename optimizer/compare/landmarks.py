@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ir.infer import LOOKUPS
-from .ir.pattern import shape_of
-from .ir.program import Program
+from ..ir.infer import LOOKUPS
+from ..ir.pattern import shape_of
+from ..ir.program import Program
 
 Number = int | float
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 
-from .errors import DataError
-from .ir.facts import facts_of
-from .ir.ops import QUANTIZE
-from .ir.program import Program
+from ..errors import DataError
+from ..ir.facts import facts_of
+from ..ir.ops import QUANTIZE
+from ..ir.program import Program
 
 _aten = torch.ops.aten
 _LOW: Final = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ir.program import Program
+from ..ir.program import Program
 
 #: Parameters above this many bytes aren't widened to fp64; what is read from them is.
 _WIDEN_LIMIT = 64 * 2**20

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ir.program import Program, with_defaults
+from ..ir.program import Program, with_defaults
 
 #: Runs; and how many steps of a format an operator's result is moved by, at most.
 _RUNS, _STEPS = 8, 8.0

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .data.rows import Rows
+from ..data.rows import Rows
+from ..ir.program import Program, with_defaults
+from ..ir.signature import BATCH, Feature, FeatureKind
 from .domain import Domain, finite_rows, picked
-from .ir.program import Program, with_defaults
-from .ir.signature import BATCH, Feature, FeatureKind
 from .landmarks import Landmarks, Number, landmarks, truncates_integers
 
 #: Rows of the user's that stay as they are among the hostile ones; the first is there twice.

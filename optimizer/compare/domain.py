@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .data.ragged import take
-from .data.rows import Rows
-from .errors import DataError, RankcError
-from .ir.program import Program
+from ..data.ragged import take
+from ..data.rows import Rows
+from ..errors import DataError, RankcError
+from ..ir.program import Program
 
 #: Runs of the program that a search may take; rows that aren't known by then are left out.
 _RUNS = 250

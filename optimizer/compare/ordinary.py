@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .data.ragged import join, ragged_of
-from .data.rows import Rows, synthesize
+from ..data.ragged import join, ragged_of
+from ..data.rows import Rows, synthesize
+from ..errors import DataError
+from ..ir.program import Program, with_defaults
+from ..ir.signature import Feature, FeatureKind, Signature
 from .domain import Domain, finite_rows, picked, some_finite
-from .errors import DataError
-from .ir.program import Program, with_defaults
-from .ir.signature import Feature, FeatureKind, Signature
 
 #: Rows that a guess is tried on.
 _TRIED = 32

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data.ragged import join
-from .data.rows import Rows
+from ..data.ragged import join
+from ..data.rows import Rows
+from ..ir.program import Program, with_defaults
 from .domain import picked
-from .ir.program import Program, with_defaults
 from .numerics import truth
 from .parked import rest
 from .sensitivity import Spread, spreads
