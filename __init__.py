@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .optimizer.artifact import Artifact
     from .optimizer.backend import Backend, Built
     from .optimizer.bisect import bisect
-    from .optimizer.budget import Budget
     from .optimizer.consistency import consistency
     from .optimizer.consolidate import consolidate
     from .optimizer.data.rows import Batch, Parquet
@@ -37,16 +36,17 @@ if TYPE_CHECKING:
         Task,
         TaskKind,
     )
-    from .optimizer.measures import Measure
     from .optimizer.pass_registry import register
     from .optimizer.passbase import Exactness, Pass
     from .optimizer.pipeline import Pipeline
+    from .optimizer.quality.budget import Budget
+    from .optimizer.quality.measures import Measure
+    from .optimizer.quality.verdict import Status, Verdict
     from .optimizer.replan import replan
     from .optimizer.report import Report
     from .optimizer.requests import Request
     from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
-    from .optimizer.verdict import Status, Verdict
     from .optimizer.windows import Windows, cdf_of
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
@@ -54,14 +54,14 @@ _PUBLIC = {
     "Artifact": "optimizer.artifact",
     "Backend": "optimizer.backend",
     "Batch": "optimizer.data.rows",
-    "Budget": "optimizer.budget",
+    "Budget": "optimizer.quality.budget",
     "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
     "Distill": "optimizer.distill",
     "Exactness": "optimizer.passbase",
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
-    "Measure": "optimizer.measures",
+    "Measure": "optimizer.quality.measures",
     "Parquet": "optimizer.data.rows",
     "Pass": "optimizer.passbase",
     "Pipeline": "optimizer.pipeline",
@@ -72,12 +72,12 @@ _PUBLIC = {
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",
-    "Status": "optimizer.verdict",
+    "Status": "optimizer.quality.verdict",
     "Stream": "optimizer.stream",
     "Target": "optimizer.target",
     "Task": "optimizer.ir",
     "TaskKind": "optimizer.ir",
-    "Verdict": "optimizer.verdict",
+    "Verdict": "optimizer.quality.verdict",
     "Windows": "optimizer.windows",
     "bisect": "optimizer.bisect",
     "capture": "optimizer.sources",

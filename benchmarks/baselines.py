@@ -23,7 +23,7 @@ from rankc.models.data import RankingData, batches, load_census, load_flights, l
 from rankc.models.rows import Rows
 from rankc.models.sides import Sides, two_sides
 from rankc.models.train import train
-from rankc.optimizer.quality import auc
+from rankc.optimizer.quality.metrics import auc
 from torch import Tensor, nn
 
 

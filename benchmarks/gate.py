@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rankc import Budget
-from rankc.optimizer.gate import COHORT_FACTOR, split_confidence, status_of
-from rankc.optimizer.verdict import Status
+from rankc.optimizer.quality.gate import COHORT_FACTOR, split_confidence, status_of
+from rankc.optimizer.quality.verdict import Status
 from scipy.optimize import brentq
 from scipy.signal import lfilter
 from scipy.special import expit

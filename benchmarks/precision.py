@@ -30,11 +30,11 @@ from rankc import models
 from rankc.models.data import RankingData, load_census, load_flights, load_movielens
 from rankc.models.sides import Sides, two_sides
 from rankc.models.train import train
-from rankc.optimizer.batchmates import batch_shift, too_far
 from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.scores import score
-from rankc.optimizer.scoring import Judge
+from rankc.optimizer.quality.batch_dependence import batch_shift, too_far
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.scores import score
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, export
 from torch import Tensor, nn

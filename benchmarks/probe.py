@@ -22,9 +22,9 @@ from rankc.models.train import train
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.scores import score
 from rankc.optimizer.registry import served
-from rankc.optimizer.scores import score
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import Target
 
 ROWS = 20_000

@@ -34,10 +34,10 @@ from rankc.optimizer.data.rows import Split, collect, split
 from rankc.optimizer.ir import Program
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.verdict import Verdict
 from rankc.optimizer.registry import backend
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.timing import side_by_side
-from rankc.optimizer.verdict import Verdict
 from torch import nn
 
 CELLS = Path("build/pruning")

@@ -26,10 +26,10 @@ from rankc.models.data import load_flights
 from rankc.models.rows import RankingData, Rows
 from rankc.models.train import train
 from rankc.optimizer.data.rows import collect
-from rankc.optimizer.intervals import Interval
+from rankc.optimizer.quality.intervals import Interval
+from rankc.optimizer.quality.judge import Judge, score
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report import Report
-from rankc.optimizer.scoring import Judge, score
-from rankc.optimizer.verdict import Status
 from torch import nn
 
 CELLS = Path("build/rolling")

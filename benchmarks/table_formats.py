@@ -26,9 +26,9 @@ from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.realise import IMITATIONS, table_bytes
 from rankc.optimizer.registry import served
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import Target
 from torch import Tensor
 

@@ -27,9 +27,9 @@ from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir import site_of
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.scores import score
 from rankc.optimizer.report import AssumedRange
-from rankc.optimizer.scores import score
-from rankc.optimizer.scoring import Judge
 from torch import Tensor, nn
 
 MODELS = ("DLRM", "DCNv2", "DeepFM", "MaskNet")

@@ -43,6 +43,7 @@ from .manifest_rules import check_facts, check_manifest, field_of
 from .pareto import Pareto
 from .pieces import ArrayRunner, Pieces, in_pieces
 from .probe import Probe
+from .quality.verdict import Verdict
 from .refusal import Check, Guard, opened_checks
 from .registry import backend
 from .reopened import reopened
@@ -52,7 +53,6 @@ from .signing import require_signed
 from .target import Target
 from .timing import Timing, side_by_side
 from .travel import packed
-from .verdict import Verdict
 
 #: Raised when the folder's layout changes.
 FORMAT = 1

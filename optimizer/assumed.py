@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from .analysis.feature_moments import Moments, as_seen, feature_moments
-from .budget import Budget
 from .compare.ordinary import ordinary
-from .damage import rows_to_use
 from .data.limits import id_limits
 from .data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
 from .errors import DataError, TargetError
 from .ir.program import Program
 from .ir.signature import Feature, FeatureKind, Signature
+from .quality.budget import Budget
+from .quality.damage import rows_to_use
+from .quality.judge import Judge
+from .quality.scores import Runner, score
+from .quality.verdict import Status, Verdict
 from .report import AssumedRange
-from .scores import Runner, score
-from .scoring import Judge
-from .verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from .passbase import PassContext

@@ -313,12 +313,12 @@ def _consolidate(arguments: argparse.Namespace) -> int:
 
 def _optimize(arguments: argparse.Namespace) -> int:
     from .artifact import check_destination
-    from .budget import Budget
     from .driver import optimize
     from .instruments import Disable, Dump
     from .passbase import Instrument
+    from .quality.budget import Budget
+    from .quality.verdict import Status
     from .report import Report
-    from .verdict import Status
 
     check_destination(arguments.out)
     instruments: list[Instrument] = [Disable(tuple(arguments.disable))]
@@ -534,14 +534,14 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _bisect(arguments: argparse.Namespace) -> int:
     from .bisect import bisect
-    from .budget import Budget
     from .compare.numerics import divergence
     from .compare.ordinary import ordinary
     from .data.rows import collect, split
     from .passbase import PassContext
     from .pipeline import Pipeline
+    from .quality.budget import Budget
+    from .quality.judge import Judge
     from .registry import served
-    from .scoring import Judge
     from .target import Target
 
     program = _capture(arguments.model, arguments.trust_code)

@@ -10,11 +10,11 @@ from scipy import special
 
 from .data.rows import Contract, Rows, collect
 from .errors import DataError, SignatureError
-from .intervals import Interval, recall_interval
 from .ir.program import Program
 from .ir.signature import Signature, TaskKind
-from .quality import recall_at_k
-from .scores import score
+from .quality.intervals import Interval, recall_interval
+from .quality.metrics import recall_at_k
+from .quality.scores import score
 
 
 class Joint(Protocol):

@@ -18,8 +18,6 @@ from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
 from .artifact import Artifact, Manifest
 from .assumed import Assumptions, Formats, chosen_formats, example_of
-from .batchmates import batch_shift, too_far
-from .budget import Budget
 from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
@@ -38,7 +36,6 @@ from .errors import (
 )
 from .finish import Finish
 from .forms import require_forms
-from .gate import split_confidence
 from .instruments import Progress, Verify
 from .integrity import file_facts
 from .ir.bounds import without_bounds
@@ -51,6 +48,13 @@ from .milestones import Milestones
 from .passbase import Exactness, Instrument, PassContext
 from .pipeline import Pipeline
 from .precompute import entries_of
+from .quality.batch_dependence import batch_shift, too_far
+from .quality.budget import Budget
+from .quality.found_cohorts import Slice
+from .quality.gate import split_confidence
+from .quality.judge import Judge
+from .quality.scores import score
+from .quality.verdict import Status, Verdict, least
 from .race import Race
 from .refusal import built_checks
 from .registry import backend, served
@@ -60,13 +64,9 @@ from .requests import (
     as_flat,
     as_request,
 )
-from .scores import score
-from .scoring import Judge
-from .slices import Slice
 from .sources import captured, given_rows, rows_of
 from .target import Target
 from .translation import Sample
-from .verdict import Status, Verdict, least
 from .windows import Windows
 
 #: Rows the numerics of passes are checked on.

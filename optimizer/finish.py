@@ -9,19 +9,19 @@ from typing import Any
 
 from .agreement import disagreement
 from .artifact import Artifact, Manifest
-from .budget import Budget
 from .data.rows import Rows
 from .ir.program import Program
 from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .passbase import Exactness
 from .pieces import best_pieces
+from .quality.budget import Budget
+from .quality.verdict import Verdict
 from .reopened import close_all
 from .report import Outcome, Report
 from .requests import one_user
 from .target import Target
 from .translation import Sample, check_artifact, unlike
-from .verdict import Verdict
 
 
 class Finish:

@@ -12,9 +12,9 @@ from .distill import State
 from .errors import PruneError
 from .ir.program import Program
 from .passbase import PassContext
+from .quality.verdict import Status, Verdict
 from .recovery import Trainer
 from .removal import input_moments, without
-from .verdict import Status, Verdict
 
 #: The least share of the time a round is worth, and what counts as having reached a share.
 _LEAST_STEP, _CLOSE = 0.06, 1e-6

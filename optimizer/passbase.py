@@ -23,10 +23,10 @@ from .ir.facts import site_of
 from .ir.forms import Form
 from .ir.program import Features, Program
 from .ir.rewrite import Rewriter
+from .quality.verdict import Verdict
 from .report import Kind, PassRecord, Remark, Report
 from .spec import coerce, split_spec
 from .target import Target
-from .verdict import Verdict
 
 T = TypeVar("T")
 

@@ -28,9 +28,9 @@ from .ir.rewrite import sweep
 from .pass_registry import named_pipelines, pass_class
 from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise
+from .quality.verdict import Status, Verdict
 from .report import Kind, Outcome, PassRecord, Remark
 from .spec import split_spec, split_top_level
-from .verdict import Status, Verdict
 
 #: Standard errors that a realised plan must leave to chance. Plans are chosen with one to spare;
 #: once realised they round in another order, and labels say something else of that.

@@ -20,9 +20,9 @@ from .auxiliary import Head, attach, strip
 from .data.ragged import take
 from .distill import Recovery, Update, loss_of, losses
 from .ir.program import Program
-from .scoring import Judge
+from .quality.judge import Judge
+from .quality.verdict import Verdict
 from .training import Trainable
-from .verdict import Verdict
 
 #: Share of the learning rate a round ends with.
 _LAST_LR = 0.05

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from .artifact import Artifact
-from .budget import Budget
 from .data.rows import Parquet
 from .driver import optimize
 from .ir.program import Program
+from .quality.budget import Budget
 from .target import Target
 
 

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .analysis.cost import Size
-from .verdict import Verdict
+from .quality.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -28,8 +28,8 @@ from .errors import DataError, PruneError, RecoverError
 from .ir.program import Features, Program
 from .passbase import PassContext
 from .pipeline import Pipeline
+from .quality.scores import task_logits
 from .removal import Removal, input_moments, without
-from .scores import task_logits
 from .target import Target
 from .training import Trainable
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 from ..optimizer.distill import Recovery
 from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.quality.judge import Judge
 from ..optimizer.recovery import Trainer
-from ..optimizer.scoring import Judge
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ..optimizer.analysis.window_heads import Fit, Head
 from ..optimizer.ir import BATCH, Feature, FeatureKind, Program, Rewriter, Side, sweep
 from ..optimizer.ir.pattern import dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.quality.verdict import Status
 from ..optimizer.report import Kind, SiteRecord
-from ..optimizer.verdict import Status
 from ..optimizer.windows import Windows
 
 _aten = torch.ops.aten

@@ -10,10 +10,10 @@ from ..optimizer.distill import Recovery, State
 from ..optimizer.gradual import describe, prune_gradually
 from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.quality.judge import Judge
+from ..optimizer.quality.verdict import Status
 from ..optimizer.recovery import Trainer
 from ..optimizer.report import SiteRecord
-from ..optimizer.scoring import Judge
-from ..optimizer.verdict import Status
 
 
 @dataclass(frozen=True)

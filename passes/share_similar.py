@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.quality.verdict import Status
 from ..optimizer.report import SiteRecord, readable_bytes
-from ..optimizer.verdict import Status
 
 #: Parameters of fewer elements are compared with those of the same place in another model alone:
 #: many a bias or scale is near another by chance.

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.distill import Distill, Recovery
-from rankc.optimizer.intervals import Interval
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
 from rankc.optimizer.ir.ops import DEQUANTIZE, ROWWISE_LINEAR
@@ -22,12 +20,14 @@ from rankc.optimizer.ir.torchapi import core_decompositions
 from rankc.optimizer.ir.verify import same_value
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
-from rankc.optimizer.quality import ShiftSummary
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.intervals import Interval
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.metrics import ShiftSummary
+from rankc.optimizer.quality.scores import task_logits
+from rankc.optimizer.quality.verdict import Metrics, Status, TaskResult, Verdict
 from rankc.optimizer.report import Kind, Outcome, Report
-from rankc.optimizer.scores import task_logits
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import DeviceSpec, Target
-from rankc.optimizer.verdict import Metrics, Status, TaskResult, Verdict
 from torch import Tensor, fx, nn
 
 #: Parameters must be the same bit for bit: what exact passes are held to.

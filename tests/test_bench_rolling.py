@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from rankc.models.rows import RankingData, Rows
-from rankc.optimizer.intervals import Interval
+from rankc.optimizer.quality.intervals import Interval
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "rolling_origin.py"
 

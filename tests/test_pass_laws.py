@@ -23,9 +23,9 @@ from rankc.optimizer.pass_registry import pass_class, pass_names
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report import Outcome
 from rankc.optimizer.requests import as_request
-from rankc.optimizer.verdict import Status
 from support import (
     EAGER_INT8,
     Ran,

@@ -25,8 +25,8 @@ from ..data.ragged import ragged_of, row_count, take
 from ..ir.pattern import is_op
 from ..ir.program import Features, Program
 from ..ir.signature import Signature, Task, TaskKind
+from ..quality.scores import task_logits
 from ..removal import Moments, Removal, emptied, without
-from ..scores import task_logits
 from .channels import Channels, Exit, Group
 
 _aten = torch.ops.aten

@@ -11,13 +11,13 @@ from placed import halved
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.cost import total
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.registry import backend
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.target import Target
 from support import made_up
 

@@ -13,7 +13,7 @@ from rankc.optimizer.data.ragged import Delimits, find_ragged, join, ragged_of, 
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import FeatureKind, Signature
-from rankc.optimizer.verdict import Status
+from rankc.optimizer.quality.verdict import Status
 from torch import Tensor, nn
 
 LENGTHS = torch.tensor([2, 0, 3, 1, 4])

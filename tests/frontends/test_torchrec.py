@@ -16,7 +16,7 @@ from rankc.frontends.export import capture
 from rankc.optimizer.artifact import Artifact
 from rankc.optimizer.errors import CaptureError, SignatureError
 from rankc.optimizer.ir import FeatureKind
-from rankc.optimizer.verdict import Status
+from rankc.optimizer.quality.verdict import Status
 from torch import Tensor, nn
 
 torchrec = pytest.importorskip("torchrec")

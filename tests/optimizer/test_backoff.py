@@ -15,8 +15,8 @@ from rankc.optimizer.backoff import REASON
 from rankc.optimizer.ir import Precision, Program, facts_of, set_precision, site_of
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report import Kind, Outcome, SiteRecord
-from rankc.optimizer.verdict import Status, Verdict
 from rankers import LOOSE, drawn_labels, small, small_batches, small_inputs
 from support import RuleJudge, verdict
 

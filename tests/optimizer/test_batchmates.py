@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from rankc.optimizer.batchmates import batch_shift, too_far
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir import Signature
 from rankc.optimizer.ir.signature import Feature, FeatureKind, Task
+from rankc.optimizer.quality.batch_dependence import batch_shift, too_far
+from rankc.optimizer.quality.budget import Budget
 from torch import Tensor
 
 SIGNATURE = Signature(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.errors import BudgetError
+from rankc.optimizer.quality.budget import Budget
 
 
 @pytest.mark.parametrize(

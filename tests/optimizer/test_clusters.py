@@ -11,15 +11,15 @@ import pytest
 import rankc
 import torch
 from numpy.typing import NDArray
-from rankc.optimizer.budget import Budget
-from rankc.optimizer.clusters import BLOCKS, Clusters
 from rankc.optimizer.data.rows import Parquet, collect, split
 from rankc.optimizer.data.times import time_column
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.gate import judge
-from rankc.optimizer.intervals import paired_delta
-from rankc.optimizer.taskrows import rare_bound
-from rankc.optimizer.verdict import CohortStatus, Status, Verdict
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.clusters import BLOCKS, Clusters
+from rankc.optimizer.quality.gate import judge
+from rankc.optimizer.quality.intervals import paired_delta
+from rankc.optimizer.quality.task_rows import rare_bound
+from rankc.optimizer.quality.verdict import CohortStatus, Status, Verdict
 from rankers import EAGER_FP32, LOOSE, drawn_labels, small, small_inputs
 from scipy.special import expit
 from support import capture_small

@@ -13,7 +13,7 @@ from rankc.models.early_stage import EarlyStage
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Form, Side, verify
-from rankc.optimizer.quality import recall_at_k
+from rankc.optimizer.quality.metrics import recall_at_k
 from rankers import EAGER_FP32
 from support import with_auxiliary
 from torch import Tensor, nn

@@ -19,9 +19,9 @@ from rankc.optimizer.distill import Recovery, Update, prepare
 from rankc.optimizer.errors import CheckpointError, DataError, RecoverError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.ir.signature import Task
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.recovery import Trainer
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.scoring import Judge
 from rankc.optimizer.training import Trainable
 from rankers import (
     EAGER,

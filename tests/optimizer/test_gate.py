@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.errors import BudgetError, DataError
-from rankc.optimizer.gate import _control_false_alarms, judge, split_confidence
-from rankc.optimizer.intervals import Interval, paired_delta
-from rankc.optimizer.measures import decide
-from rankc.optimizer.quality import recall_at_k
-from rankc.optimizer.verdict import CohortResult, CohortStatus, Status, Verdict
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.gate import _control_false_alarms, judge, split_confidence
+from rankc.optimizer.quality.intervals import Interval, paired_delta
+from rankc.optimizer.quality.measures import decide
+from rankc.optimizer.quality.metrics import recall_at_k
+from rankc.optimizer.quality.verdict import CohortResult, CohortStatus, Status, Verdict
 from scipy import special
 
 FloatArray = NDArray[np.float64]

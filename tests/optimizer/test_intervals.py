@@ -9,9 +9,10 @@ import re
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rankc.optimizer import intervals, quality
 from rankc.optimizer.errors import DataError
-from rankc.optimizer.intervals import Interval
+from rankc.optimizer.quality import intervals
+from rankc.optimizer.quality import metrics as quality
+from rankc.optimizer.quality.intervals import Interval
 from scipy import special
 
 REPETITIONS = 3000

@@ -13,9 +13,9 @@ from rankc.optimizer.errors import PassError, PipelineError, PreconditionError
 from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verify
 from rankc.optimizer.passbase import Exactness, Pass, PassContext, Skip
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report import Kind, Outcome, Report, SiteRecord
 from rankc.optimizer.target import Target
-from rankc.optimizer.verdict import Status
 from support import RuleJudge, verdict
 from torch import fx, nn
 

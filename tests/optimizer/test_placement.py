@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from rankc.optimizer.damage import allowance
 from rankc.optimizer.placement import Choice, place
+from rankc.optimizer.quality.damage import allowance
 
 
 def brute_force(sites: list[list[Choice]], limits: dict[str, float]) -> float:

@@ -14,9 +14,9 @@ from rankc.models.dlrm import DLRM
 from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
-from rankc.optimizer.scoring import Judge
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.target import Target
-from rankc.optimizer.verdict import Status
 from rankers import EAGER, batches, dlrm, dlrm_inputs, drawn_labels
 
 #: FP8 has three bits of mantissa, and this model a few hundred weights to average over.

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rankc.optimizer import quality
 from rankc.optimizer.errors import DataError
+from rankc.optimizer.quality import metrics as quality
 from scipy import special
 
 

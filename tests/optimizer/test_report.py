@@ -6,6 +6,7 @@ import json
 
 import pytest
 from rankc.optimizer.analysis.cost import Size
+from rankc.optimizer.quality.verdict import Verdict
 from rankc.optimizer.report import (
     Kind,
     Outcome,
@@ -15,7 +16,6 @@ from rankc.optimizer.report import (
     SiteRecord,
     readable_bytes,
 )
-from rankc.optimizer.verdict import Verdict
 
 SMALL, BIG = Size(3, 10, 1536, 20.0), Size(5, 10, 4096, 20.0)
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Program, Score, Signature, Task, TaskKind
-from rankc.optimizer.scores import score
-from rankc.optimizer.scoring import Judge
-from rankc.optimizer.verdict import Status
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.scores import score
+from rankc.optimizer.quality.verdict import Status
 from torch import Tensor
 
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.25]])

@@ -18,12 +18,12 @@ from rankc.models.train import train
 from rankc.optimizer import pass_registry
 from rankc.optimizer.data.ragged import Delimits, Ragged
 from rankc.optimizer.data.rows import Rows
-from rankc.optimizer.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from rankc.optimizer.passbase import PassContext
+from rankc.optimizer.quality.found_cohorts import Part, Slice, columns_of, find_slices, rows_needed
+from rankc.optimizer.quality.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
+from rankc.optimizer.quality.task_rows import TaskRows, task_rows
+from rankc.optimizer.quality.verdict import CohortStatus
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.slices import Part, Slice, columns_of, find_slices, rows_needed
-from rankc.optimizer.taskrows import TaskRows, task_rows
-from rankc.optimizer.verdict import CohortStatus
 from rankers import EAGER_FP32
 from scipy import special
 

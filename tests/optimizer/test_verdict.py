@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rankc.optimizer.budget import Budget
-from rankc.optimizer.gate import judge
-from rankc.optimizer.verdict import Verdict
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.gate import judge
+from rankc.optimizer.quality.verdict import Verdict
 from scipy import special
 
 ROWS = 20_000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.scoring import Judge
 from support import Ran, capture_small, made_up, operators, run_passes
 from torch import Tensor, nn
 

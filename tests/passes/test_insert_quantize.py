@@ -5,8 +5,8 @@ import torch
 from rankc.optimizer.codes import quantize_weight
 from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.verdict import Status, Verdict
 from support import (
     BIT_EQUAL,
     assert_same_graph,

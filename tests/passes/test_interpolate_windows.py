@@ -18,9 +18,9 @@ from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Program, Side
 from rankc.optimizer.pass_registry import pass_names
+from rankc.optimizer.quality.judge import Judge
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.scoring import Judge
-from rankc.optimizer.verdict import Status
 from rankc.optimizer.windows import exponential
 from support import (
     Ran,

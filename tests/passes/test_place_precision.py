@@ -14,10 +14,10 @@ from rankc.optimizer.kernels import KernelTimes
 from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
+from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.realise import IMITATIONS, realise
 from rankc.optimizer.report import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
-from rankc.optimizer.verdict import Status, Verdict
 from rankc.passes.place_precision import PlacePrecision
 from support import (
     BIT_EQUAL,

@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-from rankc.optimizer.budget import Budget
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
+from rankc.optimizer.quality.budget import Budget
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.scoring import Judge
 from support import (
     BIT_EQUAL,
     Ran,

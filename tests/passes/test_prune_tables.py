@@ -11,9 +11,9 @@ import torch
 from rankc.optimizer.data.rows import Rows, collect
 from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
+from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.registry import backend
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.scoring import Judge
 from support import (
     BIT_EQUAL,
     Ran,

@@ -6,8 +6,8 @@ import pytest
 import rankc
 import torch
 from rankc.optimizer.ir import Program
+from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report import Outcome
-from rankc.optimizer.verdict import Status
 from support import BIT_EQUAL, Ran, RuleJudge, assert_same_graph, canonical, run_passes, verdict
 from torch import Tensor, nn
 

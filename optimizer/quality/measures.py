@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from . import intervals, quality
+from ..errors import BudgetError, DataError
+from ..plugins import plugin, plugin_names
+from . import intervals
+from . import metrics as quality
 from .budget import Budget
 from .clusters import Clusters
-from .errors import BudgetError, DataError
 from .intervals import Interval, ratio_interval
-from .plugins import plugin, plugin_names
-from .quality import FloatArray, IntArray, ShiftSummary
-from .taskrows import TaskRows
+from .metrics import FloatArray, IntArray, ShiftSummary
+from .task_rows import TaskRows
 from .verdict import Check, Status
 
 #: The entry point group packages announce measures under: ``my-measure = pkg.mod:MyMeasure``.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from .errors import DataError
+from ..errors import DataError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.ragged import row_count
-from .data.rows import RUN_BATCH, Rows
-from .errors import DataError
-from .ir.signature import Score, Signature, Task, TaskKind
-from .quality import logits_from_probabilities
+from ..data.ragged import row_count
+from ..data.rows import RUN_BATCH, Rows
+from ..errors import DataError
+from ..ir.signature import Score, Signature, Task, TaskKind
+from .metrics import logits_from_probabilities
 
 Scores = dict[str, np.ndarray[Any, Any]]
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from .data.times import time_column
-from .quality import FloatArray, IntArray, cluster_codes, sum_by
+from ..data.times import time_column
+from .metrics import FloatArray, IntArray, cluster_codes, sum_by
 
 BLOCKS: Final = 64
 """Blocks that rows are cut into by time."""

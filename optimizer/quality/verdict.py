@@ -14,7 +14,7 @@ import numpy as np
 
 from .clusters import Clusters
 from .intervals import Interval, rows_to_decide
-from .quality import ShiftSummary
+from .metrics import ShiftSummary
 
 
 class Status(StrEnum):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.ragged import take
+from ..data.rows import Rows
+from ..ir.signature import Signature
 from .budget import Budget
-from .data.ragged import take
-from .data.rows import Rows
-from .ir.signature import Signature
 from .scores import Runner, score
 
 #: Rows that are scored in one batch, and among others; of which the first few also alone.

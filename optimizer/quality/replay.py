@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ir.program import Program, content_hash
+from ..ir.program import Program, content_hash
 
 #: Values of this many bytes are remembered; those longest unused go first.
 _LIMIT = 512 * 2**20

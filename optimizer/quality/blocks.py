@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 from scipy.special import chdtrc
 
+from ..errors import DataError
 from .clusters import Clusters
-from .errors import DataError
-from .taskrows import TaskRows
+from .task_rows import TaskRows
 from .verdict import Block, BlockResult
 
 _SHOWN: Final = 8

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .quality import FloatArray, IntArray
-from .taskrows import TaskRows
+from .metrics import FloatArray, IntArray
+from .task_rows import TaskRows
 
 _SHARE: Final = 0.75
 """Rows of equal scores whose labels differ less often than this share of what chance explains

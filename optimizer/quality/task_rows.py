@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from . import quality
+from ..errors import DataError
+from . import metrics as quality
 from .clusters import Clusters, Spread
-from .errors import DataError
 from .intervals import Interval, ratio_interval
-from .quality import FloatArray, IntArray
+from .metrics import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

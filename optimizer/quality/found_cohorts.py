@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .data.rows import Rows
-from .quality import FloatArray, IntArray
-from .taskrows import TaskRows
+from ..data.rows import Rows
+from .metrics import FloatArray, IntArray
+from .task_rows import TaskRows
 from .verdict import CohortStatus, Verdict
 
 Columns = Mapping[str, NDArray[Any]]

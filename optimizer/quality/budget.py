@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
-from .errors import BudgetError
-from .plugins import plugin_names
+from ..errors import BudgetError
+from ..plugins import plugin_names
 
 _LIMITS: Final = ("ne", "auc", "gauc", "calibration", "max_shift", "max_rms_shift")
 _RESERVED: Final = frozenset(",=+")
@@ -43,7 +43,7 @@ class Budget:
             (`rankc.Measure`). Kept as a tuple of pairs.
         cohorts: True gates every cohort axis the data brings; or the names of those to gate.
         find_cohorts: Whether the slices on which the two models differ most are found, on rows
-            apart, and gated like given cohorts (`optimizer/slices.py`).
+            apart, and gated like given cohorts (`optimizer/quality/found_cohorts.py`).
         confidence: Of every interval (two-sided).
 
     Raises:

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from ..errors import DataError
 from .clusters import Clusters, Spread
-from .errors import DataError
-from .quality import (
+from .metrics import (
     IntArray,
     auc_influence,
     cluster_codes,

@@ -12,9 +12,12 @@ import numpy as np
 from scipy.stats import norm
 from torch import Tensor
 
+from ..data.rows import Rows, spread_over
+from ..ir.program import Program
+from ..ir.signature import Signature, TaskKind
 from .budget import Budget
 from .damage import allowance, rows_to_use
-from .data.rows import Rows, spread_over
+from .found_cohorts import Slice, columns_of, find_slices, rows_needed
 from .gate import (
     COHORT_FACTOR,
     MIN_COHORT_ROWS,
@@ -23,14 +26,11 @@ from .gate import (
     judge,
     split_confidence,
 )
-from .ir.program import Program
-from .ir.signature import Signature, TaskKind
 from .measures import columns_of as measured_columns
 from .repeats import shared
 from .replay import Replay
 from .scores import Scores, score
-from .slices import Slice, columns_of, find_slices, rows_needed
-from .taskrows import task_rows
+from .task_rows import task_rows
 from .verdict import Status, Verdict
 
 #: Soft labels have no noise, so this many rows measure a damage to a few percent.

@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from . import intervals, quality, repeats
+from ..errors import BudgetError, DataError
+from . import intervals, repeats
+from . import metrics as quality
 from .blocks import blocks_of
 from .budget import Budget, check_confidence
 from .clusters import Clusters
-from .errors import BudgetError, DataError
 from .intervals import Interval
 from .measures import MIN_CLASS_ROWS, Seen, checks
-from .quality import FloatArray, IntArray
-from .taskrows import TaskRows, task_rows
+from .metrics import FloatArray, IntArray
+from .task_rows import TaskRows, task_rows
 from .verdict import (
     CohortResult,
     CohortStatus,
