@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .optimizer.quality.measures import Measure
     from .optimizer.quality.verdict import Status, Verdict
     from .optimizer.replan import replan
-    from .optimizer.report import Report
+    from .optimizer.report.report import Report
     from .optimizer.requests import Request
     from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
@@ -67,7 +67,7 @@ _PUBLIC = {
     "Pipeline": "optimizer.pipeline",
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
-    "Report": "optimizer.report",
+    "Report": "optimizer.report.report",
     "Request": "optimizer.requests",
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",

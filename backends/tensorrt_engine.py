@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..optimizer.backend import Arrays
 from ..optimizer.errors import ArtifactError, SignatureError
-from ..optimizer.report import readable_bytes
+from ..optimizer.report.report import readable_bytes
 from .tensorrt_rules import LIBRARIES
 
 ENGINE, FACTS = "model.engine", "engine.json"

@@ -29,7 +29,7 @@ from rankc.optimizer.data.rows import collect
 from rankc.optimizer.quality.intervals import Interval
 from rankc.optimizer.quality.judge import Judge, score
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report import Report
+from rankc.optimizer.report.report import Report
 from torch import nn
 
 CELLS = Path("build/rolling")

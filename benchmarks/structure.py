@@ -40,7 +40,7 @@ from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced
 from rankc.optimizer.pieces import piece_of
 from rankc.optimizer.race import Race
-from rankc.optimizer.report import Outcome, PassRecord
+from rankc.optimizer.report.report import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
 from torch import Tensor, nn
 

@@ -29,7 +29,7 @@ from rankc.optimizer.passbase import PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.scores import score
-from rankc.optimizer.report import AssumedRange
+from rankc.optimizer.report.report import AssumedRange
 from torch import Tensor, nn
 
 MODELS = ("DLRM", "DCNv2", "DeepFM", "MaskNet")

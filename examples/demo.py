@@ -19,7 +19,7 @@ from rankc.models.dlrm import DLRM, DLRMConfig
 from rankc.models.train import train
 from rankc.optimizer.benchmark import compare
 from rankc.optimizer.data.rows import Rows, collect
-from rankc.optimizer.report import readable_bytes
+from rankc.optimizer.report.report import readable_bytes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table

@@ -47,7 +47,7 @@ from .quality.verdict import Verdict
 from .refusal import Check, Guard, opened_checks
 from .registry import backend
 from .reopened import reopened
-from .report import Report, SiteRecord
+from .report.report import Report, SiteRecord
 from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
 from .signing import require_signed
 from .target import Target

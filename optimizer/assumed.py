@@ -29,11 +29,11 @@ from .quality.damage import rows_to_use
 from .quality.judge import Judge
 from .quality.scores import Runner, score
 from .quality.verdict import Status, Verdict
-from .report import AssumedRange
+from .report.report import AssumedRange
 
 if TYPE_CHECKING:
     from .passbase import PassContext
-    from .report import Report
+    from .report.report import Report
 
 #: Made-up rows that give ranges, and that damages are measured on.
 _RANGE_ROWS, _JUDGED_ROWS = 1024, 2048

@@ -10,7 +10,7 @@ from .instruments import Limit
 from .ir.program import Program
 from .passbase import PassContext
 from .pipeline import Pipeline
-from .report import Report
+from .report.report import Report
 from .target import Target
 
 

@@ -318,7 +318,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
     from .passbase import Instrument
     from .quality.budget import Budget
     from .quality.verdict import Status
-    from .report import Report
+    from .report.report import Report
 
     check_destination(arguments.out)
     instruments: list[Instrument] = [Disable(tuple(arguments.disable))]
@@ -403,7 +403,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _facts(manifest: dict[str, Any]) -> Table:
-    from .report import readable_bytes
+    from .report.report import readable_bytes
 
     table = _table("artifact", "", "")
     for name in ("target", "backend", "pipeline", "budget", "batch_sizes", "seed"):
@@ -620,7 +620,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
     from rich.text import Text
 
-    from .report import readable_bytes
+    from .report.report import readable_bytes
 
     console = _console()
     stages = _table(f"{found.model} for {found.target}", "", "stage", "what came of it", "seconds")

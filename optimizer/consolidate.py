@@ -23,7 +23,7 @@ from .ir.signature import BATCH
 from .ir.structure import Branch, Leaf
 from .passbase import PassContext
 from .pipeline import Pipeline
-from .report import readable_bytes
+from .report.report import readable_bytes
 from .sources import capture
 from .target import Target
 

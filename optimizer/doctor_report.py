@@ -28,7 +28,7 @@ from .ir.scratch import Scratch
 from .passbase import Exactness, PassContext
 from .pipeline import Pipeline
 from .registry import backend, frontend
-from .report import Kind, Outcome, Report, readable_bytes
+from .report.report import Kind, Outcome, Report, readable_bytes
 from .sources import capture
 from .target import Target
 from .translation import Sample, check_built, check_program

@@ -58,7 +58,7 @@ from .quality.verdict import Status, Verdict, least
 from .race import Race
 from .refusal import built_checks
 from .registry import backend, served
-from .report import Report
+from .report.report import Report
 from .requests import (
     Request,
     as_flat,

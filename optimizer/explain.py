@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import ArtifactError
-from .report import SiteRecord, readable_bytes
+from .report.report import SiteRecord, readable_bytes
 
 
 def explain(sites: Sequence[SiteRecord], name: str | None = None) -> str:

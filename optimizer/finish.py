@@ -18,7 +18,7 @@ from .pieces import best_pieces
 from .quality.budget import Budget
 from .quality.verdict import Verdict
 from .reopened import close_all
-from .report import Outcome, Report
+from .report.report import Outcome, Report
 from .requests import one_user
 from .target import Target
 from .translation import Sample, check_artifact, unlike

@@ -12,7 +12,7 @@ from .ir.printer import diff, text
 from .ir.scratch import write_whole
 from .ir.verify import verify
 from .passbase import Instrument
-from .report import Outcome, PassRecord
+from .report.report import Outcome, PassRecord
 
 if TYPE_CHECKING:
     from .ir.program import Program

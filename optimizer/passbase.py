@@ -24,7 +24,7 @@ from .ir.forms import Form
 from .ir.program import Features, Program
 from .ir.rewrite import Rewriter
 from .quality.verdict import Verdict
-from .report import Kind, PassRecord, Remark, Report
+from .report.report import Kind, PassRecord, Remark, Report
 from .spec import coerce, split_spec
 from .target import Target
 

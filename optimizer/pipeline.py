@@ -29,7 +29,7 @@ from .pass_registry import named_pipelines, pass_class
 from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise
 from .quality.verdict import Status, Verdict
-from .report import Kind, Outcome, PassRecord, Remark
+from .report.report import Kind, Outcome, PassRecord, Remark
 from .spec import split_spec, split_top_level
 
 #: Standard errors that a realised plan must leave to chance. Plans are chosen with one to spare;

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .ir.facts import Precision
 from .placement import Choice, place
-from .report import AssumedRange, SiteRecord
+from .report.report import AssumedRange, SiteRecord
 
 TOGETHER = "over budget together with the others, and the dearest of them"
 

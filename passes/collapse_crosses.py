@@ -15,7 +15,7 @@ from ..optimizer.analysis.views import MOVES, ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext
-from ..optimizer.report import Kind
+from ..optimizer.report.report import Kind
 
 _aten = torch.ops.aten
 #: Views that keep elements in order, where they keep their number.

@@ -18,7 +18,7 @@ from ..optimizer.ir.pattern import argument, parameter_name
 from ..optimizer.kernels import Kernel, KernelTimes, Trial
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments
-from ..optimizer.report import SiteRecord
+from ..optimizer.report.report import SiteRecord
 
 _aten = torch.ops.aten
 #: Shares of the FLOPs that two linears may take, each tried.

@@ -13,7 +13,7 @@ from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4, WRAPPED
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext
-from ..optimizer.report import readable_bytes
+from ..optimizer.report.report import readable_bytes
 
 _aten = torch.ops.aten
 _LOOKUPS = (_aten.embedding.default, ROWWISE_EMBEDDING.op, ROWWISE_EMBEDDING4.op)

@@ -16,7 +16,7 @@ from ..optimizer.ir import BATCH, Feature, FeatureKind, Program, Rewriter, Side,
 from ..optimizer.ir.pattern import dtype_of, is_op, shape_of
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.verdict import Status
-from ..optimizer.report import Kind, SiteRecord
+from ..optimizer.report.report import Kind, SiteRecord
 from ..optimizer.windows import Windows
 
 _aten = torch.ops.aten

@@ -30,7 +30,7 @@ from ..optimizer.knowledge import Knowledge
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
-from ..optimizer.report import AssumedRange, SiteRecord
+from ..optimizer.report.report import AssumedRange, SiteRecord
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096

@@ -13,7 +13,7 @@ from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
 from ..optimizer.recovery import Trainer
-from ..optimizer.report import SiteRecord
+from ..optimizer.report.report import SiteRecord
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments, remove, without
-from ..optimizer.report import Kind, SiteRecord
+from ..optimizer.report.report import Kind, SiteRecord
 
 #: Plans that are tried, and how much more damage than is left they are predicted to do at most:
 #: fitting the linears anew on what stays makes up for most of it.

@@ -18,7 +18,7 @@ from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.program import Features
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
-from ..optimizer.report import SiteRecord, readable_bytes
+from ..optimizer.report.report import SiteRecord, readable_bytes
 
 _aten = torch.ops.aten
 _LOOK_UP = _aten.embedding.default

@@ -26,7 +26,7 @@ from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.metrics import ShiftSummary
 from rankc.optimizer.quality.scores import task_logits
 from rankc.optimizer.quality.verdict import Metrics, Status, TaskResult, Verdict
-from rankc.optimizer.report import Kind, Outcome, Report
+from rankc.optimizer.report.report import Kind, Outcome, Report
 from rankc.optimizer.target import DeviceSpec, Target
 from torch import Tensor, fx, nn
 

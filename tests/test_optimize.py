@@ -20,7 +20,7 @@ import torch
 from rankc.optimizer import driver, pass_registry
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
 from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.report import Kind, Outcome, PassRecord
+from rankc.optimizer.report.report import Kind, Outcome, PassRecord
 from rankers import (
     EAGER,
     EAGER_FP32,

@@ -22,7 +22,7 @@ from rankc.optimizer.errors import (
     SignatureError,
     TranslationError,
 )
-from rankc.optimizer.report import Kind
+from rankc.optimizer.report.report import Kind
 from rankc.optimizer.requests import Entry
 from rankers import EAGER, EAGER_FP32, LOOSE
 from torch import Tensor, nn

@@ -16,7 +16,7 @@ from rankc.optimizer.ir import Precision, Program, facts_of, set_precision, site
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import Pipeline
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.report import Kind, Outcome, SiteRecord
+from rankc.optimizer.report.report import Kind, Outcome, SiteRecord
 from rankers import LOOSE, drawn_labels, small, small_batches, small_inputs
 from support import RuleJudge, verdict
 

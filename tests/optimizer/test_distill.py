@@ -21,7 +21,7 @@ from rankc.optimizer.ir import Program
 from rankc.optimizer.ir.signature import Task
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.recovery import Trainer
-from rankc.optimizer.report import Outcome
+from rankc.optimizer.report.report import Outcome
 from rankc.optimizer.training import Trainable
 from rankers import (
     EAGER,

@@ -16,7 +16,7 @@ from rankc.optimizer.instruments import Disable, Dump, Limit, Progress, Time, Ve
 from rankc.optimizer.ir import Program, Rewriter, Rule, apply_rules, site_of
 from rankc.optimizer.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
-from rankc.optimizer.report import Outcome
+from rankc.optimizer.report.report import Outcome
 from torch import fx
 
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verif
 from rankc.optimizer.passbase import Exactness, Pass, PassContext, Skip
 from rankc.optimizer.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report import Kind, Outcome, Report, SiteRecord
+from rankc.optimizer.report.report import Kind, Outcome, Report, SiteRecord
 from rankc.optimizer.target import Target
 from support import RuleJudge, verdict
 from torch import fx, nn

@@ -7,7 +7,7 @@ import json
 import pytest
 from rankc.optimizer.analysis.cost import Size
 from rankc.optimizer.quality.verdict import Verdict
-from rankc.optimizer.report import (
+from rankc.optimizer.report.report import (
     Kind,
     Outcome,
     PassRecord,

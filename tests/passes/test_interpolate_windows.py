@@ -20,7 +20,7 @@ from rankc.optimizer.ir import Program, Side
 from rankc.optimizer.pass_registry import pass_names
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report import Outcome
+from rankc.optimizer.report.report import Outcome
 from rankc.optimizer.windows import exponential
 from support import (
     Ran,

@@ -16,7 +16,7 @@ from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.realise import IMITATIONS, realise
-from rankc.optimizer.report import Outcome, SiteRecord
+from rankc.optimizer.report.report import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.passes.place_precision import PlacePrecision
 from support import (

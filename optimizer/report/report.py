@@ -9,8 +9,8 @@ from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .analysis.cost import Size
-from .quality.verdict import Verdict
+from ..analysis.cost import Size
+from ..quality.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
