@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .optimizer.quality.verdict import Status, Verdict
     from .optimizer.replan import replan
     from .optimizer.report.report import Report
-    from .optimizer.requests import Request
+    from .optimizer.requests.request import Request
     from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
     from .optimizer.windows import Windows, cdf_of
@@ -68,7 +68,7 @@ _PUBLIC = {
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
     "Report": "optimizer.report.report",
-    "Request": "optimizer.requests",
+    "Request": "optimizer.requests.request",
     "Score": "optimizer.ir",
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",

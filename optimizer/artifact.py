@@ -48,7 +48,7 @@ from .refusal import Check, Guard, opened_checks
 from .registry import backend
 from .reopened import reopened
 from .report.report import Report, SiteRecord
-from .requests import ITEMS, REQUEST, Entry, one_user, without_copies
+from .requests.request import ITEMS, REQUEST, Entry, one_user, without_copies
 from .signing import require_signed
 from .target import Target
 from .timing import Timing, side_by_side

@@ -46,7 +46,7 @@ def compare(
     """
     from .data.rows import synthesize
     from .ir.scratch import Scratch
-    from .requests import one_user
+    from .requests.request import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .data.rows import Parquet
     from .doctor_report import Diagnosis
     from .ir.program import Program
-    from .requests import Request
+    from .requests.request import Request
 
 _OK, _ERROR, _OVER = 0, 1, 2
 #: As a shell says of one whose reader went away.
@@ -359,7 +359,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace) -> Request | None:
-    from .requests import Request
+    from .requests.request import Request
 
     if arguments.request is None:
         if arguments.precompute_items:

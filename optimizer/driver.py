@@ -47,7 +47,6 @@ from .knowledge import Knowledge, Subject
 from .milestones import Milestones
 from .passbase import Exactness, Instrument, PassContext
 from .pipeline import Pipeline
-from .precompute import entries_of
 from .quality.batch_dependence import batch_shift, too_far
 from .quality.budget import Budget
 from .quality.found_cohorts import Slice
@@ -59,11 +58,8 @@ from .race import Race
 from .refusal import built_checks
 from .registry import backend, served
 from .report.report import Report
-from .requests import (
-    Request,
-    as_flat,
-    as_request,
-)
+from .requests.ahead import entries_of
+from .requests.request import Request, as_flat, as_request
 from .sources import captured, given_rows, rows_of
 from .target import Target
 from .translation import Sample

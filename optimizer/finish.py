@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .agreement import disagreement
 from .artifact import Artifact, Manifest
 from .data.rows import Rows
 from .ir.program import Program
@@ -19,7 +18,8 @@ from .quality.budget import Budget
 from .quality.verdict import Verdict
 from .reopened import close_all
 from .report.report import Outcome, Report
-from .requests import one_user
+from .requests.equivalence import disagreement
+from .requests.request import one_user
 from .target import Target
 from .translation import Sample, check_artifact, unlike
 

@@ -28,9 +28,9 @@ from .ir.program import Program
 from .ir.rewrite import Rewriter
 from .ir.signature import BATCH, Signature
 from .pieces import ArrayRunner
-from .precompute import with_outputs
 from .registry import backend
 from .reopened import reopened
+from .requests.ahead import with_outputs
 from .target import Target
 
 #: The name of the program that computes ids behind arithmetic.

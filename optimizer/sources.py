@@ -29,7 +29,7 @@ from .ir.program import Program
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .registry import frontend
-from .requests import check_shared
+from .requests.request import check_shared
 
 
 def capture(

@@ -29,7 +29,7 @@ from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.structure import Branch, Leaf, Structure
 from .registry import backend
-from .requests import one_user, replicated
+from .requests.request import one_user, replicated
 from .target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -25,7 +25,7 @@ from rankc.optimizer.pipeline import run_pass
 from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report.report import Outcome
-from rankc.optimizer.requests import as_request
+from rankc.optimizer.requests.request import as_request
 from support import (
     EAGER_INT8,
     Ran,

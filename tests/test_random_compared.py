@@ -11,7 +11,7 @@ from compared import TERMS, USER, Compared, compared, inputs
 from hypothesis import given, settings
 from rankc.optimizer.errors import VerifyError
 from rankc.optimizer.ir import Program, verify
-from rankc.optimizer.requests import as_request
+from rankc.optimizer.requests.request import as_request
 from support import capture_small
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ from rankc.backends.onnx import to_onnx
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program
 from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
-from rankc.optimizer.requests import as_flat, as_request, one_user, replicated
+from rankc.optimizer.requests.request import as_flat, as_request, one_user, replicated
 from support import Ran, capture_small, run_passes
 from torch import nn
 from two_sided import _KINDS, USER, TwoSides, inputs, two_sided

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rankc.optimizer.ir import Program
 from rankc.optimizer.report.report import Outcome
-from rankc.optimizer.requests import as_request
+from rankc.optimizer.requests.request import as_request
 from support import (
     BIT_EQUAL,
     Ran,

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.ragged import ragged_of
-from .data.rows import Rows
-from .errors import DataError, SignatureError
-from .ir.ops import REQUEST_BROADCAST, REQUEST_MATMUL
-from .ir.program import Program
-from .ir.rewrite import Rewriter, sweep
-from .ir.signature import BATCH, Side, Signature
-from .ir.verify import verify
+from ..data.ragged import ragged_of
+from ..data.rows import Rows
+from ..errors import DataError, SignatureError
+from ..ir.ops import REQUEST_BROADCAST, REQUEST_MATMUL
+from ..ir.program import Program
+from ..ir.rewrite import Rewriter, sweep
+from ..ir.signature import BATCH, Side, Signature
+from ..ir.verify import verify
 
 _aten = torch.ops.aten
 #: The names of the entry for requests, and of that which computes candidates ahead.

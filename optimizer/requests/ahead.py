@@ -8,17 +8,17 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx
 
-from .analysis.lineage import Lineage, lineage
-from .analysis.rows import FIRST, row_places
-from .errors import SignatureError
-from .ir.facts import site_of
-from .ir.ops import REQUEST_BROADCAST
-from .ir.program import Program
-from .ir.rewrite import sweep
-from .ir.signature import BATCH, Feature, FeatureKind, Signature
-from .ir.structure import Branch, Leaf, Structure
-from .ir.verify import verify
-from .requests import ITEMS, REQUEST, Entry, Request
+from ..analysis.lineage import Lineage, lineage
+from ..analysis.rows import FIRST, row_places
+from ..errors import SignatureError
+from ..ir.facts import site_of
+from ..ir.ops import REQUEST_BROADCAST
+from ..ir.program import Program
+from ..ir.rewrite import sweep
+from ..ir.signature import BATCH, Feature, FeatureKind, Signature
+from ..ir.structure import Branch, Leaf, Structure
+from ..ir.verify import verify
+from .request import ITEMS, REQUEST, Entry, Request
 
 _aten = torch.ops.aten
 #: What moves numbers without computing any: kept on the side of requests, not stored twice.
