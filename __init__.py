@@ -57,7 +57,7 @@ _PUBLIC = {
     "Budget": "optimizer.quality.budget",
     "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
-    "Distill": "optimizer.distill",
+    "Distill": "optimizer.training.distill",
     "Exactness": "optimizer.passbase",
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",

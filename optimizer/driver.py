@@ -23,7 +23,6 @@ from .compare.lockstep import compare
 from .compare.ordinary import ordinary
 from .compare.parked import park
 from .data.rows import Parquet, Rows, Split
-from .distill import Distill, Recovery, prepare
 from .errors import (
     BudgetExceeded,
     DataError,
@@ -62,6 +61,7 @@ from .requests.ahead import entries_of
 from .requests.request import Request, as_flat, as_request
 from .sources import captured, given_rows, rows_of
 from .target import Target
+from .training.distill import Distill, Recovery, prepare
 from .translation import Sample
 from .windows import Windows
 

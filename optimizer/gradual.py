@@ -7,14 +7,14 @@ from typing import Any
 from .allocation import Goal, allocate, too_little
 from .analysis.channels import channels
 from .analysis.importance import by_effect
-from .checkpoint import Checkpoint
-from .distill import State
 from .errors import PruneError
 from .ir.program import Program
 from .passbase import PassContext
 from .quality.verdict import Status, Verdict
-from .recovery import Trainer
 from .removal import input_moments, without
+from .training.checkpoint import Checkpoint
+from .training.distill import State
+from .training.trainer import Trainer
 
 #: The least share of the time a round is worth, and what counts as having reached a share.
 _LEAST_STEP, _CLOSE = 0.06, 1e-6

@@ -23,7 +23,6 @@ from .analysis.channels import Channels, channels
 from .analysis.importance import Worth, by_effect
 from .data.ragged import take
 from .data.rows import Batch, Rows, collect
-from .distill import loss_of
 from .errors import DataError, PruneError, RecoverError
 from .ir.program import Features, Program
 from .passbase import PassContext
@@ -31,7 +30,8 @@ from .pipeline import Pipeline
 from .quality.scores import task_logits
 from .removal import Removal, input_moments, without
 from .target import Target
-from .training import Trainable
+from .training.distill import loss_of
+from .training.trainable import Trainable
 
 #: Rows of a window that tell what units are worth.
 _WORTH_ROWS = 2048

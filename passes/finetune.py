@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..optimizer.distill import Recovery
 from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
-from ..optimizer.recovery import Trainer
+from ..optimizer.training.distill import Recovery
+from ..optimizer.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Finetune(Pass):
     """Finetunes the program against the original's scores and the labels, codes included.
 
     Method: distillation, with straight-through estimators where values are rounded to codes
-    (`optimizer/training.py`).
+    (`optimizer/training/trainable.py`).
     Loses: nothing it is meant to; judged under the budget, and kept only if ΔNE got smaller.
     Requires: CANONICAL, and ``recover=``.
     Misses when: finetuning was not asked for, or didn't help.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..optimizer.checkpoint import Checkpoint
-from ..optimizer.distill import Recovery, State
 from ..optimizer.gradual import describe, prune_gradually
 from ..optimizer.ir import Program
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
-from ..optimizer.recovery import Trainer
 from ..optimizer.report.report import SiteRecord
+from ..optimizer.training.checkpoint import Checkpoint
+from ..optimizer.training.distill import Recovery, State
+from ..optimizer.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.choosing import Option, choose
-from ..optimizer.distill import Recovery
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
@@ -19,6 +18,7 @@ from ..optimizer.ir.program import Features
 from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.report.report import SiteRecord, readable_bytes
+from ..optimizer.training.distill import Recovery
 
 _aten = torch.ops.aten
 _LOOK_UP = _aten.embedding.default

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.distill import Distill, Recovery
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
 from rankc.optimizer.ir.ops import DEQUANTIZE, ROWWISE_LINEAR
@@ -28,6 +27,7 @@ from rankc.optimizer.quality.scores import task_logits
 from rankc.optimizer.quality.verdict import Metrics, Status, TaskResult, Verdict
 from rankc.optimizer.report.report import Kind, Outcome, Report
 from rankc.optimizer.target import DeviceSpec, Target
+from rankc.optimizer.training.distill import Distill, Recovery
 from torch import Tensor, fx, nn
 
 #: Parameters must be the same bit for bit: what exact passes are held to.

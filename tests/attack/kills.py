@@ -30,13 +30,13 @@ import pyarrow.parquet as pq
 import rankc
 from rankc.backends.onnxruntime import OnnxRuntime
 from rankc.optimizer.artifact import verify
-from rankc.optimizer.checkpoint import Checkpoint
 from rankc.optimizer.cli import main
 from rankc.optimizer.completion import complete
 from rankc.optimizer.interrupts import Interrupts
 from rankc.optimizer.ir.scratch import Scratch, remove_left, written_whole
 from rankc.optimizer.kernel_cache import KernelCache
 from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.training.checkpoint import Checkpoint
 from rankers import drawn_labels, small, small_inputs
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -23,7 +23,7 @@ from rankc.optimizer.ir.ops import CODED_LINEAR, decoded_weight
 from rankc.optimizer.kernels import Kernel, estimate
 from rankc.optimizer.realise import realise
 from rankc.optimizer.target import Target
-from rankc.optimizer.training import Trainable
+from rankc.optimizer.training.trainable import Trainable
 from support import canonical
 from torch import Tensor, nn
 

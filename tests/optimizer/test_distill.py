@@ -12,17 +12,17 @@ import pytest
 import rankc
 import torch
 from rankc.models import zoo
-from rankc.optimizer import recovery
-from rankc.optimizer.auxiliary import attach, strip
 from rankc.optimizer.data.rows import collect, split
-from rankc.optimizer.distill import Recovery, Update, prepare
 from rankc.optimizer.errors import CheckpointError, DataError, RecoverError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.ir.signature import Task
 from rankc.optimizer.quality.judge import Judge
-from rankc.optimizer.recovery import Trainer
 from rankc.optimizer.report.report import Outcome
-from rankc.optimizer.training import Trainable
+from rankc.optimizer.training import trainer as recovery
+from rankc.optimizer.training.auxiliary_head import attach, strip
+from rankc.optimizer.training.distill import Recovery, Update, prepare
+from rankc.optimizer.training.trainable import Trainable
+from rankc.optimizer.training.trainer import Trainer
 from rankers import (
     EAGER,
     EAGER_FP32,

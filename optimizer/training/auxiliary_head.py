@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from .ir.pattern import argument, is_op, parameter_name
-from .ir.program import Program
-from .ir.rewrite import Rewriter, sweep
-from .ir.signature import Score, Task
+from ..ir.pattern import argument, is_op, parameter_name
+from ..ir.program import Program
+from ..ir.rewrite import Rewriter, sweep
+from ..ir.signature import Score, Task
 
 _aten = torch.ops.aten
 _SUFFIX = "~distilled"

@@ -16,13 +16,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from .auxiliary import Head, attach, strip
-from .data.ragged import take
+from ..data.ragged import take
+from ..ir.program import Program
+from ..quality.judge import Judge
+from ..quality.verdict import Verdict
+from .auxiliary_head import Head, attach, strip
 from .distill import Recovery, Update, loss_of, losses
-from .ir.program import Program
-from .quality.judge import Judge
-from .quality.verdict import Verdict
-from .training import Trainable
+from .trainable import Trainable
 
 #: Share of the learning rate a round ends with.
 _LAST_LR = 0.05

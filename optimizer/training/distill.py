@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data.rows import Parquet, Rows, Split, collect
-from .errors import DataError, RecoverError
-from .ir.program import Program, content_hash
-from .ir.signature import Task
-from .quality.budget import Budget
-from .quality.scores import task_logits
-from .quality.verdict import Verdict
+from ..data.rows import Parquet, Rows, Split, collect
+from ..errors import DataError, RecoverError
+from ..ir.program import Program, content_hash
+from ..ir.signature import Task
+from ..quality.budget import Budget
+from ..quality.scores import task_logits
+from ..quality.verdict import Verdict
 
 #: Rows the teacher scores at once.
 _BATCH = 4096

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .errors import RecoverError
-from .ir.facts import site_of
-from .ir.ops import (
+from ..errors import RecoverError
+from ..ir.facts import site_of
+from ..ir.ops import (
     CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
@@ -26,9 +26,9 @@ from .ir.ops import (
     along,
     decoded_weight,
 )
-from .ir.pattern import is_op, parameter_name
-from .ir.program import Program
-from .ir.rewrite import Rewriter
+from ..ir.pattern import is_op, parameter_name
+from ..ir.program import Program
+from ..ir.rewrite import Rewriter
 
 _aten = torch.ops.aten
 #: Operators whose parameters are learned, and which of their arguments may be one.

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import ArtifactError, CheckpointError, RecoverError
-from .fitting import reading, require
-from .ir.program import Program
-from .ir.scratch import remove_left, write_whole, written_folder
+from ..errors import ArtifactError, CheckpointError, RecoverError
+from ..fitting import reading, require
+from ..ir.program import Program
+from ..ir.scratch import remove_left, write_whole, written_folder
 
 _SIGNATURE, _STATE, _PROGRAM = "signature.json", "state.json", "program.pt2"
 
