@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         Task,
         TaskKind,
     )
-    from .optimizer.pass_registry import register
-    from .optimizer.passbase import Exactness, Pass
-    from .optimizer.pipeline import Pipeline
+    from .optimizer.pipeline.passbase import Exactness, Pass
+    from .optimizer.pipeline.pipeline import Pipeline
+    from .optimizer.pipeline.registry import register
     from .optimizer.quality.budget import Budget
     from .optimizer.quality.measures import Measure
     from .optimizer.quality.verdict import Status, Verdict
@@ -58,13 +58,13 @@ _PUBLIC = {
     "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
     "Distill": "optimizer.training.distill",
-    "Exactness": "optimizer.passbase",
+    "Exactness": "optimizer.pipeline.passbase",
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
     "Measure": "optimizer.quality.measures",
     "Parquet": "optimizer.data.rows",
-    "Pass": "optimizer.passbase",
-    "Pipeline": "optimizer.pipeline",
+    "Pass": "optimizer.pipeline.passbase",
+    "Pipeline": "optimizer.pipeline.pipeline",
     "Program": "optimizer.ir",
     "RankcError": "optimizer.errors",
     "Report": "optimizer.report.report",
@@ -86,7 +86,7 @@ _PUBLIC = {
     "consolidate": "optimizer.consolidate",
     "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
-    "register": "optimizer.pass_registry",
+    "register": "optimizer.pipeline.registry",
     "replan": "optimizer.replan",
 }
 

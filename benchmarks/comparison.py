@@ -15,7 +15,8 @@ from typing import Any
 
 import rankc
 from rankc.models import zoo
-from rankc.optimizer import driver, finish, pipeline
+from rankc.optimizer import driver, finish
+from rankc.optimizer.pipeline import pipeline
 from rankc.optimizer.translation import Sample
 
 PAGE = Path(__file__).parent / "results" / "comparison.md"

@@ -208,7 +208,7 @@ def _strip(name: str, program: rankc.Program, sizes: Sequence[int]) -> Lines:
     whole = rankc.optimize(program, "cpu-fp32", pipeline="default,-strip-train-only")
     only = rankc.Pipeline.parse("strip-train-only")
     less = program.clone()
-    only.run(less, rankc.optimizer.passbase.PassContext(rankc.Target.of("cpu-fp32")))
+    only.run(less, rankc.optimizer.pipeline.passbase.PassContext(rankc.Target.of("cpu-fp32")))
     rows = synthesize(program.signature, 2048, seed=1).features
     before, after = program.run(rows), less.run(rows)
     moved = divergence(before, after)  # over the outputs and columns that are left

@@ -29,8 +29,8 @@ from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Rewriter, sweep
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.realise import realise_table
 from rankc.optimizer.timing import side_by_side
 from structure import build

@@ -17,8 +17,8 @@ import torch
 from rankc import Target, capture
 from rankc.models import zoo
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from torch import Tensor, nn
 
 PAGE = Path(__file__).parent / "results" / "pipeline_time.md"

@@ -20,8 +20,8 @@ from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import load_flights
 from rankc.models.train import train
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.scores import score
 from rankc.optimizer.registry import served

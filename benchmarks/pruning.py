@@ -32,8 +32,8 @@ from rankc.models.train import train
 from rankc.optimizer.analysis.cost import total
 from rankc.optimizer.data.rows import Split, collect, split
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Verdict
 from rankc.optimizer.registry import backend

@@ -24,8 +24,8 @@ from rankc.optimizer.analysis.sites import rows_read, table_sites
 from rankc.optimizer.codes import round_trip_rows
 from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.ir import Program, Rewriter
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.realise import IMITATIONS, table_bytes
 from rankc.optimizer.registry import served

@@ -25,8 +25,8 @@ from rankc.models.train import train
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.ir import site_of
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.scores import score
 from rankc.optimizer.report.report import AssumedRange

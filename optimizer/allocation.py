@@ -23,7 +23,7 @@ from .ir.facts import site_of
 from .ir.pattern import is_op, parameter_name
 from .ir.program import Program
 from .kernels import Kernel, KernelTimes, Trial
-from .passbase import PassContext
+from .pipeline.passbase import PassContext
 from .removal import Removal, emptied
 from .target import Target
 

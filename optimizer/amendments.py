@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .ir.signature import Signature
-from .passbase import Exactness
-from .pipeline import Pipeline
+from .pipeline.passbase import Exactness
+from .pipeline.pipeline import Pipeline
 from .windows import Windows
 
 _FORMATS = "place-precision"

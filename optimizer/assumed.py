@@ -32,7 +32,7 @@ from .quality.verdict import Status, Verdict
 from .report.report import AssumedRange
 
 if TYPE_CHECKING:
-    from .passbase import PassContext
+    from .pipeline.passbase import PassContext
     from .report.report import Report
 
 #: Made-up rows that give ranges, and that damages are measured on.

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .errors import PipelineError
-from .instruments import Limit
 from .ir.program import Program
-from .passbase import PassContext
-from .pipeline import Pipeline
+from .pipeline.instruments import Limit
+from .pipeline.passbase import PassContext
+from .pipeline.pipeline import Pipeline
 from .report.report import Report
 from .target import Target
 

@@ -314,8 +314,8 @@ def _consolidate(arguments: argparse.Namespace) -> int:
 def _optimize(arguments: argparse.Namespace) -> int:
     from .artifact import check_destination
     from .driver import optimize
-    from .instruments import Disable, Dump
-    from .passbase import Instrument
+    from .pipeline.instruments import Disable, Dump
+    from .pipeline.passbase import Instrument
     from .quality.budget import Budget
     from .quality.verdict import Status
     from .report.report import Report
@@ -478,7 +478,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _passes(arguments: argparse.Namespace) -> int:
-    from .pass_registry import named_pipelines, pass_class, pass_names
+    from .pipeline.registry import named_pipelines, pass_class, pass_names
 
     table = _table("passes", "name", "promise", "what it does")
     broken = []
@@ -537,8 +537,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .compare.numerics import divergence
     from .compare.ordinary import ordinary
     from .data.rows import collect, split
-    from .passbase import PassContext
-    from .pipeline import Pipeline
+    from .pipeline.passbase import PassContext
+    from .pipeline.pipeline import Pipeline
     from .quality.budget import Budget
     from .quality.judge import Judge
     from .registry import served

@@ -21,8 +21,8 @@ from .ir.hashing import hashing_of
 from .ir.program import flatten_exported
 from .ir.signature import BATCH
 from .ir.structure import Branch, Leaf
-from .passbase import PassContext
-from .pipeline import Pipeline
+from .pipeline.passbase import PassContext
+from .pipeline.pipeline import Pipeline
 from .report.report import readable_bytes
 from .sources import capture
 from .target import Target

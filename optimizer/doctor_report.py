@@ -21,12 +21,12 @@ from .compare.ordinary import ordinary
 from .data.ragged import ragged_of, take
 from .data.rows import Parquet, collect
 from .errors import RankcError, TargetError, TranslationError, UnsupportedError
-from .instruments import Verify
 from .ir import Program, site_of
 from .ir.pattern import dtype_of, shape_of
 from .ir.scratch import Scratch
-from .passbase import Exactness, PassContext
-from .pipeline import Pipeline
+from .pipeline.instruments import Verify
+from .pipeline.passbase import Exactness, PassContext
+from .pipeline.pipeline import Pipeline
 from .registry import backend, frontend
 from .report.report import Kind, Outcome, Report, readable_bytes
 from .sources import capture

@@ -35,7 +35,6 @@ from .errors import (
 )
 from .finish import Finish
 from .forms import require_forms
-from .instruments import Progress, Verify
 from .integrity import file_facts
 from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
@@ -44,8 +43,9 @@ from .ir.signature import Signature
 from .ir.torchapi import forgetting
 from .knowledge import Knowledge, Subject
 from .milestones import Milestones
-from .passbase import Exactness, Instrument, PassContext
-from .pipeline import Pipeline
+from .pipeline.instruments import Progress, Verify
+from .pipeline.passbase import Exactness, Instrument, PassContext
+from .pipeline.pipeline import Pipeline
 from .quality.batch_dependence import batch_shift, too_far
 from .quality.budget import Budget
 from .quality.found_cohorts import Slice

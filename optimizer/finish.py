@@ -12,8 +12,8 @@ from .data.rows import Rows
 from .ir.program import Program
 from .ir.scratch import Scratch
 from .ir.signature import Signature
-from .passbase import Exactness
 from .pieces import best_pieces
+from .pipeline.passbase import Exactness
 from .quality.budget import Budget
 from .quality.verdict import Verdict
 from .reopened import close_all

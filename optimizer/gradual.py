@@ -9,7 +9,7 @@ from .analysis.channels import channels
 from .analysis.importance import by_effect
 from .errors import PruneError
 from .ir.program import Program
-from .passbase import PassContext
+from .pipeline.passbase import PassContext
 from .quality.verdict import Status, Verdict
 from .removal import input_moments, without
 from .training.checkpoint import Checkpoint

@@ -29,7 +29,7 @@ from .ir.rewrite import Rewriter, sweep
 from .ir.structure import Structure
 from .ir.torchapi import silenced
 from .kernel_cache import KernelCache, default_folder
-from .passbase import PassContext
+from .pipeline.passbase import PassContext
 from .realise import realise, realise_table, table_bytes
 from .registry import backend
 from .target import Target

@@ -25,8 +25,8 @@ from .data.ragged import take
 from .data.rows import Batch, Rows, collect
 from .errors import DataError, PruneError, RecoverError
 from .ir.program import Features, Program
-from .passbase import PassContext
-from .pipeline import Pipeline
+from .pipeline.passbase import PassContext
+from .pipeline.pipeline import Pipeline
 from .quality.scores import task_logits
 from .removal import Removal, input_moments, without
 from .target import Target

@@ -13,7 +13,7 @@ from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import BATCHES, Source, ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -17,7 +17,7 @@ from ..optimizer.analysis.views import (
 )
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision
 from ..optimizer.ir.pattern import shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from torch import fx
 from ..optimizer.ir import Form, Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.forms import NOISE
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _END = 2**63 - 1

@@ -14,7 +14,7 @@ from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import MOVES, ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.report.report import Kind
 
 _aten = torch.ops.aten

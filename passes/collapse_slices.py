@@ -10,7 +10,7 @@ from torch import fx
 
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
 from ..optimizer.ir.pattern import argument, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

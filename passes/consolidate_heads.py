@@ -14,7 +14,7 @@ from ..optimizer.analysis.mixtures import Expert, Mixture, find_mixtures
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Program, Rewriter, facts_of, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 #: Added to the weight of an expert that a gate doesn't know: its softmax is 0. Finite, since

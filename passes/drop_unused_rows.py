@@ -11,7 +11,7 @@ from torch import fx
 from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.ir import Program
 from ..optimizer.ir.pattern import argument, is_op
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 #: What hands ids on as they are.

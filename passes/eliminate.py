@@ -10,7 +10,7 @@ from torch import fx
 
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.program import content_hash
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 
 @dataclass(frozen=True)

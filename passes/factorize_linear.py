@@ -16,7 +16,7 @@ from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
 from ..optimizer.kernels import Kernel, KernelTimes, Trial
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments
 from ..optimizer.report.report import SiteRecord
 

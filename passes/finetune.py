@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.training.distill import Recovery
 from ..optimizer.training.trainer import Trainer

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..optimizer.analysis.views import BATCHES, ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of, size_at
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _UNFIT = "the constant doesn't follow the channels"

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_no_training.default

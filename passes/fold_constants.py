@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.ir import Program, Rewriter
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 
 @dataclass(frozen=True)

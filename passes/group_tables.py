@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4, WRAPPED
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.report.report import readable_bytes
 
 _aten = torch.ops.aten

@@ -9,7 +9,7 @@ from ..optimizer.analysis.sites import inputs_of, linear_sites
 from ..optimizer.assumed import Assumptions
 from ..optimizer.carry import carry_nan
 from ..optimizer.ir import Program, facts_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.realise import realise
 
 

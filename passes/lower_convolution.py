@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.conv2d.default, _aten.convolution.default)

@@ -13,7 +13,7 @@ from ..optimizer.errors import PipelineError
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.ops import RISING
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _SUM, _MEAN, _MAX = 0, 1, 2

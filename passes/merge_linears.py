@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

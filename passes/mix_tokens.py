@@ -12,7 +12,7 @@ from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import BATCHES, Source, ViewTracer, arrangement
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

@@ -27,7 +27,7 @@ from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of,
 from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.kernels import Kernel, KernelTimes, Trial
 from ..optimizer.knowledge import Knowledge
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
 from ..optimizer.report.report import AssumedRange, SiteRecord

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..optimizer.gradual import describe, prune_gradually
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
 from ..optimizer.report.report import SiteRecord

@@ -13,7 +13,7 @@ from ..optimizer.analysis.channels import Channels, channels
 from ..optimizer.analysis.importance import Worth, by_effect, by_magnitude
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.removal import Moments, input_moments, remove, without
 from ..optimizer.report.report import Kind, SiteRecord
 

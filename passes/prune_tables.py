@@ -15,7 +15,7 @@ from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.program import Features
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.judge import Judge
 from ..optimizer.report.report import SiteRecord, readable_bytes
 from ..optimizer.training.distill import Recovery

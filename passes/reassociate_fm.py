@@ -11,7 +11,7 @@ from torch import fx
 from ..optimizer.analysis.interactions import sum_square_identities
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.report.report import Kind
 
 _aten = torch.ops.aten

@@ -13,7 +13,7 @@ from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.pattern import argument, dtype_of, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 
 _aten = torch.ops.aten
 

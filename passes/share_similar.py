@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, fx
 
 from ..optimizer.ir import Program, Rewriter, sweep
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.verdict import Status
 from ..optimizer.report.report import SiteRecord, readable_bytes
 

@@ -14,7 +14,7 @@ from ..optimizer.analysis.rows import FIRST, Found, Lost, Place, batch_symbol, r
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.ops import REQUEST_BROADCAST
 from ..optimizer.ir.pattern import is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _BROADCAST = REQUEST_BROADCAST.op

@@ -14,7 +14,7 @@ from torch import fx
 from ..optimizer.analysis.cost import elements_of
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision, sweep
 from ..optimizer.ir.pattern import BINARY, UNARY, argument, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _TRANSPOSES = (_aten.transpose.int, _aten.permute.default)

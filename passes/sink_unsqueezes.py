@@ -10,7 +10,7 @@ from torch import fx
 
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import BINARY, UNARY, is_op, parameter_name, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 

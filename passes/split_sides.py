@@ -13,7 +13,7 @@ from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Program, Rewriter, site_of, sweep
 from ..optimizer.ir.ops import REQUEST_BROADCAST
 from ..optimizer.ir.pattern import argument, is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _JOINS = (_aten.cat.default, _aten.stack.default)

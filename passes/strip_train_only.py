@@ -13,7 +13,7 @@ from ..optimizer.ir import FeatureKind, Form, Program, Rewriter, Signature, Task
 from ..optimizer.ir.heads import columns_of, elementwise
 from ..optimizer.ir.infer import LOOKUPS
 from ..optimizer.ir.pattern import is_op, shape_of
-from ..optimizer.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report.report import Kind, readable_bytes
 
 _aten = torch.ops.aten

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from rankc.backends.openvino import OpenVino
-from rankc.optimizer import pipeline
-from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass, PassContext
+from rankc.optimizer.pipeline import pipeline
+from rankc.optimizer.pipeline.instruments import Verify
+from rankc.optimizer.pipeline.passbase import Pass, PassContext
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,8 +12,8 @@ from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING
 from rankc.optimizer.ir.pattern import shape_of
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.realise import realise
 from rankc.optimizer.target import Target
 from torch import fx

@@ -17,8 +17,8 @@ from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.structure import Structure
 from rankc.optimizer.ir.torchapi import core_decompositions
 from rankc.optimizer.ir.verify import same_value
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.budget import Budget
 from rankc.optimizer.quality.intervals import Interval
 from rankc.optimizer.quality.judge import Judge

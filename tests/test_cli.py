@@ -18,9 +18,10 @@ import pandas
 import pytest
 import rankc
 import torch
-from rankc.optimizer import driver, pass_registry
+from rankc.optimizer import driver
 from rankc.optimizer.cli import main
-from rankc.optimizer.passbase import PassContext
+from rankc.optimizer.pipeline import registry as pass_registry
+from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.target import TARGETS
 from rankers import SmallWithExample, contents, drawn_labels, small, small_inputs
 

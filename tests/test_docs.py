@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from rankc.optimizer.cli import _parser
-from rankc.optimizer.pass_registry import pass_class
+from rankc.optimizer.pipeline.registry import pass_class
 from rankc.optimizer.target import TARGETS
 from rankc.passes import PASSES
 

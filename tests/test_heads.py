@@ -13,7 +13,7 @@ from multi_task import multi_task
 from rankc.frontends.export import capture
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program, verify
-from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from support import made_up, run_passes
 from torch import nn
 

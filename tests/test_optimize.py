@@ -17,9 +17,10 @@ import pandas
 import pytest
 import rankc
 import torch
-from rankc.optimizer import driver, pass_registry
+from rankc.optimizer import driver
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
-from rankc.optimizer.passbase import PassContext
+from rankc.optimizer.pipeline import registry as pass_registry
+from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.report.report import Kind, Outcome, PassRecord
 from rankers import (
     EAGER,

@@ -19,10 +19,10 @@ from rankc.frontends.export import capture
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.errors import PassError, PreconditionError
 from rankc.optimizer.ir import Form, Program, verify
-from rankc.optimizer.pass_registry import pass_class, pass_names
-from rankc.optimizer.passbase import Exactness, Pass, PassContext
-from rankc.optimizer.pipeline import run_pass
-from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext
+from rankc.optimizer.pipeline.pipeline import run_pass
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.pipeline.registry import pass_class, pass_names
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report.report import Outcome
 from rankc.optimizer.requests.request import as_request

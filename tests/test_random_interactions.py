@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from interactions import Ranker, interacting_models
 from rankc.frontends.export import capture
 from rankc.optimizer.compare.numerics import divergence, truth
-from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from support import made_up, run_passes
 
 _PIPELINE = "rounding,structure,grouping"

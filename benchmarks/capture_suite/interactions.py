@@ -129,8 +129,8 @@ def examine(case: Any) -> dict[str, Any]:
     import torch
     from case import as_if_trained
     from rankc.frontends.export import capture
-    from rankc.optimizer.passbase import PassContext
-    from rankc.optimizer.pipeline import Pipeline
+    from rankc.optimizer.pipeline.passbase import PassContext
+    from rankc.optimizer.pipeline.pipeline import Pipeline
     from rankc.optimizer.target import Target
 
     result: dict[str, Any] = {"library": case.library, "model": case.name, "remarks": []}

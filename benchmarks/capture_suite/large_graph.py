@@ -14,8 +14,8 @@ import time
 import torch
 from rankc.frontends.export import capture
 from rankc.models import DLRM, DLRMConfig
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn
 

@@ -16,10 +16,10 @@ from rankc.backends.onnxruntime import OnnxRuntime
 from rankc.frontends.export import capture
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, UnsupportedError
-from rankc.optimizer.instruments import Verify
 from rankc.optimizer.ir import Program, facts_of
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.instruments import Verify
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.registry import backend
 from rankc.optimizer.target import Target
 from torch import Tensor, nn

@@ -18,8 +18,8 @@ from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.race import Race
 from rankc.optimizer.realise import realise
 from rankc.optimizer.target import Target

@@ -13,8 +13,8 @@ from rankc.frontends.export import capture
 from rankc.optimizer.analysis.cost import total
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.budget import Budget
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.registry import backend

@@ -25,8 +25,8 @@ from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.rewrite import sweep
 from rankc.optimizer.ir.signature import Signature
 from rankc.optimizer.ir.structure import Branch, Leaf, Structure
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn
 

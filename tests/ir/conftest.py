@@ -8,8 +8,8 @@ import pytest
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from torch import Tensor, nn
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import pytest
 import rankc
 import torch
-from rankc.optimizer import pass_registry
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.backoff import REASON
 from rankc.optimizer.ir import Precision, Program, facts_of, set_precision, site_of
-from rankc.optimizer.passbase import Exactness, Pass, PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline import registry as pass_registry
+from rankc.optimizer.pipeline.backoff import REASON
+from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report.report import Kind, Outcome, SiteRecord
 from rankers import LOOSE, drawn_labels, small, small_batches, small_inputs

@@ -12,10 +12,10 @@ import torch
 from rankc.optimizer.bisect import Culprit, bisect
 from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.errors import PipelineError, VerifyError
-from rankc.optimizer.instruments import Disable, Dump, Limit, Progress, Time, Verify
 from rankc.optimizer.ir import Program, Rewriter, Rule, apply_rules, site_of
-from rankc.optimizer.passbase import Exactness, Pass, PassContext
-from rankc.optimizer.pipeline import FixedPoint, Pipeline
+from rankc.optimizer.pipeline.instruments import Disable, Dump, Limit, Progress, Time, Verify
+from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext
+from rankc.optimizer.pipeline.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.report.report import Outcome
 from torch import fx
 

@@ -12,8 +12,8 @@ from rankc.frontends.export import capture
 from rankc.optimizer.compare import numerics
 from rankc.optimizer.compare.numerics import Divergence, divergence, truth
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.passbase import Exactness
-from rankc.optimizer.promises import ROUNDING_FLOOR, broken_promise
+from rankc.optimizer.pipeline.passbase import Exactness
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, broken_promise
 from torch import Tensor
 
 NAN, INF = math.nan, math.inf

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rankc.optimizer.errors import PipelineError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass, PassContext
-from rankc.optimizer.spec import split_spec, split_top_level
+from rankc.optimizer.pipeline.passbase import Pass, PassContext
+from rankc.optimizer.pipeline.spec import split_spec, split_top_level
 
 
 @dataclass(frozen=True)

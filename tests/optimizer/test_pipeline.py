@@ -11,8 +11,8 @@ import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.errors import PassError, PipelineError, PreconditionError
 from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verify
-from rankc.optimizer.passbase import Exactness, Pass, PassContext, Skip
-from rankc.optimizer.pipeline import FixedPoint, Pipeline
+from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
+from rankc.optimizer.pipeline.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report.report import Kind, Outcome, Report, SiteRecord
 from rankc.optimizer.target import Target

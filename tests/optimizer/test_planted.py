@@ -12,8 +12,8 @@ from placed import coded
 from rankc.frontends.export import capture
 from rankc.models.dlrm import DLRM
 from rankc.optimizer.data.rows import collect, split
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.target import Target

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from rankc.backends.onnx import to_onnx
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program
-from rankc.optimizer.promises import ROUNDING_FLOOR, ROUNDING_SLACK
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from rankc.optimizer.requests.request import as_flat, as_request, one_user, replicated
 from support import Ran, capture_small, run_passes
 from torch import nn

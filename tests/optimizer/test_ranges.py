@@ -9,8 +9,8 @@ import torch
 from rankc.models import zoo
 from rankc.optimizer.analysis.ranges import Range, first_linears, value_ranges
 from rankc.optimizer.ir import Program, site_of
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.target import Target
 from support import canonical, made_up
 from torch import Tensor, fx, nn

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from rankc.optimizer import pass_registry, registry
+from rankc.optimizer import registry
 from rankc.optimizer.errors import PipelineError, TargetError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.passbase import Pass, PassContext
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline import registry as pass_registry
+from rankc.optimizer.pipeline.passbase import Pass, PassContext
+from rankc.optimizer.pipeline.pipeline import Pipeline
 
 
 def make(name: Any, **namespace: Any) -> type[Pass]:

@@ -10,7 +10,7 @@ from rankc.optimizer.amendments import with_requests
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.pipeline import Pipeline
+from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.requests.request import (
     Entry,
     as_flat,

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, synthetic_flights
 from rankc.models.train import train
-from rankc.optimizer import pass_registry
 from rankc.optimizer.data.ragged import Delimits, Ragged
 from rankc.optimizer.data.rows import Rows
-from rankc.optimizer.passbase import PassContext
+from rankc.optimizer.pipeline import registry as pass_registry
+from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.quality.found_cohorts import Part, Slice, columns_of, find_slices, rows_needed
 from rankc.optimizer.quality.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from rankc.optimizer.quality.task_rows import TaskRows, task_rows

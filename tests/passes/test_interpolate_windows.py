@@ -17,7 +17,7 @@ from rankc.models.train import train
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Program, Side
-from rankc.optimizer.pass_registry import pass_names
+from rankc.optimizer.pipeline.registry import pass_names
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report.report import Outcome

@@ -11,8 +11,8 @@ from rankc.optimizer.candidates import candidates
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, sweep
 from rankc.optimizer.kernels import KernelTimes
-from rankc.optimizer.passbase import PassContext
-from rankc.optimizer.pipeline import run_pass
+from rankc.optimizer.pipeline.passbase import PassContext
+from rankc.optimizer.pipeline.pipeline import run_pass
 from rankc.optimizer.probe import TOGETHER, Probe
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.realise import IMITATIONS, realise

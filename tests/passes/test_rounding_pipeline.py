@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankc.optimizer.compare.numerics import divergence, truth
-from rankc.optimizer.promises import ROUNDING_FLOOR
+from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR
 from support import capture_small, made_up, operators, run_passes
 from torch import Tensor, nn
 

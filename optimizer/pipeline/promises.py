@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .compare.numerics import Divergence
+from ..compare.numerics import Divergence
 from .passbase import Exactness
 
 #: Rounding error that is always allowed, relative to the largest output: 32 steps of fp32.

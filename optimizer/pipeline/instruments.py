@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ArtifactError
-from .ir.printer import diff, text
-from .ir.scratch import write_whole
-from .ir.verify import verify
+from ..errors import ArtifactError
+from ..ir.printer import diff, text
+from ..ir.scratch import write_whole
+from ..ir.verify import verify
+from ..report.report import Outcome, PassRecord
 from .passbase import Instrument
-from .report.report import Outcome, PassRecord
 
 if TYPE_CHECKING:
-    from .ir.program import Program
+    from ..ir.program import Program
     from .passbase import Pass
 
 _LOG = logging.getLogger("rankc")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import fx
 
-from .analysis.sites import linear_sites, table_sites
-from .ir.facts import facts_of, set_precision, site_of
-from .ir.program import Program
-from .report.report import Report, SiteRecord
+from ..analysis.sites import linear_sites, table_sites
+from ..ir.facts import facts_of, set_precision, site_of
+from ..ir.program import Program
+from ..report.report import Report, SiteRecord
 
 REASON = "the plan was over budget once it was realised, and this is among what hurts most"
 

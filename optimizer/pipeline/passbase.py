@@ -16,17 +16,17 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from torch import fx
 
-from .compare.differences import Reference
-from .data.rows import Rows
-from .errors import PipelineError
-from .ir.facts import site_of
-from .ir.forms import Form
-from .ir.program import Features, Program
-from .ir.rewrite import Rewriter
-from .quality.verdict import Verdict
-from .report.report import Kind, PassRecord, Remark, Report
+from ..compare.differences import Reference
+from ..data.rows import Rows
+from ..errors import PipelineError
+from ..ir.facts import site_of
+from ..ir.forms import Form
+from ..ir.program import Features, Program
+from ..ir.rewrite import Rewriter
+from ..quality.verdict import Verdict
+from ..report.report import Kind, PassRecord, Remark, Report
+from ..target import Target
 from .spec import coerce, split_spec
-from .target import Target
 
 T = TypeVar("T")
 

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from .analysis.cost import estimate, size_of
-from .backoff import REASON, drop_costliest
-from .compare.numerics import Divergence, divergence, truth
-from .errors import (
+from ..analysis.cost import estimate, size_of
+from ..compare.numerics import Divergence, divergence, truth
+from ..errors import (
     CheckpointError,
     PassError,
     PipelineError,
@@ -22,14 +21,15 @@ from .errors import (
     PruneError,
     RecoverError,
 )
-from .ir.forms import Form
-from .ir.program import Program
-from .ir.rewrite import sweep
-from .pass_registry import named_pipelines, pass_class
+from ..ir.forms import Form
+from ..ir.program import Program
+from ..ir.rewrite import sweep
+from ..quality.verdict import Status, Verdict
+from ..report.report import Kind, Outcome, PassRecord, Remark
+from .backoff import REASON, drop_costliest
 from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise
-from .quality.verdict import Status, Verdict
-from .report.report import Kind, Outcome, PassRecord, Remark
+from .registry import named_pipelines, pass_class
 from .spec import split_spec, split_top_level
 
 #: Standard errors that a realised plan must leave to chance. Plans are chosen with one to spare;

@@ -7,9 +7,9 @@ import difflib
 import importlib
 import inspect
 
-from .errors import PipelineError
+from ..errors import PipelineError
+from ..plugins import plugin, plugin_names, plugin_places
 from .passbase import Pass
-from .plugins import plugin, plugin_names, plugin_places
 from .spec import is_name
 
 #: The entry point group third-party packages announce passes under: ``my-pass = pkg.mod:MyPass``.
