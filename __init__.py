@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from .optimizer.artifact import Artifact
     from .optimizer.backend import Backend, Built
     from .optimizer.bisect import bisect
-    from .optimizer.consistency import consistency
-    from .optimizer.consolidate import consolidate
     from .optimizer.data.rows import Batch, Parquet
     from .optimizer.debugger import debug
     from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
+    from .optimizer.heads.consolidate import consolidate
+    from .optimizer.heads.stage_consistency import consistency
+    from .optimizer.heads.windows import Windows, cdf_of
     from .optimizer.ir import (
         Feature,
         FeatureKind,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from .optimizer.requests.request import Request
     from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
-    from .optimizer.windows import Windows, cdf_of
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
 _PUBLIC = {
@@ -78,12 +78,12 @@ _PUBLIC = {
     "Task": "optimizer.ir",
     "TaskKind": "optimizer.ir",
     "Verdict": "optimizer.quality.verdict",
-    "Windows": "optimizer.windows",
+    "Windows": "optimizer.heads.windows",
     "bisect": "optimizer.bisect",
     "capture": "optimizer.sources",
-    "cdf_of": "optimizer.windows",
-    "consistency": "optimizer.consistency",
-    "consolidate": "optimizer.consolidate",
+    "cdf_of": "optimizer.heads.windows",
+    "consistency": "optimizer.heads.stage_consistency",
+    "consolidate": "optimizer.heads.consolidate",
     "debug": "optimizer.debugger",
     "optimize": "optimizer.driver",
     "register": "optimizer.pipeline.registry",

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .heads.windows import Windows
 from .ir.signature import Signature
 from .pipeline.passbase import Exactness
 from .pipeline.pipeline import Pipeline
-from .windows import Windows
 
 _FORMATS = "place-precision"
 #: What shares the user's side, before formats are placed.

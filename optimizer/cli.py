@@ -294,7 +294,7 @@ def _consolidate_parser(commands: Any) -> None:
 
 
 def _consolidate(arguments: argparse.Namespace) -> int:
-    from .consolidate import consolidate
+    from .heads.consolidate import consolidate
 
     if arguments.out.suffix != ".pt2":
         raise RankcError(f"--out takes a .pt2 file, got {arguments.out}")

@@ -35,6 +35,7 @@ from .errors import (
 )
 from .finish import Finish
 from .forms import require_forms
+from .heads.windows import Windows
 from .integrity import file_facts
 from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
@@ -63,7 +64,6 @@ from .sources import captured, given_rows, rows_of
 from .target import Target
 from .training.distill import Distill, Recovery, prepare
 from .translation import Sample
-from .windows import Windows
 
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256

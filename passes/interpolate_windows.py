@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..optimizer.analysis.window_heads import Fit, Head
+from ..optimizer.heads.window_heads import Fit, Head
+from ..optimizer.heads.windows import Windows
 from ..optimizer.ir import BATCH, Feature, FeatureKind, Program, Rewriter, Side, sweep
 from ..optimizer.ir.pattern import dtype_of, is_op, shape_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.verdict import Status
 from ..optimizer.report.report import Kind, SiteRecord
-from ..optimizer.windows import Windows
 
 _aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rankc.optimizer.amendments import with_windows
 from rankc.optimizer.errors import DataError, SignatureError
+from rankc.optimizer.heads.windows import Windows, between, cdf_of, empirical, exponential, fit_rate
 from rankc.optimizer.ir import Signature, Task, TaskKind
-from rankc.optimizer.windows import Windows, between, cdf_of, empirical, exponential, fit_rate
 
 DAYS = (1.0, 3.0, 7.0, 14.0, 28.0)
 

@@ -16,12 +16,12 @@ from rankc.models.mmoe import MMoE, MMoEConfig
 from rankc.models.train import train
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import SignatureError
+from rankc.optimizer.heads.windows import exponential
 from rankc.optimizer.ir import Program, Side
 from rankc.optimizer.pipeline.registry import pass_names
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Status
 from rankc.optimizer.report.report import Outcome
-from rankc.optimizer.windows import exponential
 from support import (
     Ran,
     RuleJudge,

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import minimize_scalar
 
-from .errors import DataError, SignatureError
-from .ir.signature import Signature, TaskKind
+from ..errors import DataError, SignatureError
+from ..ir.signature import Signature, TaskKind
 
 FloatArray = NDArray[np.float64]
 Knots = tuple[tuple[float, float], ...]

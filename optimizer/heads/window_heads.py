@@ -16,7 +16,7 @@ from ..ir.heads import JOINS, columns_of, elementwise
 from ..ir.pattern import is_op
 from ..ir.program import Features, Program
 from ..ir.signature import Score, Task
-from ..windows import Knots, Windows, between, empirical, exponential, fit_rate
+from .windows import Knots, Windows, between, empirical, exponential, fit_rate
 
 _aten = torch.ops.aten
 FloatArray = NDArray[np.float64]

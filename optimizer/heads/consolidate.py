@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .analysis.cost import size_of
-from .consistency import consistency
-from .data.ragged import ragged_of
-from .data.rows import synthesize
-from .errors import SignatureError
-from .ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi
-from .ir.facts import facts_of, set_facts
-from .ir.hashing import hashing_of
-from .ir.program import flatten_exported
-from .ir.signature import BATCH
-from .ir.structure import Branch, Leaf
-from .pipeline.passbase import PassContext
-from .pipeline.pipeline import Pipeline
-from .report.report import readable_bytes
-from .sources import capture
-from .target import Target
+from ..analysis.cost import size_of
+from ..data.ragged import ragged_of
+from ..data.rows import synthesize
+from ..errors import SignatureError
+from ..ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi
+from ..ir.facts import facts_of, set_facts
+from ..ir.hashing import hashing_of
+from ..ir.program import flatten_exported
+from ..ir.signature import BATCH
+from ..ir.structure import Branch, Leaf
+from ..pipeline.passbase import PassContext
+from ..pipeline.pipeline import Pipeline
+from ..report.report import readable_bytes
+from ..sources import capture
+from ..target import Target
+from .stage_consistency import consistency
 
 Model = nn.Module | str | Path | Program
 #: Kinds that say how ids are used, not what they are.

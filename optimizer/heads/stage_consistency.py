@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from scipy import special
 
-from .data.rows import Contract, Rows, collect
-from .errors import DataError, SignatureError
-from .ir.program import Program
-from .ir.signature import Signature, TaskKind
-from .quality.intervals import Interval, recall_interval
-from .quality.metrics import recall_at_k
-from .quality.scores import score
+from ..data.rows import Contract, Rows, collect
+from ..errors import DataError, SignatureError
+from ..ir.program import Program
+from ..ir.signature import Signature, TaskKind
+from ..quality.intervals import Interval, recall_interval
+from ..quality.metrics import recall_at_k
+from ..quality.scores import score
 
 
 class Joint(Protocol):
