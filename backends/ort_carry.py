@@ -1,4 +1,4 @@
-"""What carries NaN past codes (``optimizer/carry.py``), as one product of ONNX Runtime's.
+"""What carries NaN past codes (``optimizer/precision/carry.py``), as one product of ONNX Runtime's.
 
 ``score + sum(0 * x)`` is three operators, each of which takes a microsecond to call. A Gemm of x
 and zeros that adds the score is one.

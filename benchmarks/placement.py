@@ -24,7 +24,7 @@ import torch
 from modelopt.torch.opt.searcher import LPS
 from precision import BUDGET, batches_of, build, loaded
 from rankc.models.train import train
-from rankc.optimizer.placement import Choice, place
+from rankc.optimizer.precision.knapsack import Choice, place
 
 CELLS = Path("build/placement")
 KINDS = ("dlrm", "mmoe", "dhen")

@@ -21,13 +21,13 @@ from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, load_census, load_flights, load_movielens
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import rows_read, table_sites
-from rankc.optimizer.codes import round_trip_rows
 from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
+from rankc.optimizer.precision.codes import round_trip_rows
+from rankc.optimizer.precision.linear_formats import IMITATIONS, table_bytes
 from rankc.optimizer.quality.judge import Judge
-from rankc.optimizer.realise import IMITATIONS, table_bytes
 from rankc.optimizer.registry import served
 from rankc.optimizer.target import Target
 from torch import Tensor

@@ -22,8 +22,8 @@ from .analysis.sites import inputs_of, linear_sites
 from .ir.facts import site_of
 from .ir.pattern import is_op, parameter_name
 from .ir.program import Program
-from .kernels import Kernel, KernelTimes, Trial
 from .pipeline.passbase import PassContext
+from .precision.kernel_times import Kernel, KernelTimes, Trial
 from .removal import Removal, emptied
 from .target import Target
 

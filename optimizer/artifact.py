@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from .errors import ArtifactError, SignatureError
-from .explain import explain
 from .fitting import MisfitError, reading, require, require_fit
 from .integrity import (
     MANIFEST,
@@ -40,9 +39,10 @@ from .ir.scratch import Scratch, remove_left, written_folder
 from .ir.signature import Signature
 from .ir.structure import Structure
 from .manifest_rules import check_facts, check_manifest, field_of
-from .pareto import Pareto
 from .pieces import ArrayRunner, Pieces, in_pieces
-from .probe import Probe
+from .precision.explain import explain
+from .precision.pareto import Pareto
+from .precision.probe import Probe
 from .quality.verdict import Verdict
 from .refusal import Check, Guard, opened_checks
 from .registry import backend

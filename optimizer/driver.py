@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
 from .artifact import Artifact, Manifest
-from .assumed import Assumptions, Formats, chosen_formats, example_of
 from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
@@ -42,11 +41,12 @@ from .ir.program import Program, with_defaults
 from .ir.scratch import Scratch
 from .ir.signature import Signature
 from .ir.torchapi import forgetting
-from .knowledge import Knowledge, Subject
 from .milestones import Milestones
 from .pipeline.instruments import Progress, Verify
 from .pipeline.passbase import Exactness, Instrument, PassContext
 from .pipeline.pipeline import Pipeline
+from .precision.assumed import Assumptions, Formats, chosen_formats, example_of
+from .precision.probe_cache import Knowledge, Subject
 from .quality.batch_dependence import batch_shift, too_far
 from .quality.budget import Budget
 from .quality.found_cohorts import Slice

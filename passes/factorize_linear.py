@@ -15,8 +15,8 @@ from ..optimizer.choosing import Option, choose
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
-from ..optimizer.kernels import Kernel, KernelTimes, Trial
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
 from ..optimizer.removal import Moments, input_moments
 from ..optimizer.report.report import SiteRecord
 

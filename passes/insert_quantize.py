@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..optimizer.analysis.sites import inputs_of, linear_sites
-from ..optimizer.assumed import Assumptions
-from ..optimizer.carry import carry_nan
 from ..optimizer.ir import Program, facts_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
-from ..optimizer.realise import realise
+from ..optimizer.precision.assumed import Assumptions
+from ..optimizer.precision.carry import carry_nan
+from ..optimizer.precision.linear_formats import realise
 
 
 @dataclass(frozen=True)

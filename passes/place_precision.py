@@ -19,17 +19,17 @@ from ..optimizer.analysis.sites import (
     rows_read,
     table_sites,
 )
-from ..optimizer.assumed import OPEN, Assumptions
-from ..optimizer.candidates import candidates
 from ..optimizer.errors import DataError
 from ..optimizer.formats import weight_width
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
-from ..optimizer.kernels import Kernel, KernelTimes, Trial
-from ..optimizer.knowledge import Knowledge
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
-from ..optimizer.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
-from ..optimizer.realise import imitate_table, realise, table_bytes, table_error
+from ..optimizer.precision.assumed import OPEN, Assumptions
+from ..optimizer.precision.candidates import candidates
+from ..optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
+from ..optimizer.precision.linear_formats import imitate_table, realise, table_bytes, table_error
+from ..optimizer.precision.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
+from ..optimizer.precision.probe_cache import Knowledge
 from ..optimizer.report.report import AssumedRange, SiteRecord
 
 #: Rows of a site's input that are looked at.
@@ -45,7 +45,7 @@ class PlacePrecision(Pass):
     Method: LoKA's Probe and Dispatch (2605.10886). Every candidate of every site is tried alone:
     the error of its own output on calibration rows, its time on the target, and the damage to the
     scores on choice rows. The set of candidates that costs least and whose damages fit the budget
-    together is found exactly (`optimizer/placement.py`), realised and judged; as long as the
+    together is found exactly (`optimizer/precision/knapsack.py`), realised and judged; as long as the
     judgement disagrees with the prediction, a smaller damage is asked for.
 
     Exact because: it writes decisions; `quantize-tables` and `insert-quantize` realise them.

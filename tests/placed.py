@@ -6,15 +6,15 @@ import torch
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
-from rankc.optimizer.candidates import choose_input
-from rankc.optimizer.codes import quantize_rows
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING
 from rankc.optimizer.ir.pattern import shape_of
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
-from rankc.optimizer.realise import realise
+from rankc.optimizer.precision.candidates import choose_input
+from rankc.optimizer.precision.codes import quantize_rows
+from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.target import Target
 from torch import fx
 

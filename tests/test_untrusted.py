@@ -30,7 +30,7 @@ from rankc.optimizer.debugger import program_of
 from rankc.optimizer.errors import ArtifactError, CaptureError, CheckpointError
 from rankc.optimizer.integrity import OpenFiles, checksum, file_facts
 from rankc.optimizer.ir import Program
-from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.precision.probe_cache import Knowledge, Subject
 from rankc.optimizer.signing import sign
 from rankc.optimizer.training.checkpoint import Checkpoint
 from rankers import EAGER_FP32, dlrm_inputs, optimized, small, small_inputs

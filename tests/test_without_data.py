@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import rankc
 import torch
-from rankc.optimizer.assumed import KNOWN
 from rankc.optimizer.errors import DataError, TargetError
+from rankc.optimizer.precision.assumed import KNOWN
 from rankc.optimizer.target import TARGETS
 from rankers import LOOSE
 from torch import Tensor, nn

@@ -15,10 +15,10 @@ from unittest import mock
 import pytest
 import rankc
 from rankc.optimizer.errors import ArtifactError, CheckpointError, RankcError
-from rankc.optimizer.kernel_cache import KernelCache
-from rankc.optimizer.knowledge import Knowledge, Subject
-from rankc.optimizer.pareto import Pareto, Point
 from rankc.optimizer.pipeline.instruments import Dump
+from rankc.optimizer.precision.kernel_cache import KernelCache
+from rankc.optimizer.precision.pareto import Pareto, Point
+from rankc.optimizer.precision.probe_cache import Knowledge, Subject
 from rankc.optimizer.training.checkpoint import Checkpoint
 from rankers import EAGER_FP32, small, small_inputs
 

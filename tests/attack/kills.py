@@ -34,8 +34,8 @@ from rankc.optimizer.cli import main
 from rankc.optimizer.completion import complete
 from rankc.optimizer.interrupts import Interrupts
 from rankc.optimizer.ir.scratch import Scratch, remove_left, written_whole
-from rankc.optimizer.kernel_cache import KernelCache
-from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.precision.kernel_cache import KernelCache
+from rankc.optimizer.precision.probe_cache import Knowledge, Subject
 from rankc.optimizer.training.checkpoint import Checkpoint
 from rankers import drawn_labels, small, small_inputs
 

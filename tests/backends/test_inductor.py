@@ -17,7 +17,7 @@ from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
-from rankc.optimizer.realise import realise
+from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.target import Target
 from torch import Tensor
 

@@ -20,8 +20,8 @@ from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
+from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.race import Race
-from rankc.optimizer.realise import realise
 from rankc.optimizer.target import Target
 
 pytest.importorskip("openvino")

@@ -13,15 +13,15 @@ import torch
 from rankc.backends.inductor import Inductor
 from rankc.backends.onnxruntime import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
-from rankc.optimizer.candidates import candidates, choose_input, output_of
-from rankc.optimizer.codes import BLOCK, quantize_weights_alone
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.formats import WEIGHTS_ALONE, weight_width
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import CODED_LINEAR, decoded_weight
-from rankc.optimizer.kernels import Kernel, estimate
-from rankc.optimizer.realise import realise
+from rankc.optimizer.precision.candidates import candidates, choose_input, output_of
+from rankc.optimizer.precision.codes import BLOCK, quantize_weights_alone
+from rankc.optimizer.precision.kernel_times import Kernel, estimate
+from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.target import Target
 from rankc.optimizer.training.trainable import Trainable
 from support import canonical

@@ -8,10 +8,10 @@ import pytest
 import torch
 from rankc.optimizer.analysis.cost import estimate, format_of
 from rankc.optimizer.analysis.sites import linear_sites, table_sites
-from rankc.optimizer.candidates import candidates
 from rankc.optimizer.formats import LINEAR_FORMATS, TABLE_FORMATS
 from rankc.optimizer.ir import Program, Rewriter, sweep
-from rankc.optimizer.realise import realise, realise_table
+from rankc.optimizer.precision.candidates import candidates
+from rankc.optimizer.precision.linear_formats import realise, realise_table
 from rankc.optimizer.target import TARGETS, Target
 from support import canonical
 from torch import Tensor, nn

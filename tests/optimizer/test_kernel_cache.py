@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import rankc
 import torch
-from rankc.optimizer.kernel_cache import KernelCache, default_folder
-from rankc.optimizer.kernels import Kernel, KernelTimes, Trial
+from rankc.optimizer.precision.kernel_cache import KernelCache, default_folder
+from rankc.optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
 
 MACHINE = "a processor; onnxruntime: 1"
 

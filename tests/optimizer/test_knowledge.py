@@ -11,7 +11,7 @@ import rankc
 import torch
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import CheckpointError
-from rankc.optimizer.knowledge import Knowledge, Subject
+from rankc.optimizer.precision.probe_cache import Knowledge, Subject
 from rankc.optimizer.report.report import SiteRecord
 from rankers import EAGER, LOOSE, dlrm, dlrm_batches
 

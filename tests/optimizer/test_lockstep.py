@@ -11,11 +11,11 @@ from placed import coded, optimized
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites, table_sites
-from rankc.optimizer.candidates import choose_input
 from rankc.optimizer.compare.lockstep import Diagnosis, Finding, compare
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.ir import Precision, Program, Rewriter, site_of, sweep
-from rankc.optimizer.realise import realise, realise_table
+from rankc.optimizer.precision.candidates import choose_input
+from rankc.optimizer.precision.linear_formats import realise, realise_table
 from rankers import dlrm, dlrm_inputs
 from torch import Tensor
 

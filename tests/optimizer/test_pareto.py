@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from rankc.optimizer.errors import ArtifactError
-from rankc.optimizer.explain import explain
 from rankc.optimizer.ir import Precision
-from rankc.optimizer.pareto import Pareto
-from rankc.optimizer.probe import Candidate, Probe, SiteProbe, refuse
+from rankc.optimizer.precision.explain import explain
+from rankc.optimizer.precision.pareto import Pareto
+from rankc.optimizer.precision.probe import Candidate, Probe, SiteProbe, refuse
 
 
 def candidate(number_format: str | None, seconds: float, damage: float) -> Candidate:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from rankc.optimizer.placement import Choice, place
+from rankc.optimizer.precision.knapsack import Choice, place
 from rankc.optimizer.quality.damage import allowance
 
 

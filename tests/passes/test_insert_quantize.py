@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rankc.optimizer.codes import quantize_weight
 from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE
+from rankc.optimizer.precision.codes import quantize_weight
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report.report import Outcome
 from support import (

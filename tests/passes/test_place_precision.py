@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.candidates import candidates
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, sweep
-from rankc.optimizer.kernels import KernelTimes
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import run_pass
-from rankc.optimizer.probe import TOGETHER, Probe
+from rankc.optimizer.precision.candidates import candidates
+from rankc.optimizer.precision.kernel_times import KernelTimes
+from rankc.optimizer.precision.linear_formats import IMITATIONS, realise
+from rankc.optimizer.precision.probe import TOGETHER, Probe
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.realise import IMITATIONS, realise
 from rankc.optimizer.report.report import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.passes.place_precision import PlacePrecision

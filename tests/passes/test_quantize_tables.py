@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rankc.optimizer.codes import quantize_rows, round_trip_rows
 from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4
+from rankc.optimizer.precision.codes import quantize_rows, round_trip_rows
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report.report import Outcome
 from support import (

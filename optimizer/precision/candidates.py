@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..formats import HALF, WEIGHTS_ALONE
+from ..ir.facts import Precision
+from ..ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
 from .codes import (
     BLOCK,
     FLOAT8_MAX,
@@ -18,9 +21,6 @@ from .codes import (
     quantize_weights_alone,
     usable,
 )
-from .formats import HALF, WEIGHTS_ALONE
-from .ir.facts import Precision
-from .ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
 
 _aten = torch.ops.aten
 #: Shares of the smallest and of the largest value that are tried as the clipping range.

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .ir.scratch import write_whole
+from ..ir.scratch import write_whole
 
 _log = logging.getLogger(__name__)
 _FILE = "kernels.json"

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from .candidates import column_scale, errors_of, low_weight, output_of
-from .codes import quantize_rows, quantize_weight, quantize_weights_alone, round_trip_rows
-from .formats import HALF, WEIGHTS_ALONE
-from .ir.facts import Precision
-from .ir.ops import (
+from ..formats import HALF, WEIGHTS_ALONE
+from ..ir.facts import Precision
+from ..ir.ops import (
     CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
@@ -20,8 +18,10 @@ from .ir.ops import (
     ROWWISE_EMBEDDING4,
     ROWWISE_LINEAR,
 )
-from .ir.pattern import argument
-from .ir.rewrite import Rewriter
+from ..ir.pattern import argument
+from ..ir.rewrite import Rewriter
+from .candidates import column_scale, errors_of, low_weight, output_of
+from .codes import quantize_rows, quantize_weight, quantize_weights_alone, round_trip_rows
 
 _aten = torch.ops.aten
 

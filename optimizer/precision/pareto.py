@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArtifactError, TargetError
-from .ir.scratch import written_whole
+from ..errors import ArtifactError, TargetError
+from ..ir.scratch import written_whole
 from .probe import Candidate, Probe
 
 #: Damages that plans are solved for, besides none at all.

@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .analysis.feature_moments import Moments, as_seen, feature_moments
-from .compare.ordinary import ordinary
-from .data.limits import id_limits
-from .data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
-from .errors import DataError, TargetError
-from .ir.program import Program
-from .ir.signature import Feature, FeatureKind, Signature
-from .quality.budget import Budget
-from .quality.damage import rows_to_use
-from .quality.judge import Judge
-from .quality.scores import Runner, score
-from .quality.verdict import Status, Verdict
-from .report.report import AssumedRange
+from ..analysis.feature_moments import Moments, as_seen, feature_moments
+from ..compare.ordinary import ordinary
+from ..data.limits import id_limits
+from ..data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
+from ..errors import DataError, TargetError
+from ..ir.program import Program
+from ..ir.signature import Feature, FeatureKind, Signature
+from ..quality.budget import Budget
+from ..quality.damage import rows_to_use
+from ..quality.judge import Judge
+from ..quality.scores import Runner, score
+from ..quality.verdict import Status, Verdict
+from ..report.report import AssumedRange
 
 if TYPE_CHECKING:
-    from .pipeline.passbase import PassContext
-    from .report.report import Report
+    from ..pipeline.passbase import PassContext
+    from ..report.report import Report
 
 #: Made-up rows that give ranges, and that damages are measured on.
 _RANGE_ROWS, _JUDGED_ROWS = 1024, 2048

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ArtifactError
-from .report.report import SiteRecord, readable_bytes
+from ..errors import ArtifactError
+from ..report.report import SiteRecord, readable_bytes
 
 
 def explain(sites: Sequence[SiteRecord], name: str | None = None) -> str:

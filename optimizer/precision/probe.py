@@ -1,8 +1,8 @@
 """The probe: what every format costs and gains at every site, measured once (LoKA, 2605.10886).
 
 A site is a table or a linear. For each of its candidates the probe records the error of its own
-output on real rows, the time it takes (`optimizer/kernels.py`), the bytes it holds, and the damage
-to the scores when it alone is changed (`optimizer/placement.py`). Plans for any budget are solved
+output on real rows, the time it takes (`optimizer/precision/kernel_times.py`), the bytes it holds, and the damage
+to the scores when it alone is changed (`optimizer/precision/knapsack.py`). Plans for any budget are solved
 from that without another measurement.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .ir.facts import Precision
-from .placement import Choice, place
-from .report.report import AssumedRange, SiteRecord
+from ..ir.facts import Precision
+from ..report.report import AssumedRange, SiteRecord
+from .knapsack import Choice, place
 
 TOGETHER = "over budget together with the others, and the dearest of them"
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from .ir.ops import (
+from ..ir.ops import (
     CODED_LINEAR,
     DEQUANTIZE,
     DOT_INTERACTION,
@@ -28,7 +28,7 @@ from .ir.ops import (
     ROWWISE_EMBEDDING4,
     ROWWISE_LINEAR,
 )
-from .ir.rewrite import Rewriter
+from ..ir.rewrite import Rewriter
 
 _aten = torch.ops.aten
 _LOOKUPS = frozenset({_aten.embedding.default, ROWWISE_EMBEDDING.op, ROWWISE_EMBEDDING4.op})

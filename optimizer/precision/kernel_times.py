@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .analysis.cost import Cost
-from .errors import TargetError
-from .formats import HALF, WEIGHTS_ALONE, weight_width
-from .ir.facts import Precision
-from .ir.forms import Form
-from .ir.infer import infer_signature
-from .ir.pattern import argument, is_op
-from .ir.program import Program, flatten_exported
-from .ir.rewrite import Rewriter, sweep
-from .ir.structure import Structure
-from .ir.torchapi import silenced
+from ..analysis.cost import Cost
+from ..errors import TargetError
+from ..formats import HALF, WEIGHTS_ALONE, weight_width
+from ..ir.facts import Precision
+from ..ir.forms import Form
+from ..ir.infer import infer_signature
+from ..ir.pattern import argument, is_op
+from ..ir.program import Program, flatten_exported
+from ..ir.rewrite import Rewriter, sweep
+from ..ir.structure import Structure
+from ..ir.torchapi import silenced
+from ..pipeline.passbase import PassContext
+from ..registry import backend
+from ..target import Target
 from .kernel_cache import KernelCache, default_folder
-from .pipeline.passbase import PassContext
-from .realise import realise, realise_table, table_bytes
-from .registry import backend
-from .target import Target
+from .linear_formats import realise, realise_table, table_bytes
 
 _aten = torch.ops.aten
 #: Rows a linear sees are rounded up to so many significant bits: 26 × 64 and 27 × 64 time alike.
