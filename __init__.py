@@ -73,7 +73,7 @@ _PUBLIC = {
     "Side": "optimizer.ir",
     "Signature": "optimizer.ir",
     "Status": "optimizer.quality.verdict",
-    "Stream": "optimizer.stream",
+    "Stream": "optimizer.pruning.stream",
     "Target": "optimizer.target",
     "Task": "optimizer.ir",
     "TaskKind": "optimizer.ir",

@@ -22,7 +22,7 @@ from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, load_flights, load_movielens
 from rankc.models.rows import Rows
 from rankc.models.train import train
-from rankc.optimizer.stream import Followed, Window
+from rankc.optimizer.pruning.stream import Followed, Window
 from scipy import special
 from torch import Tensor, nn
 

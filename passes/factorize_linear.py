@@ -11,13 +11,13 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.cost import cost_of, elements_of
 from ..optimizer.analysis.sites import inputs_of, is_plain_linear, linear_sites
-from ..optimizer.choosing import Option, choose
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
-from ..optimizer.removal import Moments, input_moments
+from ..optimizer.pruning.options import Option, choose
+from ..optimizer.pruning.removal import Moments, input_moments
 from ..optimizer.report.report import SiteRecord
 
 _aten = torch.ops.aten

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..optimizer.gradual import describe, prune_gradually
 from ..optimizer.ir import Program
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pruning.gradual import describe, prune_gradually
 from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
 from ..optimizer.report.report import SiteRecord

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..optimizer.allocation import Goal, Plan, allocate, allocate_uniformly, too_little
-from ..optimizer.analysis.channels import Channels, channels
-from ..optimizer.analysis.importance import Worth, by_effect, by_magnitude
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
-from ..optimizer.removal import Moments, input_moments, remove, without
+from ..optimizer.pruning.allocation import Goal, Plan, allocate, allocate_uniformly, too_little
+from ..optimizer.pruning.channels import Channels, channels
+from ..optimizer.pruning.importance import Worth, by_effect, by_magnitude
+from ..optimizer.pruning.removal import Moments, input_moments, remove, without
 from ..optimizer.report.report import Kind, SiteRecord
 
 #: Plans that are tried, and how much more damage than is left they are predicted to do at most:
@@ -26,7 +26,7 @@ _PLANS, _REACH = 8, 16.0
 class PruneChannels(Pass):
     """Removes hidden units, cross ranks, heads, experts, fields and table columns from a program.
 
-    Method: what can go together is found on the graph (`optimizer/analysis/channels.py`), what it
+    Method: what can go together is found on the graph (`optimizer/pruning/channels.py`), what it
     is worth by first-order effects on each row's score (Molchanov, 1906.10771), or by taking it out
     where it is large. Units go in the steps the kernels like, those of least damage for the time
     they save first, so that every layer gets a sparsity of its own. What goes is taken to have

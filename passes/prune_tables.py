@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
-from ..optimizer.choosing import Option, choose
 from ..optimizer.errors import PruneError
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.program import Features
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
+from ..optimizer.pruning.options import Option, choose
 from ..optimizer.quality.judge import Judge
 from ..optimizer.report.report import SiteRecord, readable_bytes
 from ..optimizer.training.distill import Recovery

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from rankc.models import zoo
-from rankc.optimizer.analysis.channels import Channels, Group, channels
-from rankc.optimizer.analysis.dependence import Closure, Scene
 from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.ir.verify import verify
-from rankc.optimizer.removal import Removal, emptied, without
+from rankc.optimizer.pruning.channels import Channels, Group, channels
+from rankc.optimizer.pruning.dependence import Closure, Scene
+from rankc.optimizer.pruning.removal import Removal, emptied, without
 from support import canonical, capture_small, made_up, run_passes
 from torch import Tensor, fx, nn
 

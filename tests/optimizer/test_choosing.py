@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankc.optimizer.choosing import Option, choose
+from rankc.optimizer.pruning.options import Option, choose
 
 ROOM = {"click": 1.0}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from rankc.optimizer.analysis.channels import channels
-from rankc.optimizer.analysis.importance import by_effect
 from rankc.optimizer.ir import Program
-from rankc.optimizer.removal import Removal, input_moments, without
+from rankc.optimizer.pruning.channels import channels
+from rankc.optimizer.pruning.importance import by_effect
+from rankc.optimizer.pruning.removal import Removal, input_moments, without
 from support import capture_small, permissive_judge, run_passes
 from torch import Tensor, nn
 

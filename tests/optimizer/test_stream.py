@@ -13,7 +13,7 @@ import torch
 from rankc.optimizer.analysis.cost import total
 from rankc.optimizer.errors import DataError, PruneError, RecoverError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.stream import Followed, Stream, _Arm
+from rankc.optimizer.pruning.stream import Followed, Stream, _Arm
 from support import capture_small, made_up, run_passes
 from torch import Tensor, nn
 
@@ -100,8 +100,10 @@ def test_a_unit_comes_back_as_the_dense_model_has_it() -> None:
     base = run_passes(towers(), "canonicalize").program
     arm, dense = (_Arm(base, PLAN, name) for name in ("adaptive", "dense"))
     none = arm.gone
-    first, second = (rankc.optimizer.stream._rows(next(stream())[1], towers(), n) for n in (1, 2))
-    context = rankc.optimizer.stream.PassContext(target=rankc.Target.of("cpu-fp32"))
+    first, second = (
+        rankc.optimizer.pruning.stream._rows(next(stream())[1], towers(), n) for n in (1, 2)
+    )
+    context = rankc.optimizer.pruning.stream.PassContext(target=rankc.Target.of("cpu-fp32"))
     gone = PLAN._chosen(base, first, context)
     arm.cut(gone, dense)
     for learner in (arm, dense):

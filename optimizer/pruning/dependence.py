@@ -20,7 +20,7 @@ from ..ir import torchapi
 from ..ir.facts import site_of
 from ..ir.pattern import argument, is_op, parameter_name, size_at
 from ..ir.program import Program
-from .onerow import BY_INDEX, SPLITS, OneRow, picked_dim
+from .one_row import BY_INDEX, SPLITS, OneRow, picked_dim
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)

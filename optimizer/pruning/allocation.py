@@ -14,18 +14,18 @@ from math import inf, prod
 import torch
 from torch import Tensor, fx
 
-from .analysis.channels import Channels, Group
-from .analysis.cost import Cost, cost_of, elements_of, nbytes_of
-from .analysis.dependence import Scene
-from .analysis.importance import Worth
-from .analysis.sites import inputs_of, linear_sites
-from .ir.facts import site_of
-from .ir.pattern import is_op, parameter_name
-from .ir.program import Program
-from .pipeline.passbase import PassContext
-from .precision.kernel_times import Kernel, KernelTimes, Trial
+from ..analysis.cost import Cost, cost_of, elements_of, nbytes_of
+from ..analysis.sites import inputs_of, linear_sites
+from ..ir.facts import site_of
+from ..ir.pattern import is_op, parameter_name
+from ..ir.program import Program
+from ..pipeline.passbase import PassContext
+from ..precision.kernel_times import Kernel, KernelTimes, Trial
+from ..target import Target
+from .channels import Channels, Group
+from .dependence import Scene
+from .importance import Worth
 from .removal import Removal, emptied
-from .target import Target
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
+from ..analysis.cost import cost_of
 from ..ir.pattern import is_op
-from .cost import cost_of
 from .dependence import Scene
 
 _aten = torch.ops.aten

@@ -19,7 +19,7 @@ from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
 from .branches import branches
 from .dependence import Closure, Key, Scene
-from .onerow import BY_INDEX, picked_dim
+from .one_row import BY_INDEX, picked_dim
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)

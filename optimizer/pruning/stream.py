@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.ragged import take
+from ..data.rows import Batch, Rows, collect
+from ..errors import DataError, PruneError, RecoverError
+from ..ir.program import Features, Program
+from ..pipeline.passbase import PassContext
+from ..pipeline.pipeline import Pipeline
+from ..quality.scores import task_logits
+from ..target import Target
+from ..training.distill import loss_of
+from ..training.trainable import Trainable
 from .allocation import Goal, allocate, too_little
-from .analysis.channels import Channels, channels
-from .analysis.importance import Worth, by_effect
-from .data.ragged import take
-from .data.rows import Batch, Rows, collect
-from .errors import DataError, PruneError, RecoverError
-from .ir.program import Features, Program
-from .pipeline.passbase import PassContext
-from .pipeline.pipeline import Pipeline
-from .quality.scores import task_logits
+from .channels import Channels, channels
+from .importance import Worth, by_effect
 from .removal import Removal, input_moments, without
-from .target import Target
-from .training.distill import loss_of
-from .training.trainable import Trainable
 
 #: Rows of a window that tell what units are worth.
 _WORTH_ROWS = 2048

@@ -8,7 +8,7 @@ damage that `optimizer/precision/knapsack.py` counts formats in. Units of which 
 and experts, are taken out one by one instead, and measured.
 
 What the linears behind lose by a unit, they make up for by its neighbours as far as these tell it
-(`optimizer/removal.py`), which first order doesn't see: most of a hidden layer, little of a table's
+(`optimizer/pruning/removal.py`), which first order doesn't see: most of a hidden layer, little of a table's
 columns. So half of each group is taken out at once, and its units' moves are scaled to what scores
 moved by then.
 """
@@ -26,8 +26,8 @@ from ..ir.pattern import is_op
 from ..ir.program import Features, Program
 from ..ir.signature import Signature, Task, TaskKind
 from ..quality.scores import task_logits
-from ..removal import Moments, Removal, emptied, without
 from .channels import Channels, Exit, Group
+from .removal import Moments, Removal, emptied, without
 
 _aten = torch.ops.aten
 _SOFTMAX = (_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int)

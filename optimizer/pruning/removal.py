@@ -17,13 +17,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
-from .analysis.branches import JOINS
-from .analysis.channels import Channels, Group
-from .analysis.dependence import Scene, whole_lines
-from .analysis.onerow import SPLITS, picked_dim
-from .ir.pattern import argument, is_op, parameter_name
-from .ir.program import Features, Program
-from .ir.rewrite import Rewriter, sweep
+from ..ir.pattern import argument, is_op, parameter_name
+from ..ir.program import Features, Program
+from ..ir.rewrite import Rewriter, sweep
+from .branches import JOINS
+from .channels import Channels, Group
+from .dependence import Scene, whole_lines
+from .one_row import SPLITS, picked_dim
 
 _aten = torch.ops.aten
 K = TypeVar("K")

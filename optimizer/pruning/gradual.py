@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import PruneError
+from ..ir.program import Program
+from ..pipeline.passbase import PassContext
+from ..quality.verdict import Status, Verdict
+from ..training.checkpoint import Checkpoint
+from ..training.distill import State
+from ..training.trainer import Trainer
 from .allocation import Goal, allocate, too_little
-from .analysis.channels import channels
-from .analysis.importance import by_effect
-from .errors import PruneError
-from .ir.program import Program
-from .pipeline.passbase import PassContext
-from .quality.verdict import Status, Verdict
+from .channels import channels
+from .importance import by_effect
 from .removal import input_moments, without
-from .training.checkpoint import Checkpoint
-from .training.distill import State
-from .training.trainer import Trainer
 
 #: The least share of the time a round is worth, and what counts as having reached a share.
 _LEAST_STEP, _CLOSE = 0.06, 1e-6
