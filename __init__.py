@@ -17,7 +17,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .optimizer.artifact import Artifact
+    from .optimizer.artifact.artifact import Artifact
     from .optimizer.backend import Backend, Built
     from .optimizer.bisect import bisect
     from .optimizer.data.rows import Batch, Parquet
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
 _PUBLIC = {
-    "Artifact": "optimizer.artifact",
+    "Artifact": "optimizer.artifact.artifact",
     "Backend": "optimizer.backend",
     "Batch": "optimizer.data.rows",
     "Budget": "optimizer.quality.budget",
@@ -162,6 +162,6 @@ def load(
         ArtifactError: The folder is missing, damaged, changed or not an artifact; it isn't signed
             by the key; or it holds code that isn't trusted.
     """
-    from .optimizer.artifact import Artifact
+    from .optimizer.artifact.artifact import Artifact
 
     return Artifact.load(folder, trust_code=trust_code, key=key)

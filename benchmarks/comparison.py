@@ -15,9 +15,10 @@ from typing import Any
 
 import rankc
 from rankc.models import zoo
-from rankc.optimizer import driver, finish
+from rankc.optimizer import driver
+from rankc.optimizer.artifact import pending as finish
+from rankc.optimizer.artifact.translation import Sample
 from rankc.optimizer.pipeline import pipeline
-from rankc.optimizer.translation import Sample
 
 PAGE = Path(__file__).parent / "results" / "comparison.md"
 _HEAD = """\

@@ -34,12 +34,12 @@ import openvino
 import rankc
 import torch
 from rankc.models import ZOO
+from rankc.optimizer.artifact.chunks import piece_of
+from rankc.optimizer.artifact.race import Race
 from rankc.optimizer.data.rows import Rows, synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced
-from rankc.optimizer.pieces import piece_of
-from rankc.optimizer.race import Race
 from rankc.optimizer.report.report import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ import torch
 from rankc.models.data import DataUnavailable, RankingData, load_flights, synthetic_flights
 from rankc.models.dlrm import DLRM, DLRMConfig
 from rankc.models.train import train
-from rankc.optimizer.benchmark import compare
+from rankc.optimizer.artifact.benchmark import compare
 from rankc.optimizer.data.rows import Rows, collect
 from rankc.optimizer.report.report import readable_bytes
 from rich.console import Console

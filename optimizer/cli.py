@@ -215,7 +215,7 @@ def _explain_parser(commands: Any) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from .artifact import Artifact
+    from .artifact.artifact import Artifact
 
     artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     if not arguments.pareto and arguments.plot is None:
@@ -312,7 +312,7 @@ def _consolidate(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from .artifact import check_destination
+    from .artifact.artifact import check_destination
     from .driver import optimize
     from .pipeline.instruments import Disable, Dump
     from .pipeline.passbase import Instrument
@@ -384,8 +384,8 @@ def _parquet(arguments: argparse.Namespace) -> Parquet | None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .artifact import read_manifest
-    from .integrity import REPORT_TEXT, read_text
+    from .artifact.artifact import read_manifest
+    from .artifact.integrity import REPORT_TEXT, read_text
 
     place = Path(arguments.what)
     if (":" in arguments.what and not place.exists()) or place.suffix in (".pt2", ".onnx"):
@@ -453,8 +453,8 @@ def _shortened(values: Sequence[Any], shown: int = 4) -> str:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from .artifact import Artifact
-    from .benchmark import compare
+    from .artifact.artifact import Artifact
+    from .artifact.benchmark import compare
     from .sources import resolve
 
     artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
@@ -525,7 +525,7 @@ def _targets(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from .completion import complete
+    from .artifact.completion import complete
 
     files = complete(arguments.artifact)
     print(f"built {', '.join(files)} in {arguments.artifact}")

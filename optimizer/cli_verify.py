@@ -22,8 +22,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _sign(arguments: argparse.Namespace) -> int:
-    from .artifact import verify
-    from .signing import sign
+    from .artifact.artifact import verify
+    from .artifact.signing import sign
 
     # What is signed is what is there: nothing damaged or added may be vouched for.
     verify(arguments.artifact, complete=True)
@@ -32,7 +32,7 @@ def _sign(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .artifact import verify
+    from .artifact.artifact import verify
 
     for line in verify(arguments.artifact, key=arguments.key):
         print(line)

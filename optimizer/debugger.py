@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .artifact import Artifact
+from .artifact.artifact import Artifact
 from .compare.lockstep import Diagnosis, compare, shifts
 from .compare.ordinary import ordinary
 from .data.rows import Parquet, Rows, check_features, collect

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from .analysis.sites import linear_sites, mixed_tables, table_sites
+from .artifact.translation import Sample, check_built, check_program
 from .compare.numerics import divergence
 from .compare.ordinary import ordinary
 from .data.ragged import ragged_of, take
@@ -31,7 +32,6 @@ from .registry import backend, frontend
 from .report.report import Kind, Outcome, Report, readable_bytes
 from .sources import capture
 from .target import Target
-from .translation import Sample, check_built, check_program
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.
 TOLERANCE = 1e-4

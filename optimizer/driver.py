@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
-from .artifact import Artifact, Manifest
+from .artifact.artifact import Artifact, Manifest
+from .artifact.integrity import file_facts
+from .artifact.pending import Finish
+from .artifact.race import Race
+from .artifact.refusal import built_checks
+from .artifact.translation import Sample
 from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
@@ -32,10 +37,8 @@ from .errors import (
     UnsupportedError,
     VerifyError,
 )
-from .finish import Finish
 from .forms import require_forms
 from .heads.windows import Windows
-from .integrity import file_facts
 from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
 from .ir.scratch import Scratch
@@ -54,8 +57,6 @@ from .quality.gate import split_confidence
 from .quality.judge import Judge
 from .quality.scores import score
 from .quality.verdict import Status, Verdict, least
-from .race import Race
-from .refusal import built_checks
 from .registry import backend, served
 from .report.report import Report
 from .requests.ahead import entries_of
@@ -63,7 +64,6 @@ from .requests.request import Request, as_flat, as_request
 from .sources import captured, given_rows, rows_of
 from .target import Target
 from .training.distill import Distill, Recovery, prepare
-from .translation import Sample
 
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256

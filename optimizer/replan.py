@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .artifact import Artifact
+from .artifact.artifact import Artifact
 from .data.rows import Parquet
 from .driver import optimize
 from .ir.program import Program

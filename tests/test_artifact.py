@@ -15,8 +15,8 @@ import pytest
 import rankc
 import torch
 from onnx import helper
-from rankc.optimizer import artifact as artifact_module
-from rankc.optimizer.artifact import Manifest, check_destination
+from rankc.optimizer.artifact import artifact as artifact_module
+from rankc.optimizer.artifact.artifact import Manifest, check_destination
 from rankc.optimizer.data.rows import collect
 from rankc.optimizer.errors import ArtifactError
 from rankc.optimizer.timing import Timing

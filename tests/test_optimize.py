@@ -155,7 +155,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
 
 def test_same_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pieces are timed anew in each process, and what is nearly as fast may win the next time.
-    monkeypatch.setattr("rankc.optimizer.finish.best_pieces", lambda *_: ())
+    monkeypatch.setattr("rankc.optimizer.artifact.pending.best_pieces", lambda *_: ())
     optimized("cpu-int8").save(tmp_path / "here")
     there = tmp_path / "there"
     script = [
@@ -163,8 +163,8 @@ def test_same_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.Monke
         "torch.set_num_threads(1)  # as in every test here: sums are in another order with more",
         "from rankc.backends.openvino import OpenVino",
         "OpenVino.missing = lambda self: 'pip install openvino'  # as in every test here",
-        "import rankc.optimizer.finish",
-        "rankc.optimizer.finish.best_pieces = lambda *_: ()",
+        "import rankc.optimizer.artifact.pending",
+        "rankc.optimizer.artifact.pending.best_pieces = lambda *_: ()",
         f"rankers.optimized('cpu-int8').save({str(there)!r})",
     ]
     subprocess.run(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rankc
-from rankc.optimizer.artifact import MANIFEST
+from rankc.optimizer.artifact.artifact import MANIFEST
 from rankc.optimizer.errors import ArtifactError
 from rankers import EAGER_FP32, contents, small, small_inputs
 

@@ -23,15 +23,15 @@ import torch
 from attack import folders, models
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from rankc.optimizer import integrity
-from rankc.optimizer.artifact import verify
+from rankc.optimizer.artifact import integrity
+from rankc.optimizer.artifact.artifact import verify
+from rankc.optimizer.artifact.integrity import OpenFiles, checksum, file_facts
+from rankc.optimizer.artifact.signing import sign
 from rankc.optimizer.cli import main
 from rankc.optimizer.debugger import program_of
 from rankc.optimizer.errors import ArtifactError, CaptureError, CheckpointError
-from rankc.optimizer.integrity import OpenFiles, checksum, file_facts
 from rankc.optimizer.ir import Program
 from rankc.optimizer.precision.probe_cache import Knowledge, Subject
-from rankc.optimizer.signing import sign
 from rankc.optimizer.training.checkpoint import Checkpoint
 from rankers import EAGER_FP32, dlrm_inputs, optimized, small, small_inputs
 

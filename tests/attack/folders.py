@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import rankc
-from rankc.optimizer.integrity import checksum, file_facts
+from rankc.optimizer.artifact.integrity import checksum, file_facts
 
 Inputs = tuple[np.ndarray[Any, Any], ...]
 Keys = tuple[str | int, ...]

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rankc
 from rankc.backends.onnxruntime import OnnxRuntime
-from rankc.optimizer.artifact import verify
+from rankc.optimizer.artifact.artifact import verify
+from rankc.optimizer.artifact.completion import complete
 from rankc.optimizer.cli import main
-from rankc.optimizer.completion import complete
 from rankc.optimizer.interrupts import Interrupts
 from rankc.optimizer.ir.scratch import Scratch, remove_left, written_whole
 from rankc.optimizer.precision.kernel_cache import KernelCache

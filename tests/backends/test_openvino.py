@@ -14,6 +14,7 @@ import torch
 from placed import coded, optimized
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.analysis.sites import linear_sites
+from rankc.optimizer.artifact.race import Race
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
@@ -21,7 +22,6 @@ from rankc.optimizer.ir.pattern import shape_of
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.precision.linear_formats import realise
-from rankc.optimizer.race import Race
 from rankc.optimizer.target import Target
 
 pytest.importorskip("openvino")

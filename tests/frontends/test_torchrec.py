@@ -13,7 +13,7 @@ import pytest
 import rankc
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.artifact import Artifact
+from rankc.optimizer.artifact.artifact import Artifact
 from rankc.optimizer.errors import CaptureError, SignatureError
 from rankc.optimizer.ir import FeatureKind
 from rankc.optimizer.quality.verdict import Status

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import rankc
 from rankc.backends.onnxruntime import OnnxRuntime
-from rankc.optimizer.artifact import verify
+from rankc.optimizer.artifact.artifact import verify
+from rankc.optimizer.artifact.completion import complete
+from rankc.optimizer.artifact.integrity import checksum
 from rankc.optimizer.cli import main
-from rankc.optimizer.completion import complete
 from rankc.optimizer.errors import ArtifactError
-from rankc.optimizer.integrity import checksum
 from rankc.optimizer.ir import scratch
 from rankc.optimizer.ir.scratch import remove_left
 from rankc.optimizer.target import TARGETS, Target

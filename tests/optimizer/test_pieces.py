@@ -12,9 +12,9 @@ import pytest
 import rankc
 from rankc import models
 from rankc.frontends.export import capture
-from rankc.optimizer import pieces
+from rankc.optimizer.artifact import chunks as pieces
+from rankc.optimizer.artifact.chunks import InPieces, best_pieces, can_be_split, in_pieces
 from rankc.optimizer.data.rows import synthesize
-from rankc.optimizer.pieces import InPieces, best_pieces, can_be_split, in_pieces
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -86,7 +86,7 @@ def test_the_fastest_pieces_are_found(
 
 
 def test_an_artifact_remembers_its_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("rankc.optimizer.finish.best_pieces", lambda *_: ((128, 64),))
+    monkeypatch.setattr("rankc.optimizer.artifact.pending.best_pieces", lambda *_: ((128, 64),))
     model = models.zoo()["dlrm"]().eval()
     artifact = rankc.optimize(model, target="cpu-fp32")
     assert artifact.manifest.pieces == ((128, 64),)

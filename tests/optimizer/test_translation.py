@@ -14,11 +14,11 @@ import pytest
 import rankc
 import torch
 from rankc import backends
+from rankc.optimizer.artifact.translation import Sample, check_program
 from rankc.optimizer.backend import Backend, Built
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, TranslationError
 from rankc.optimizer.ir import Program
-from rankc.optimizer.translation import Sample, check_program
 from torch import Tensor, nn
 
 Arrays = dict[str, np.ndarray]

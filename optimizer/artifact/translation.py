@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .compare.differences import Difference, Reference, completed, joined
-from .compare.domain import picked
-from .compare.hostile import hostile
-from .compare.lockstep import compare
-from .compare.numerics import truth
-from .compare.sensitivity import spreads
-from .data.rows import Rows
-from .errors import TranslationError
-from .ir.facts import facts_of, site_of
-from .ir.program import Program
-from .ir.scratch import Scratch
-from .ir.signature import Signature
-from .ir.structure import Branch, Leaf, Structure
-from .registry import backend
-from .requests.request import one_user, replicated
-from .target import Target
+from ..compare.differences import Difference, Reference, completed, joined
+from ..compare.domain import picked
+from ..compare.hostile import hostile
+from ..compare.lockstep import compare
+from ..compare.numerics import truth
+from ..compare.sensitivity import spreads
+from ..data.rows import Rows
+from ..errors import TranslationError
+from ..ir.facts import facts_of, site_of
+from ..ir.program import Program
+from ..ir.scratch import Scratch
+from ..ir.signature import Signature
+from ..ir.structure import Branch, Leaf, Structure
+from ..registry import backend
+from ..requests.request import one_user, replicated
+from ..target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Runner = Callable[[Mapping[str, Any]], Arrays]

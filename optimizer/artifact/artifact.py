@@ -15,9 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
-from .errors import ArtifactError, SignatureError
-from .fitting import MisfitError, reading, require, require_fit
+from ..data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
+from ..errors import ArtifactError, SignatureError
+from ..fitting import MisfitError, reading, require, require_fit
+from ..ir.program import bind_arguments, with_defaults
+from ..ir.scratch import Scratch, remove_left, written_folder
+from ..ir.signature import Signature
+from ..ir.structure import Structure
+from ..precision.explain import explain
+from ..precision.pareto import Pareto
+from ..precision.probe import Probe
+from ..quality.verdict import Verdict
+from ..registry import backend
+from ..report.report import Report, SiteRecord
+from ..requests.request import ITEMS, REQUEST, Entry, one_user, without_copies
+from ..target import Target
+from ..timing import Timing, side_by_side
+from .chunks import ArrayRunner, Pieces, in_pieces
 from .integrity import (
     MANIFEST,
     REPORT_JSON,
@@ -34,24 +48,10 @@ from .integrity import (
     read_text,
     sealed,
 )
-from .ir.program import bind_arguments, with_defaults
-from .ir.scratch import Scratch, remove_left, written_folder
-from .ir.signature import Signature
-from .ir.structure import Structure
 from .manifest_rules import check_facts, check_manifest, field_of
-from .pieces import ArrayRunner, Pieces, in_pieces
-from .precision.explain import explain
-from .precision.pareto import Pareto
-from .precision.probe import Probe
-from .quality.verdict import Verdict
 from .refusal import Check, Guard, opened_checks
-from .registry import backend
 from .reopened import reopened
-from .report.report import Report, SiteRecord
-from .requests.request import ITEMS, REQUEST, Entry, one_user, without_copies
 from .signing import require_signed
-from .target import Target
-from .timing import Timing, side_by_side
 from .travel import packed
 
 #: Raised when the folder's layout changes.

@@ -9,8 +9,8 @@ from functools import partial
 from math import exp, log
 from typing import Any
 
-from .data.rows import Rows
-from .timing import side_by_side
+from ..data.rows import Rows
+from ..timing import side_by_side
 
 #: Rounds, and seconds each candidate runs in a round.
 _ROUNDS, _SECONDS = 9, 0.01

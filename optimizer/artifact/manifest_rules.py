@@ -9,9 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RankcError
-from .fitting import MisfitError, is_finite, require, require_fit
-from .ir.signature import MISSING, Feature, Signature
+from ..errors import RankcError
+from ..fitting import MisfitError, is_finite, require, require_fit
+from ..ir.signature import MISSING, Feature, Signature
 
 if TYPE_CHECKING:
     from .artifact import Manifest

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 from torch import fx
 
-from .data.ragged import check_delimiters, ragged_of
-from .data.rows import check_features
+from ..data.ragged import check_delimiters, ragged_of
+from ..data.rows import check_features
+from ..errors import RankcError, SignatureError, UnsupportedError
+from ..ir.facts import site_of
+from ..ir.ops import BOUNDED
+from ..ir.program import Program
+from ..ir.rewrite import Rewriter
+from ..ir.signature import BATCH, Signature
+from ..registry import backend
+from ..requests.ahead import with_outputs
+from ..target import Target
+from .chunks import ArrayRunner
 from .empty import is_empty, scores_of_nothing
-from .errors import RankcError, SignatureError, UnsupportedError
 from .integrity import OpenFiles
-from .ir.facts import site_of
-from .ir.ops import BOUNDED
-from .ir.program import Program
-from .ir.rewrite import Rewriter
-from .ir.signature import BATCH, Signature
-from .pieces import ArrayRunner
-from .registry import backend
 from .reopened import reopened
-from .requests.ahead import with_outputs
-from .target import Target
 
 #: The name of the program that computes ids behind arithmetic.
 CHECKS = "checks"

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
+from ..errors import ArtifactError
 from .integrity import MANIFEST, SIGNATURE, read_text
 
 _PIP = "pip install cryptography"

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..data.rows import Rows
+from ..ir.program import Program
+from ..ir.scratch import Scratch
+from ..ir.signature import Signature
+from ..pipeline.passbase import Exactness
+from ..quality.budget import Budget
+from ..quality.verdict import Verdict
+from ..report.report import Outcome, Report
+from ..requests.equivalence import disagreement
+from ..requests.request import one_user
+from ..target import Target
 from .artifact import Artifact, Manifest
-from .data.rows import Rows
-from .ir.program import Program
-from .ir.scratch import Scratch
-from .ir.signature import Signature
-from .pieces import best_pieces
-from .pipeline.passbase import Exactness
-from .quality.budget import Budget
-from .quality.verdict import Verdict
+from .chunks import best_pieces
 from .reopened import close_all
-from .report.report import Outcome, Report
-from .requests.equivalence import disagreement
-from .requests.request import one_user
-from .target import Target
 from .translation import Sample, check_artifact, unlike
 
 

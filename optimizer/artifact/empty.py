@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .data.ragged import ragged_of
-from .ir.signature import BATCH, Feature, Signature
-from .pieces import ArrayRunner
+from ..data.ragged import ragged_of
+from ..ir.signature import BATCH, Feature, Signature
+from .chunks import ArrayRunner
 
 
 def is_empty(signature: Signature, arrays: Mapping[str, Any]) -> bool:

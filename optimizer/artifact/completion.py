@@ -7,8 +7,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import ArtifactError, TargetError
+from ..ir.scratch import Scratch, remove_left
+from ..registry import backend
+from ..target import Target
 from .artifact import Manifest, manifest_and_reports
-from .errors import ArtifactError, TargetError
 from .integrity import (
     MANIFEST,
     REPORTS,
@@ -19,9 +22,6 @@ from .integrity import (
     open_regular,
     sealed,
 )
-from .ir.scratch import Scratch, remove_left
-from .registry import backend
-from .target import Target
 
 
 def complete(folder: str | Path) -> tuple[str, ...]:

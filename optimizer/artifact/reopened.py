@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArtifactError
-from .pieces import ArrayRunner
-from .registry import backend
+from ..errors import ArtifactError
+from ..registry import backend
+from .chunks import ArrayRunner
 
 
 def reopened(

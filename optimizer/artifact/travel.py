@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtifactError
+from ..errors import ArtifactError
+from ..ir.scratch import Scratch
 from .integrity import MANIFEST, checksum, parsed, read_text
-from .ir.scratch import Scratch
 
 if TYPE_CHECKING:
     from .artifact import Artifact

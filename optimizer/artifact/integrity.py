@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
+from ..errors import ArtifactError
 
 MANIFEST, REPORT_JSON, REPORT_TEXT = "manifest.json", "report.json", "report.txt"
 SIGNATURE = "manifest.sig"

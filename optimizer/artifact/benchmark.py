@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .timing import side_by_side
+from ..timing import side_by_side
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..data.rows import Rows
     from .artifact import Artifact
-    from .data.rows import Rows
 
 _LOG = logging.getLogger("rankc")
 
@@ -44,9 +44,9 @@ def compare(
         takes requests, ``request`` is one of as many candidates, and ``request speedup`` the
         peer's time, with the user given once for each, over it.
     """
-    from .data.rows import synthesize
-    from .ir.scratch import Scratch
-    from .requests.request import one_user
+    from ..data.rows import synthesize
+    from ..ir.scratch import Scratch
+    from ..requests.request import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
@@ -104,9 +104,9 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     import onnxruntime
     import torch
 
-    from .data.ragged import ragged_of
-    from .data.rows import synthesize
-    from .ir.torchapi import silenced
+    from ..data.ragged import ragged_of
+    from ..data.rows import synthesize
+    from ..ir.torchapi import silenced
 
     features = synthesize(artifact.signature, 8).features
     call = _own(model, artifact.manifest.inputs.unflatten(features))

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .data.rows import Rows
-from .ir.signature import BATCH, FeatureKind, Signature
-from .timing import side_by_side
+from ..data.rows import Rows
+from ..ir.signature import BATCH, FeatureKind, Signature
+from ..timing import side_by_side
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]
