@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from .optimizer.artifact.artifact import Artifact
     from .optimizer.backend import Backend, Built
-    from .optimizer.bisect import bisect
     from .optimizer.data.rows import Batch, Parquet
-    from .optimizer.debugger import debug
+    from .optimizer.diagnose.bisect import bisect
+    from .optimizer.diagnose.debug import debug
     from .optimizer.driver import optimize
     from .optimizer.errors import RankcError
     from .optimizer.heads.consolidate import consolidate
@@ -79,12 +79,12 @@ _PUBLIC = {
     "TaskKind": "optimizer.ir",
     "Verdict": "optimizer.quality.verdict",
     "Windows": "optimizer.heads.windows",
-    "bisect": "optimizer.bisect",
+    "bisect": "optimizer.diagnose.bisect",
     "capture": "optimizer.sources",
     "cdf_of": "optimizer.heads.windows",
     "consistency": "optimizer.heads.stage_consistency",
     "consolidate": "optimizer.heads.consolidate",
-    "debug": "optimizer.debugger",
+    "debug": "optimizer.diagnose.debug",
     "optimize": "optimizer.driver",
     "register": "optimizer.pipeline.registry",
     "replan": "optimizer.replan",

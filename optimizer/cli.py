@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .data.rows import Parquet
-    from .doctor_report import Diagnosis
+    from .diagnose.doctor import Diagnosis
     from .ir.program import Program
     from .requests.request import Request
 
@@ -533,10 +533,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _bisect(arguments: argparse.Namespace) -> int:
-    from .bisect import bisect
     from .compare.numerics import divergence
     from .compare.ordinary import ordinary
     from .data.rows import collect, split
+    from .diagnose.bisect import bisect
     from .pipeline.passbase import PassContext
     from .pipeline.pipeline import Pipeline
     from .quality.budget import Budget
@@ -574,7 +574,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
 
 
 def _debug(arguments: argparse.Namespace) -> int:
-    from .debugger import debug
+    from .diagnose.debug import debug
 
     if arguments.rows < 2:
         raise RankcError(f"--rows takes a number of at least 2, got {arguments.rows}")
@@ -604,7 +604,7 @@ def _debug(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from .data.rows import Parquet
-    from .doctor_report import examine
+    from .diagnose.doctor import examine
 
     data = None
     if arguments.data is not None:

@@ -28,7 +28,7 @@ from rankc.optimizer.artifact.artifact import verify
 from rankc.optimizer.artifact.integrity import OpenFiles, checksum, file_facts
 from rankc.optimizer.artifact.signing import sign
 from rankc.optimizer.cli import main
-from rankc.optimizer.debugger import program_of
+from rankc.optimizer.diagnose.debug import program_of
 from rankc.optimizer.errors import ArtifactError, CaptureError, CheckpointError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.precision.probe_cache import Knowledge, Subject

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rankc.optimizer.bisect import Culprit, bisect
 from rankc.optimizer.compare.numerics import divergence
+from rankc.optimizer.diagnose.bisect import Culprit, bisect
 from rankc.optimizer.errors import PipelineError, VerifyError
 from rankc.optimizer.ir import Program, Rewriter, Rule, apply_rules, site_of
 from rankc.optimizer.pipeline.instruments import Disable, Dump, Limit, Progress, Time, Verify

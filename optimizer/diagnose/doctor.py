@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .analysis.sites import linear_sites, mixed_tables, table_sites
-from .artifact.translation import Sample, check_built, check_program
-from .compare.numerics import divergence
-from .compare.ordinary import ordinary
-from .data.ragged import ragged_of, take
-from .data.rows import Parquet, collect
-from .errors import RankcError, TargetError, TranslationError, UnsupportedError
-from .ir import Program, site_of
-from .ir.pattern import dtype_of, shape_of
-from .ir.scratch import Scratch
-from .pipeline.instruments import Verify
-from .pipeline.passbase import Exactness, PassContext
-from .pipeline.pipeline import Pipeline
-from .registry import backend, frontend
-from .report.report import Kind, Outcome, Report, readable_bytes
-from .sources import capture
-from .target import Target
+from ..analysis.sites import linear_sites, mixed_tables, table_sites
+from ..artifact.translation import Sample, check_built, check_program
+from ..compare.numerics import divergence
+from ..compare.ordinary import ordinary
+from ..data.ragged import ragged_of, take
+from ..data.rows import Parquet, collect
+from ..errors import RankcError, TargetError, TranslationError, UnsupportedError
+from ..ir import Program, site_of
+from ..ir.pattern import dtype_of, shape_of
+from ..ir.scratch import Scratch
+from ..pipeline.instruments import Verify
+from ..pipeline.passbase import Exactness, PassContext
+from ..pipeline.pipeline import Pipeline
+from ..registry import backend, frontend
+from ..report.report import Kind, Outcome, Report, readable_bytes
+from ..sources import capture
+from ..target import Target
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.
 TOLERANCE = 1e-4

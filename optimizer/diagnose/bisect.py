@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .errors import PipelineError
-from .ir.program import Program
-from .pipeline.instruments import Limit
-from .pipeline.passbase import PassContext
-from .pipeline.pipeline import Pipeline
-from .report.report import Report
-from .target import Target
+from ..errors import PipelineError
+from ..ir.program import Program
+from ..pipeline.instruments import Limit
+from ..pipeline.passbase import PassContext
+from ..pipeline.pipeline import Pipeline
+from ..report.report import Report
+from ..target import Target
 
 
 @dataclass(frozen=True)
