@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .optimizer.artifact.artifact import Artifact
     from .optimizer.backend import Backend, Built
+    from .optimizer.capture import capture
     from .optimizer.data.rows import Batch, Parquet
     from .optimizer.diagnose.bisect import bisect
     from .optimizer.diagnose.debug import debug
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .optimizer.replan import replan
     from .optimizer.report.report import Report
     from .optimizer.requests.request import Request
-    from .optimizer.sources import capture
     from .optimizer.target import DeviceSpec, Target
 
 #: name -> module it is found in; imported when first used, so that importing rankc is cheap.
@@ -80,7 +80,7 @@ _PUBLIC = {
     "Verdict": "optimizer.quality.verdict",
     "Windows": "optimizer.heads.windows",
     "bisect": "optimizer.diagnose.bisect",
-    "capture": "optimizer.sources",
+    "capture": "optimizer.capture",
     "cdf_of": "optimizer.heads.windows",
     "consistency": "optimizer.heads.stage_consistency",
     "consolidate": "optimizer.heads.consolidate",

@@ -455,7 +455,7 @@ def _shortened(values: Sequence[Any], shown: int = 4) -> str:
 def _bench(arguments: argparse.Namespace) -> int:
     from .artifact.artifact import Artifact
     from .artifact.benchmark import compare
-    from .sources import resolve
+    from .capture import resolve
 
     artifact = Artifact.load(arguments.artifact, trust_code=arguments.trust_code)
     model = resolve(arguments.against) if arguments.against else None
@@ -654,7 +654,7 @@ def _print_diagnosis(found: Diagnosis, verbose: bool) -> None:
 
 
 def _capture(place: str, trust_code: bool) -> Program:
-    from .sources import capture
+    from .capture import capture
 
     return capture(place, trust_code=trust_code)
 

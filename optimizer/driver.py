@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
+from .analysis.operator_forms import require_forms
 from .artifact.artifact import Artifact, Manifest
 from .artifact.integrity import file_facts
 from .artifact.pending import Finish
 from .artifact.race import Race
 from .artifact.refusal import built_checks
 from .artifact.translation import Sample
+from .capture import captured, given_rows, rows_of
 from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
@@ -37,7 +39,6 @@ from .errors import (
     UnsupportedError,
     VerifyError,
 )
-from .forms import require_forms
 from .heads.windows import Windows
 from .ir.bounds import without_bounds
 from .ir.program import Program, with_defaults
@@ -61,7 +62,6 @@ from .registry import backend, served
 from .report.report import Report
 from .requests.ahead import entries_of
 from .requests.request import Request, as_flat, as_request
-from .sources import captured, given_rows, rows_of
 from .target import Target
 from .training.distill import Distill, Recovery, prepare
 

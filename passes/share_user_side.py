@@ -9,8 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from ..optimizer.analysis.batch_axis import (
+    FIRST,
+    Found,
+    Lost,
+    Place,
+    batch_symbol,
+    row_places,
+    squeezed,
+)
 from ..optimizer.analysis.lineage import Lineage, lineage, shared_features
-from ..optimizer.analysis.rows import FIRST, Found, Lost, Place, batch_symbol, row_places, squeezed
 from ..optimizer.ir import Program, Rewriter
 from ..optimizer.ir.ops import REQUEST_BROADCAST
 from ..optimizer.ir.pattern import is_op, shape_of
@@ -32,7 +40,7 @@ class ShareUserSide(Pass):
     it meets a candidate's value in an elementwise operator or a batched product, that one
     broadcasts by itself.
     Exact because: rows that are alike give results that are alike, where rows are computed apart
-    (`optimizer/analysis/rows.py` follows them). Kernels may sum one row in another order than many.
+    (`optimizer/analysis/batch_axis.py` follows them). Kernels may sum one row in another order than many.
     Requires: CANONICAL.
     Misses when: a value mixes rows, or moves them where they can't be followed; what needs it is
     then computed for each candidate.

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact.artifact import Artifact
+from ..capture import captured
 from ..compare.lockstep import Diagnosis, compare, shifts
 from ..compare.ordinary import ordinary
 from ..data.rows import Parquet, Rows, check_features, collect
 from ..errors import ArtifactError, DataError
 from ..ir.program import Program, with_defaults
 from ..registry import backend, frontend
-from ..sources import captured
 
 _ROWS = 512
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from ..analysis.sites import linear_sites, mixed_tables, table_sites
 from ..artifact.translation import Sample, check_built, check_program
+from ..capture import capture
 from ..compare.numerics import divergence
 from ..compare.ordinary import ordinary
 from ..data.ragged import ragged_of, take
@@ -30,7 +31,6 @@ from ..pipeline.passbase import Exactness, PassContext
 from ..pipeline.pipeline import Pipeline
 from ..registry import backend, frontend
 from ..report.report import Kind, Outcome, Report, readable_bytes
-from ..sources import capture
 from ..target import Target
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..analysis.cost import size_of
+from ..capture import capture
 from ..data.ragged import ragged_of
 from ..data.rows import synthesize
 from ..errors import SignatureError
@@ -23,7 +24,6 @@ from ..ir.structure import Branch, Leaf
 from ..pipeline.passbase import PassContext
 from ..pipeline.pipeline import Pipeline
 from ..report.report import readable_bytes
-from ..sources import capture
 from ..target import Target
 from .stage_consistency import consistency
 

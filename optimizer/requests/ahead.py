@@ -8,8 +8,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx
 
+from ..analysis.batch_axis import FIRST, row_places
 from ..analysis.lineage import Lineage, lineage
-from ..analysis.rows import FIRST, row_places
 from ..errors import SignatureError
 from ..ir.facts import site_of
 from ..ir.ops import REQUEST_BROADCAST

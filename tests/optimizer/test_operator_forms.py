@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import rankc
 import torch
+from rankc.optimizer.analysis.operator_forms import require_forms
 from rankc.optimizer.errors import UnsupportedError
-from rankc.optimizer.forms import require_forms
 from rankc.optimizer.target import Target
 from torch import Tensor, nn
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .errors import TargetError, UnsupportedError
-from .ir.alone import alone
-from .ir.facts import facts_of, site_of
-from .ir.program import Program
-from .ir.torchapi import captured_operators, operator_name
-from .registry import backend, backend_names
-from .target import Target
+from ..errors import TargetError, UnsupportedError
+from ..ir.alone import alone
+from ..ir.facts import facts_of, site_of
+from ..ir.program import Program
+from ..ir.torchapi import captured_operators, operator_name
+from ..registry import backend, backend_names
+from ..target import Target
 
 #: Of core ATen, and without a case of their own in the conformance suite or a form by a pass: they
 #: are tried where they are met.
