@@ -3,10 +3,10 @@
 #: name -> "module:Class", imported when first asked for.
 BACKENDS: dict[str, str] = {
     "eager": "eager:Eager",
-    "inductor": "inductor:Inductor",
+    "inductor": "inductor.backend:Inductor",
     "mlir": "mlir:Mlir",
-    "onnx": "onnxruntime:PlainOnnx",
-    "onnxruntime": "onnxruntime:OnnxRuntime",
+    "onnx": "onnxruntime.backend:PlainOnnx",
+    "onnxruntime": "onnxruntime.backend:OnnxRuntime",
     "openvino": "openvino:OpenVino",
-    "tensorrt": "tensorrt:TensorRT",
+    "tensorrt": "tensorrt.backend:TensorRT",
 }

@@ -21,8 +21,8 @@ from ..optimizer.ir import Program
 from ..optimizer.ir.ops import HALF_LINEAR
 from ..optimizer.target import Target
 from . import openvino_limits
-from .onnxruntime import MODEL, OnnxRuntime
-from .rowwise import inline_rowwise
+from .onnx.rowwise_linear import inline_rowwise
+from .onnxruntime.backend import MODEL, OnnxRuntime
 
 FACTS = "openvino.json"
 _PIP = "pip install openvino"

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import rankc
 import torch
-from rankc.backends.onnxruntime import MODEL, OnnxRuntime, OrtRunner
+from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, OrtRunner
 from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
 from rankc.optimizer.data.rows import synthesize

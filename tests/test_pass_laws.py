@@ -14,7 +14,7 @@ import pytest
 import torch
 from interactions import Interactions
 from rankc import models
-from rankc.backends.onnx import to_onnx
+from rankc.backends.onnx.translate import to_onnx
 from rankc.frontends.export import capture
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.errors import PassError, PreconditionError

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from gpu_device import compiled, device, timer
-from rankc.backends.gpu_kernels import BF16, KERNELS, dispatch
+from rankc.backends.inductor.gpu_kernels import BF16, KERNELS, dispatch
 
 SHAPES = (
     (2048, 256, 768),

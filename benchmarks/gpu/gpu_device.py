@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rankc.backends.gpu_kernels import time_on_gpu
+from rankc.backends.inductor.gpu_kernels import time_on_gpu
 from rankc.optimizer.ir import torchapi
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import torch
 from gemms import ERROR
 from gpu_device import compiled, device, timer
 from rankc import models
-from rankc.backends.gpu_kernels import BF16, KERNELS, Kernel, dispatch
+from rankc.backends.inductor.gpu_kernels import BF16, KERNELS, Kernel, dispatch
 from torch import Tensor, nn
 
 #: The largest and the smallest first: where time runs out, the ends are known.

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rankc
-from rankc.backends.onnxruntime import OnnxRuntime
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.optimizer.artifact.artifact import verify
 from rankc.optimizer.artifact.completion import complete
 from rankc.optimizer.cli import main

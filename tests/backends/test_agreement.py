@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 from rankc import models
-from rankc.backends.onnx import to_onnx
-from rankc.backends.onnxruntime import OnnxRuntime
+from rankc.backends.onnx.translate import to_onnx
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.frontends.export import capture
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, UnsupportedError

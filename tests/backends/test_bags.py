@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import rankc
 import torch
-from rankc.backends.bags import NAME
 from rankc.backends.native import library
+from rankc.backends.onnx.bags import NAME
 from rankc.optimizer.errors import SignatureError
 from rankers import EAGER_FP32
 from torch import Tensor, nn

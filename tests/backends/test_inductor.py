@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from placed import coded, optimized
-from rankc.backends import inductor
-from rankc.backends.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
-from rankc.backends.inductor import Inductor, PackageFacts, _dispatched, _exported, _plain_batches
+from rankc.backends.inductor import backend as inductor
+from rankc.backends.inductor.backend import (
+    Inductor,
+    PackageFacts,
+    _dispatched,
+    _exported,
+    _plain_batches,
+)
+from rankc.backends.inductor.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError

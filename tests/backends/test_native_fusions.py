@@ -14,8 +14,8 @@ import torch
 from onnx import numpy_helper
 from rankc.backends.native import library
 from rankc.backends.native.fusions import fuse_natively
-from rankc.backends.onnx import to_onnx
-from rankc.backends.ort_fusions import fuse_for_onnxruntime
+from rankc.backends.onnx.translate import to_onnx
+from rankc.backends.onnxruntime.fusions import fuse_for_onnxruntime
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import table_sites
 from rankc.optimizer.ir import Rewriter, sweep

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from rankc import models
-from rankc.backends.onnx import to_onnx
-from rankc.backends.onnx_cleanup import clean_up
-from rankc.backends.onnxruntime import OnnxRuntime
+from rankc.backends.onnx.cleanup import clean_up
+from rankc.backends.onnx.translate import to_onnx
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.frontends.export import capture
 from rankc.optimizer.target import Target
 from support import canonical, run_passes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rankc.backends.onnx import to_onnx
-from rankc.backends.onnxruntime import OnnxRuntime
+from rankc.backends.onnx.translate import to_onnx
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.optimizer.target import Target
 from support import canonical
 from torch import Tensor, nn

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from rankc.backends.ort_fusions import fuse_for_onnxruntime
+from rankc.backends.onnxruntime.fusions import fuse_for_onnxruntime
 
 K, N, ROWS, WIDTH = 48, 24, 50, 16
 BATCHES = (1, 7, 64)

@@ -88,7 +88,7 @@ def test_it_is_served_as_it_scores(server: str, name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_tensorrt_builds_an_engine_for_sm89(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rankc.backends.tensorrt_engine import EngineFacts
+    from rankc.backends.tensorrt.engine import EngineFacts
 
     program = halved(pruned(name), torch.float16)
     built = backend("tensorrt").build(program, Target.of("l40s-fp8"), tmp_path, {})

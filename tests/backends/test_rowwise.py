@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from rankc.backends.native import library
-from rankc.backends.onnx import save_onnx, to_onnx
-from rankc.backends.onnxruntime import OrtRunner
-from rankc.backends.rowwise import inline_rowwise, outline_rowwise
+from rankc.backends.onnx.rowwise_linear import inline_rowwise, outline_rowwise
+from rankc.backends.onnx.translate import save_onnx, to_onnx
+from rankc.backends.onnxruntime.backend import OrtRunner
 from rankc.optimizer.ir.ops import ROWWISE_LINEAR
 from support import capture_small
 from torch import Tensor, nn

@@ -15,12 +15,21 @@ import rankc
 import torch
 from placed import coded, halved, optimized, with_coded_tables
 from rankc import models
-from rankc.backends import tensorrt, tensorrt_engine, tensorrt_rules, tensorrt_tables
-from rankc.backends.onnxruntime import MODEL
-from rankc.backends.tensorrt import TensorRT, _engine, _Plan
-from rankc.backends.tensorrt_engine import EngineFacts, Memory
-from rankc.backends.tensorrt_report import Kernel, LinearRun, kernels, linear_runs, mismatches
-from rankc.backends.tensorrt_rules import FULL, RTX, refused_by, require_formats, require_legal
+from rankc.backends.onnx import tables as tensorrt_tables
+from rankc.backends.onnxruntime.backend import MODEL
+from rankc.backends.tensorrt import (
+    backend as tensorrt,
+)
+from rankc.backends.tensorrt import (
+    engine as tensorrt_engine,
+)
+from rankc.backends.tensorrt import (
+    rules as tensorrt_rules,
+)
+from rankc.backends.tensorrt.backend import TensorRT, _engine, _Plan
+from rankc.backends.tensorrt.build_log import Kernel, LinearRun, kernels, linear_runs, mismatches
+from rankc.backends.tensorrt.engine import EngineFacts, Memory
+from rankc.backends.tensorrt.rules import FULL, RTX, refused_by, require_formats, require_legal
 from rankc.frontends.export import capture
 from rankc.optimizer.cli import main
 from rankc.optimizer.data.rows import synthesize

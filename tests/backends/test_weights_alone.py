@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 import rankc
 import torch
-from rankc.backends.inductor import Inductor
-from rankc.backends.onnxruntime import MODEL, OnnxRuntime, PlainOnnx
+from rankc.backends.inductor.backend import Inductor
+from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.data.rows import synthesize
 from rankc.optimizer.errors import UnsupportedError
@@ -126,7 +126,7 @@ def test_tensorrt_multiplies_codes_that_it_decodes_as_it_reads(
     number_format: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rankc.backends.tensorrt import RTX, TensorRT, _engine, _Plan
+    from rankc.backends.tensorrt.backend import RTX, TensorRT, _engine, _Plan
 
     _, program = coded(number_format)
     built = TensorRT().build(program, L40S, tmp_path, {})
@@ -194,7 +194,7 @@ def test_a_format_that_no_backend_has_is_told() -> None:
 
 def test_a_gpu_without_bf16_is_told() -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rankc.backends.tensorrt_rules import require_formats
+    from rankc.backends.tensorrt.rules import require_formats
 
     turing = replace(L40S, device=replace(L40S.device, sm=75), formats=("int4-weights",))
     with pytest.raises(UnsupportedError, match="has no int4-weights; SM80"):

@@ -36,7 +36,7 @@ from conformance.known import (  # noqa: E402
 from conformance.values import Values  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from rankc.backends.onnx import own_forms  # noqa: E402
+from rankc.backends.onnx.translate import own_forms  # noqa: E402
 from rankc.optimizer.registry import backend  # noqa: E402
 from rankc.optimizer.target import Target  # noqa: E402
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rankc
-from rankc.backends.onnxruntime import OnnxRuntime
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.optimizer.artifact.artifact import verify
 from rankc.optimizer.artifact.completion import complete
 from rankc.optimizer.artifact.integrity import checksum

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 from hypothesis import given, settings
-from rankc.backends.onnx import to_onnx
+from rankc.backends.onnx.translate import to_onnx
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK

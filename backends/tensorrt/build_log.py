@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .tensorrt_rules import site_of
+from .rules import site_of
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\S+), Inputs: (?P<inputs>.*), "

@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..optimizer.errors import UnsupportedError
-from ..optimizer.target import Target
+from ...optimizer.errors import UnsupportedError
+from ...optimizer.target import Target
 
 
 @dataclass(frozen=True)

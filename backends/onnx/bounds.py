@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset21
 
-from ..optimizer.ir import Feature, Signature
-from ..optimizer.ir.ops import BOUNDED, WRAPPED
+from ...optimizer.ir import Feature, Signature
+from ...optimizer.ir.ops import BOUNDED, WRAPPED
 
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
 op: Any = opset21

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from ..optimizer.ir import Program, Rewriter, sweep
-from ..optimizer.ir.ops import DEQUANTIZE, ROWWISE_EMBEDDING
+from ...optimizer.ir import Program, Rewriter, sweep
+from ...optimizer.ir.ops import DEQUANTIZE, ROWWISE_EMBEDDING
 
 _aten = torch.ops.aten
 #: Tables of at least this many bytes are inputs of the engine: it holds no copy of them, and

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 from onnxscript.values import Opset
 
-from ..optimizer.precision.codes import SMALLEST_STEP
+from ...optimizer.precision.codes import SMALLEST_STEP
 
 DOMAIN, NAME = "rankc", "RowwiseLinear"
 _FLOAT, _INT8, _INT64 = "tensor(float)", "tensor(int8)", "tensor(int64)"

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21
 
-from ..optimizer.errors import UnsupportedError
-from ..optimizer.ir import Program, site_of
-from ..optimizer.ir.ops import (
+from ...optimizer.errors import UnsupportedError
+from ...optimizer.ir import Program, site_of
+from ...optimizer.ir.ops import (
     CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
@@ -24,17 +24,17 @@ from ..optimizer.ir.ops import (
     ROWWISE_EMBEDDING4,
     ROWWISE_LINEAR,
 )
-from ..optimizer.ir.printer import operator
-from ..optimizer.ir.torchapi import operator_name, silenced
+from ...optimizer.ir.printer import operator
+from ...optimizer.ir.torchapi import operator_name, silenced
 from . import bags, bounds
-from .onnx_arithmetic import ARITHMETIC
-from .onnx_attention import ATTENTION
-from .onnx_cleanup import clean_up
-from .onnx_double import DOUBLE
-from .onnx_functions import FUNCTIONS
-from .onnx_indexing import INDEXING
-from .onnx_reductions import REDUCTIONS, drop_needless
-from .rowwise import rowwise_linear
+from .arithmetic import ARITHMETIC
+from .attention import ATTENTION
+from .cleanup import clean_up
+from .double import DOUBLE
+from .functions import FUNCTIONS
+from .indexing import INDEXING
+from .reductions import REDUCTIONS, drop_needless
+from .rowwise_linear import rowwise_linear
 
 #: Tensors of more bytes go into the data file, which runtimes map into memory.
 _EXTERNAL_BYTES = 1024

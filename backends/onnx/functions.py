@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from .onnx_arithmetic import constant, op
+from .arithmetic import constant, op
 
 _aten = torch.ops.aten
 

@@ -17,7 +17,7 @@ import torch
 from onnxscript import opset21
 from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
-from ..optimizer.errors import UnsupportedError
+from ...optimizer.errors import UnsupportedError
 
 _aten = torch.ops.aten
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.

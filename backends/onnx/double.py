@@ -15,7 +15,7 @@ import torch
 from onnxscript.function_libs.torch_lib.ops import core, nn
 from torch import Tensor, fx
 
-from .onnx_arithmetic import constant, op
+from .arithmetic import constant, op
 
 _aten = torch.ops.aten
 _DOUBLE = ir.DataType.DOUBLE

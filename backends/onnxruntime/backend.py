@@ -17,21 +17,21 @@ import onnxruntime
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.backend import Arrays, Backend, Built, Here, Runner
-from ..optimizer.errors import ArtifactError, UnsupportedError
-from ..optimizer.formats import WEIGHTS_ALONE
-from ..optimizer.ir import Program
-from ..optimizer.ir.scratch import Scratch
-from ..optimizer.target import Target
-from ..optimizer.timing import side_by_side
-from .emulation import EMULATED, write_emulated
-from .native import library
-from .native.fusions import fuse_natively
-from .onnx import save_onnx, share_data, to_onnx
-from .onnx_double import without_kernel
-from .ort_carry import fuse_carry
-from .ort_fusions import fuse_for_onnxruntime
-from .rowwise import inline_rowwise, outline_rowwise
+from ...optimizer.backend import Arrays, Backend, Built, Here, Runner
+from ...optimizer.errors import ArtifactError, UnsupportedError
+from ...optimizer.formats import WEIGHTS_ALONE
+from ...optimizer.ir import Program
+from ...optimizer.ir.scratch import Scratch
+from ...optimizer.target import Target
+from ...optimizer.timing import side_by_side
+from ..native import library
+from ..native.fusions import fuse_natively
+from ..onnx.double import without_kernel
+from ..onnx.emulation import EMULATED, write_emulated
+from ..onnx.rowwise_linear import inline_rowwise, outline_rowwise
+from ..onnx.translate import save_onnx, share_data, to_onnx
+from .carry import fuse_carry
+from .fusions import fuse_for_onnxruntime
 
 MODEL = "model.onnx"
 _aten = torch.ops.aten

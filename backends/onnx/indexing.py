@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 
-from ..optimizer.errors import UnsupportedError
-from .onnx_arithmetic import constant, floor_divide, op
+from ...optimizer.errors import UnsupportedError
+from .arithmetic import constant, floor_divide, op
 
 _aten = torch.ops.aten
 #: Up to so many borders each value is compared with all of them.

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..optimizer.errors import UnsupportedError
-from .onnx_arithmetic import constant, op
+from ...optimizer.errors import UnsupportedError
+from .arithmetic import constant, op
 
 
 def attention(

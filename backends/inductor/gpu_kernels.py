@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..optimizer.errors import TargetError
-from ..optimizer.ir.torchapi import int_mm, scaled_mm
+from ...optimizer.errors import TargetError
+from ...optimizer.ir.torchapi import int_mm, scaled_mm
 
 _FLOAT8_MAX, _INT8_MAX = 448.0, 127.0
 #: `_scaled_mm` and `_int_mm` take sizes in multiples of this; others are padded with zeros.

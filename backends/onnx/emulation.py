@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .tensorrt_tables import is_table
+from .tables import is_table
 
 #: The same scores as ``model.onnx``, over the same data file.
 EMULATED = "emulated.onnx"

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from .onnx_arithmetic import constant, op
+from .arithmetic import constant, op
 
 _aten = torch.ops.aten
 #: Values further up than this are taken to be of anything.

@@ -14,19 +14,19 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from ..optimizer.backend import Built, Here, Runner
-from ..optimizer.errors import TargetError, UnsupportedError
-from ..optimizer.ir import Program
-from ..optimizer.ir.ops import QUANTIZE, ROWWISE_LINEAR
-from ..optimizer.target import Target
-from .emulation import EMULATED, write_emulated
-from .gpu_kernels import gpu_sm
-from .onnx import save_onnx, to_onnx
-from .onnxruntime import MODEL, OrtRunner, PlainOnnx
-from .tensorrt_engine import ENGINE, FACTS, EngineFacts, EngineRunner
-from .tensorrt_report import LinearRun, kernels, linear_runs, mismatches
-from .tensorrt_rules import FULL, RTX, Library, require_formats, require_legal, site_of
-from .tensorrt_tables import decode_tables_first, tables_as_inputs
+from ...optimizer.backend import Built, Here, Runner
+from ...optimizer.errors import TargetError, UnsupportedError
+from ...optimizer.ir import Program
+from ...optimizer.ir.ops import QUANTIZE, ROWWISE_LINEAR
+from ...optimizer.target import Target
+from ..inductor.gpu_kernels import gpu_sm
+from ..onnx.emulation import EMULATED, write_emulated
+from ..onnx.tables import decode_tables_first, tables_as_inputs
+from ..onnx.translate import save_onnx, to_onnx
+from ..onnxruntime.backend import MODEL, OrtRunner, PlainOnnx
+from .build_log import LinearRun, kernels, linear_runs, mismatches
+from .engine import ENGINE, FACTS, EngineFacts, EngineRunner
+from .rules import FULL, RTX, Library, require_formats, require_legal, site_of
 
 FUSION = "fusion.json"
 _UNCHECKED = "ONNX, not checked by TensorRT"

@@ -13,10 +13,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..optimizer.backend import Arrays
-from ..optimizer.errors import ArtifactError, SignatureError
-from ..optimizer.report.report import readable_bytes
-from .tensorrt_rules import LIBRARIES
+from ...optimizer.backend import Arrays
+from ...optimizer.errors import ArtifactError, SignatureError
+from ...optimizer.report.report import readable_bytes
+from .rules import LIBRARIES
 
 ENGINE, FACTS = "model.engine", "engine.json"
 

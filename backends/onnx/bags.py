@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 from onnxscript import opset21
 
-from ..optimizer.ir.ops import RISING
-from .native.values import unchecked
+from ...optimizer.ir.ops import RISING
+from ..native.values import unchecked
 
 # Its operators' types are those of tensors in a script, not of what an exporter hands over.
 op: Any = opset21
