@@ -5,5 +5,5 @@
 FRONTENDS: dict[str, str] = {
     "": "export",
     ".pt2": "exported_file",
-    ".onnx": "onnx_file",
+    ".onnx": "onnx.file",
 }

@@ -11,7 +11,7 @@ from unittest import mock
 from torch import Tensor
 from torch.nn import functional
 
-from .doctor import is_library
+from .failures import is_library
 
 _NAMES = (
     "dropout",

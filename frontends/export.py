@@ -22,14 +22,11 @@ from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import plain_transformers, silenced, stacks_of
-from .agreement import DiffersError, check_agreement
-from .allrows import all_rows
+from .check_scores import DiffersError, check_agreement
 from .composites import Recordable
 from .constants import constant_weights, numbers_of
 from .contract import with_contract
 from .decompose import to_core
-from .doctor import Clarity, DiagnosedError, diagnose
-from .doctor import user_line as user_line  # doctor asks the frontend for it
 from .dropout import without_dropout
 from .example import (
     arguments_by_place,
@@ -39,12 +36,18 @@ from .example import (
     short_names,
     unwrapped,
 )
+from .failures import (
+    Clarity,
+    DiagnosedError,
+    diagnose,  # doctor asks the frontend for it
+)
 from .flat import Flat, apart, is_leaf, score
 from .jagged import first_dims, with_delimiters
+from .keep_rows import keep_rows
 from .keyed import plain_torchrec
+from .masked_rows import all_rows
 from .origins import drop_effects, record_origins, users_frames
 from .reading import start
-from .rowwise import keep_rows
 from .sizes import symbolic_sizes
 from .state import as_found, changed_state
 from .trace import trace

@@ -17,8 +17,8 @@ from ..optimizer.ir.infer import infer_signature
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import core_decompositions, silenced, unlift
+from .check_file import BATCHES, check_rows, compare
 from .contract import with_contract
-from .parity import BATCHES, check_rows, compare
 
 _aten = torch.ops.aten
 

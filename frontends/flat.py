@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..optimizer.errors import CaptureError, DataError, SignatureError
 from ..optimizer.ir.structure import Branch, Constant, Structure
-from .doctor import FIXED_BATCH, remedy_for, user_line
+from .failures import FIXED_BATCH, remedy_for, user_line
 from .state import Writes
 
 Scores = tuple[Tensor, ...]

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..optimizer.ir import Facts, set_facts
-from .doctor import is_library
+from .failures import is_library
 
 #: Where the model is called from while it is captured.
 _WRAPPER = str(Path(__file__).with_name("flat.py"))

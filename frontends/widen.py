@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import Program, facts_of
 from ..optimizer.ir.torchapi import FakeTensorMode, fake_call, fake_mode_of, fake_of
-from .doctor import located
+from .failures import located
 from .rounding import largest_difference
 
 _aten = torch.ops.aten

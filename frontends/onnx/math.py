@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .onnx_call import DTYPES, Call, as_tensor
+from .call import DTYPES, Call, as_tensor
 
 _Made = Any
 _Function = Callable[[Call], _Made]

@@ -13,7 +13,7 @@ from ..optimizer.compare.numerics import truth
 from ..optimizer.data.ragged import ragged_of, row_count, take
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import FeatureKind, Program, Signature
-from .doctor import mixed_rows, randomness
+from .failures import mixed_rows, randomness
 from .rounding import SAME, in_fp64, is_rounding, largest_difference, same_scores
 from .widen import coarsest, widen
 

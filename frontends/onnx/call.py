@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..optimizer.errors import CaptureError
+from ...optimizer.errors import CaptureError
 
 #: Sizes and other values known while capturing; those that depend on the batch are symbols in an
 #: array of objects, so that chains of Shape, Gather, Concat and Reshape cost no nodes.

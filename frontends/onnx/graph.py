@@ -12,12 +12,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from ..optimizer.errors import CaptureError
-from .onnx_call import Call, Known, Value, describe, kind_of, read_tensor
-from .onnx_layers import LAYERS
-from .onnx_math import MATH
-from .onnx_moves import MOVES
-from .onnx_sizes import fold
+from ...optimizer.errors import CaptureError
+from .call import Call, Known, Value, describe, kind_of, read_tensor
+from .layers import LAYERS
+from .math import MATH
+from .moves import MOVES
+from .sizes import fold
 
 OPERATORS: dict[str, Callable[[Call], Any]] = {**LAYERS, **MATH, **MOVES}
 #: Attributes and modules of the file's tensors are below this name.

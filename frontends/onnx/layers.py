@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .onnx_call import DTYPES, Call
+from .call import DTYPES, Call
 
 _Function = Callable[[Call], Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_call import DTYPES, Call, Known
+from .call import DTYPES, Call, Known
 
 #: Larger results are computed by the graph, where they become parameters.
 MOST = 4096

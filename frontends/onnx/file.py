@@ -14,18 +14,18 @@ import torch
 from onnx_ir.passes import common as onnx_passes
 from torch import Tensor, fx
 
-from ..optimizer.data.rows import synthesize
-from ..optimizer.errors import CaptureError, DataError
-from ..optimizer.ir import Facts, Form, Program, Signature, set_facts
-from ..optimizer.ir.infer import infer_signature
-from ..optimizer.ir.program import flatten_exported
-from ..optimizer.ir.structure import Structure
-from ..optimizer.ir.torchapi import core_decompositions, silenced
-from .contract import with_contract
-from .onnx_call import DTYPES
-from .onnx_graph import ORIGIN, STORE, OnnxGraph, as_arrays
-from .origins import drop_effects
-from .parity import BATCHES, check_rows, compare
+from ...optimizer.data.rows import synthesize
+from ...optimizer.errors import CaptureError, DataError
+from ...optimizer.ir import Facts, Form, Program, Signature, set_facts
+from ...optimizer.ir.infer import infer_signature
+from ...optimizer.ir.program import flatten_exported
+from ...optimizer.ir.structure import Structure
+from ...optimizer.ir.torchapi import core_decompositions, silenced
+from ..check_file import BATCHES, check_rows, compare
+from ..contract import with_contract
+from ..origins import drop_effects
+from .call import DTYPES
+from .graph import ORIGIN, STORE, OnnxGraph, as_arrays
 
 #: Example sizes of dynamic dimensions: unlike any width.
 _EXAMPLE = (23, 29, 31, 37, 41, 43)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .onnx_call import Call, as_tensor
+from .call import Call, as_tensor
 
 _Function = Callable[[Call], Any]
 
