@@ -384,8 +384,8 @@ def _parquet(arguments: argparse.Namespace) -> Parquet | None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .artifact.artifact import read_manifest
     from .artifact.integrity import REPORT_TEXT, read_text
+    from .artifact.manifest import read_manifest
 
     place = Path(arguments.what)
     if (":" in arguments.what and not place.exists()) or place.suffix in (".pt2", ".onnx"):

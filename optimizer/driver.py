@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
 from .analysis.operator_forms import require_forms
-from .artifact.artifact import Artifact, Manifest
+from .artifact.artifact import Artifact
 from .artifact.integrity import file_facts
+from .artifact.manifest import Manifest
 from .artifact.pending import Finish
 from .artifact.race import Race
 from .artifact.refusal import built_checks

@@ -45,8 +45,8 @@ class PlacePrecision(Pass):
     Method: LoKA's Probe and Dispatch (2605.10886). Every candidate of every site is tried alone:
     the error of its own output on calibration rows, its time on the target, and the damage to the
     scores on choice rows. The set of candidates that costs least and whose damages fit the budget
-    together is found exactly (`optimizer/precision/knapsack.py`), realised and judged; as long as the
-    judgement disagrees with the prediction, a smaller damage is asked for.
+    together is found exactly (`optimizer/precision/knapsack.py`), realised and judged; as long as
+    the judgement disagrees with the prediction, a smaller damage is asked for.
 
     Exact because: it writes decisions; `quantize-tables` and `insert-quantize` realise them.
     Requires: CANONICAL.

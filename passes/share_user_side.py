@@ -40,7 +40,8 @@ class ShareUserSide(Pass):
     it meets a candidate's value in an elementwise operator or a batched product, that one
     broadcasts by itself.
     Exact because: rows that are alike give results that are alike, where rows are computed apart
-    (`optimizer/analysis/batch_axis.py` follows them). Kernels may sum one row in another order than many.
+    (`optimizer/analysis/batch_axis.py` follows them). Kernels may sum one row in another order than
+    many.
     Requires: CANONICAL.
     Misses when: a value mixes rows, or moves them where they can't be followed; what needs it is
     then computed for each candidate.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 import rankc
 from rankc.passes import PASSES
@@ -107,6 +108,90 @@ def test_imports_inside_the_library_are_relative(path: Path) -> None:
         or (isinstance(node, ast.Import) and any(a.name.startswith("rankc") for a in node.names))
     ]
     assert absolute == []
+
+
+# --- the house ------------------------------------------------------------------------------------
+
+#: The parts of `optimizer/`, ground first. What a part imports stands before it, also where it only
+#: does for a type or inside of a function.
+LINE = (
+    *("errors", "plugins", "fitting", "interrupts", "formats", "timing", "ir", "target", "backend"),
+    *("registry", "data", "analysis", "compare", "quality", "report", "requests", "capture"),
+    *("training", "pipeline", "heads", "precision", "pruning", "amendments", "artifact"),
+    *("diagnose", "milestones", "driver", "replan", "cli_verify", "progress_bar", "cli"),
+)
+
+
+def arrows(root: Path) -> set[tuple[str, str]]:
+    """Which file imports which, as ``quality.gate``; all imports, wherever they stand."""
+    paths = [path.relative_to(root) for path in (root / "optimizer").rglob("*.py")]
+    modules = {
+        ".".join(path.with_suffix("").parts[1:]).removesuffix("__init__").rstrip(".")
+        for path in paths
+    }
+    found: set[tuple[str, str]] = set()
+    for path in paths:
+        module = ".".join(path.with_suffix("").parts[1:]).removesuffix("__init__").rstrip(".")
+        package = path.parts[:-1]
+        for node in ast.walk(ast.parse((root / path).read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            for alias in node.names:
+                name = ".".join([*filter(None, base[1:]), alias.name])
+                while name and name not in modules:
+                    name = name.rpartition(".")[0]
+                if name and name != module:
+                    found.add((module, name))
+    return found
+
+
+def wrong_way(root: Path) -> list[str]:
+    """Imports that go against the line, and circles within a part."""
+    found = arrows(root)
+    against = [
+        f"{one} imports {other}"
+        for one, other in sorted(found)
+        if LINE.index(other.split(".")[0]) > LINE.index(one.split(".")[0])
+    ]
+    parts = nx.strongly_connected_components(nx.DiGraph(found))
+    circles = [f"a circle: {', '.join(sorted(part))}" for part in parts if len(part) > 1]
+    return against + circles
+
+
+def test_every_part_stands_in_the_line() -> None:
+    parts = {path.parts[1].removesuffix(".py") for path in within("optimizer")} - {"__init__"}
+    assert parts == set(LINE)
+
+
+def test_the_picture_shows_the_line() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (picture,) = [part for part in text.split("```mermaid")[1:] if "errors -->" in part]
+    lines = [line.strip().split(" --> ") for line in picture.split("```")[0].splitlines()]
+    shown = [name for line in lines if len(line) > 1 for name in line]
+    assert list(dict.fromkeys(shown)) == list(LINE)
+
+
+def test_imports_go_one_way() -> None:
+    assert wrong_way(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "told"),
+    [
+        ("from ..driver import optimize", "quality.planted imports driver"),
+        ("if TYPE_CHECKING:\n    from ..driver import optimize", "quality.planted imports driver"),
+        ("def late():\n    from ..artifact import race", "quality.planted imports artifact.race"),
+        ("from . import circle", "a circle: quality.circle, quality.planted"),
+    ],
+)
+def test_an_import_the_wrong_way_is_found(tmp_path: Path, planted: str, told: str) -> None:
+    for name in ("driver.py", "artifact/race.py", "quality/circle.py", "quality/planted.py"):
+        (tmp_path / "optimizer" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "optimizer" / name).write_text("")
+    (tmp_path / "optimizer/quality/circle.py").write_text("from . import planted\n")
+    (tmp_path / "optimizer/quality/planted.py").write_text(planted + "\n")
+    assert wrong_way(tmp_path) == [told]
 
 
 def test_one_pass_a_file_called_like_it() -> None:

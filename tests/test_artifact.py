@@ -16,7 +16,8 @@ import rankc
 import torch
 from onnx import helper
 from rankc.optimizer.artifact import artifact as artifact_module
-from rankc.optimizer.artifact.artifact import Manifest, check_destination
+from rankc.optimizer.artifact.artifact import check_destination
+from rankc.optimizer.artifact.manifest import Manifest
 from rankc.optimizer.data.rows import collect
 from rankc.optimizer.errors import ArtifactError
 from rankc.optimizer.timing import Timing

@@ -155,7 +155,7 @@ def _from_the_end(columns: tuple[Column, ...], rows: list[int]) -> _Columns:
 
 
 def _bounded_columns(node: ir.Node, ids: ir.Value) -> _Columns:
-    """Ids that are refused from a limit on (`backends/onnx/bounds.py`); the operator does so itself."""
+    """Ids that are refused from a limit on (`bounds.py`); the operator does so itself."""
     known, source, nowhere = node.inputs
     both = made_by(known, "And")
     tests = [] if both is None else [*map(made_by, both.inputs, ("GreaterOrEqual", "LessOrEqual"))]

@@ -89,7 +89,7 @@ def fill(value: ir.Value | None) -> float | None:
 
 
 def unchecked(value: ir.Value) -> ir.Value:
-    """Offsets that are refused where they don't cut a list of ids (`backends/onnx/bags.py`), as given.
+    """Offsets as given, of those that are refused where they don't cut a list (`onnx/bags.py`).
 
     The operator that reads the bags does so itself.
     """

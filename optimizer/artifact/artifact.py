@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ..data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
 from ..errors import ArtifactError, SignatureError
-from ..fitting import MisfitError, reading, require, require_fit
+from ..fitting import reading, require_fit
 from ..ir.program import bind_arguments, with_defaults
 from ..ir.scratch import Scratch, remove_left, written_folder
 from ..ir.signature import Signature
-from ..ir.structure import Structure
 from ..precision.explain import explain
 from ..precision.pareto import Pareto
 from ..precision.probe import Probe
@@ -29,9 +28,8 @@ from ..quality.verdict import Verdict
 from ..registry import backend
 from ..report.report import Report, SiteRecord
 from ..requests.request import ITEMS, REQUEST, Entry, one_user, without_copies
-from ..target import Target
 from ..timing import Timing, side_by_side
-from .chunks import ArrayRunner, Pieces, in_pieces
+from .chunks import ArrayRunner, in_pieces
 from .integrity import (
     MANIFEST,
     REPORT_JSON,
@@ -41,136 +39,16 @@ from .integrity import (
     OpenFiles,
     check_listed,
     check_reports,
-    checksum,
     file_facts,
     json_text,
     parsed,
     read_text,
     sealed,
 )
-from .manifest_rules import check_facts, check_manifest, field_of
-from .refusal import Check, Guard, opened_checks
+from .manifest import Manifest, manifest_and_reports
+from .refusal import Guard, opened_checks
 from .reopened import reopened
-from .signing import require_signed
 from .travel import packed
-
-#: Raised when the folder's layout changes.
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact is and how to make it again.
-
-    Attributes:
-        target: The target's name.
-        backend: The backend that built it, and runs it.
-        pipeline: The pipeline as text.
-        budget: The limits it had to stay within, as text.
-        batch_sizes: The batch sizes it was planned for.
-        recipe: The passes that changed something, in order.
-        fingerprints: Of the captured and of the optimized program.
-        versions: Of rankc and of the libraries that wrote it.
-        seed: Whatever sampled, sampled with this.
-        files: ``{name: {bytes, sha256}}``, and of large files the sha256 of each block.
-        signature: Features and tasks.
-        inputs: The nesting of the model's arguments.
-        outputs: The nesting of what the model returns.
-        arguments: The names of the model's arguments.
-        verdict: The judgement it was released with.
-        request: How it takes requests; None where it takes flat batches alone.
-        pieces: ``(rows of a batch, rows of a piece)``, a thread's: from how many rows on batches
-            are run in pieces, and of how many rows; 0 is whole.
-        checks: Ids behind arithmetic that the program ``checks`` computes, and where they go.
-        made_for: The target itself, by which the rest is built elsewhere; None in folders of
-            earlier versions.
-    """
-
-    target: str
-    backend: str
-    pipeline: str
-    budget: str
-    batch_sizes: tuple[int, ...]
-    recipe: tuple[str, ...]
-    fingerprints: Mapping[str, str]
-    versions: Mapping[str, str]
-    seed: int
-    files: Mapping[str, Mapping[str, Any]]
-    signature: Signature
-    inputs: Structure
-    outputs: Structure
-    arguments: tuple[str, ...]
-    verdict: Verdict
-    request: Entry | None = None
-    pieces: Pieces = ()
-    checks: tuple[Check, ...] = ()
-    made_for: Target | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists; `from_json` reads them back."""
-        return {
-            "format": FORMAT,
-            "target": self.target,
-            "backend": self.backend,
-            "pipeline": self.pipeline,
-            "budget": self.budget,
-            "batch_sizes": list(self.batch_sizes),
-            "recipe": list(self.recipe),
-            "fingerprints": dict(self.fingerprints),
-            "versions": dict(self.versions),
-            "seed": self.seed,
-            "files": {name: dict(facts) for name, facts in self.files.items()},
-            "signature": self.signature.to_json(),
-            "inputs": self.inputs.to_json(),
-            "outputs": self.outputs.to_json(),
-            "arguments": list(self.arguments),
-            "verdict": self.verdict.to_json(),
-            "request": self.request.to_json() if self.request else None,
-            "pieces": [list(rule) for rule in self.pieces],
-            "checks": [check.to_json() for check in self.checks],
-            "made_for": self.made_for.to_json() if self.made_for else None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """The manifest that `to_json` wrote.
-
-        Raises:
-            MisfitError: A field is missing, or isn't what it must be.
-        """
-
-        def entry(item: Any) -> Entry | None:
-            return Entry.from_json(item) if item else None
-
-        def target(item: Any) -> Target | None:
-            return Target.from_json(item) if item is not None else None
-
-        def pieces(items: Any) -> Pieces:
-            return tuple((start, rows) for start, rows in items)
-
-        manifest = cls(
-            target=field_of(data, "target"),
-            backend=field_of(data, "backend"),
-            pipeline=field_of(data, "pipeline"),
-            budget=field_of(data, "budget"),
-            batch_sizes=field_of(data, "batch_sizes", tuple),
-            recipe=field_of(data, "recipe", tuple),
-            fingerprints=field_of(data, "fingerprints"),
-            versions=field_of(data, "versions"),
-            seed=field_of(data, "seed"),
-            files=field_of(data, "files"),
-            signature=field_of(data, "signature", Signature.from_json),
-            inputs=field_of(data, "inputs", Structure.from_json),
-            outputs=field_of(data, "outputs", Structure.from_json),
-            arguments=field_of(data, "arguments", tuple),
-            verdict=field_of(data, "verdict", Verdict.from_json),
-            request=field_of(data, "request", entry, None),
-            pieces=field_of(data, "pieces", pieces, ()),
-            checks=field_of(data, "checks", lambda items: tuple(map(Check.from_json, items)), ()),
-            made_for=field_of(data, "made_for", target, None),
-        )
-        check_manifest(manifest)
-        return manifest
 
 
 class Artifact:
@@ -594,53 +472,6 @@ def check_destination(folder: Path) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ArtifactError(f"{folder} can't be written: {above} is no folder to write in.")
     remove_left(above)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact folder.
-
-    Raises:
-        ArtifactError: There is none, or it isn't one this version reads.
-    """
-    return manifest_and_reports(folder)[0]
-
-
-def manifest_and_reports(
-    folder: Path, key: str | Path | None = None
-) -> tuple[Manifest, Mapping[str, Any]]:
-    """The manifest, signed by a key where there is one, and the facts of the reports beside it.
-
-    Raises:
-        ArtifactError: There is none, it isn't one this version reads, or isn't signed by the key.
-    """
-    path = folder / MANIFEST
-    if not folder.exists():
-        remove_left(folder.absolute().parent)  # a build that was killed may have set it aside
-    if not path.is_file():
-        raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}.")
-    text = read_text(path)
-    if key is not None:
-        require_signed(folder, text, Path(key))
-    data = parsed(path, text)
-    try:
-        version = field_of(data, "format")
-        if version != FORMAT:
-            raise ArtifactError(
-                f"{folder} has format {version}, this rankc reads {FORMAT}. "
-                "Install the rankc that wrote it, or optimize again."
-            )
-        manifest = Manifest.from_json(data)
-        reports: Mapping[str, Any] = data.get("reports", {})
-        check_facts(reports, "reports")
-        # Artifacts of earlier versions have none.
-        require(
-            data.get("checksum", "") in ("", checksum(data)),
-            "checksum",
-            "isn't that of the other fields: something was changed after it was written",
-        )
-    except MisfitError as error:
-        raise ArtifactError(f"{path} is damaged or foreign: {error}.") from error
-    return manifest, reports
 
 
 def verify(

@@ -11,7 +11,6 @@ from ..errors import ArtifactError, TargetError
 from ..ir.scratch import Scratch, remove_left
 from ..registry import backend
 from ..target import Target
-from .artifact import Manifest, manifest_and_reports
 from .integrity import (
     MANIFEST,
     REPORTS,
@@ -22,6 +21,7 @@ from .integrity import (
     open_regular,
     sealed,
 )
+from .manifest import Manifest, manifest_and_reports
 
 
 def complete(folder: str | Path) -> tuple[str, ...]:

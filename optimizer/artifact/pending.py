@@ -18,8 +18,9 @@ from ..report.report import Outcome, Report
 from ..requests.equivalence import disagreement
 from ..requests.request import one_user
 from ..target import Target
-from .artifact import Artifact, Manifest
+from .artifact import Artifact
 from .chunks import best_pieces
+from .manifest import Manifest
 from .reopened import close_all
 from .translation import Sample, check_artifact, unlike
 

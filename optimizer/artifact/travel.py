@@ -9,41 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ArtifactError
 from ..ir.scratch import Scratch
 from .integrity import MANIFEST, checksum, parsed, read_text
-
-if TYPE_CHECKING:
-    from .artifact import Artifact
+from .manifest import read_manifest
 
 
-def packed(artifact: Artifact) -> tuple[Callable[..., Artifact], tuple[Any, ...]]:
+def packed(artifact: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What `pickle` keeps of an artifact.
 
     Raises:
         ArtifactError: Its folder was removed, or isn't what it was.
     """
     if artifact.scratch is None:
-        return _arrived, (str(artifact.folder.absolute()), _checksum(artifact, artifact.folder))
+        sent = _checksum(artifact, artifact.folder)
+        return _arrived, (type(artifact), str(artifact.folder.absolute()), sent)
     if artifact.saved is not None:
         try:
-            return _arrived, (str(artifact.saved), _checksum(artifact, artifact.saved))
+            sent = _checksum(artifact, artifact.saved)
+            return _arrived, (type(artifact), str(artifact.saved), sent)
         except ArtifactError:
             pass  # moved or changed since: it has all its files itself
     try:
         with Scratch() as place:
             artifact.write(place)
-            return _unpacked, ({path.name: path.read_bytes() for path in place.iterdir()},)
+            files = {path.name: path.read_bytes() for path in place.iterdir()}
+            return _unpacked, (type(artifact), files)
     except OSError as error:
         raise ArtifactError(f"the artifact can't be copied to be sent: {error}") from error
 
 
-def _checksum(artifact: Artifact, folder: Path) -> str:
+def _checksum(artifact: Any, folder: Path) -> str:
     """That of a folder's manifest, which must be the artifact's."""
-    from .artifact import read_manifest
-
     if read_manifest(folder) != artifact.manifest:
         raise ArtifactError(
             f"{folder} holds another artifact by now. Load it anew, or save this one elsewhere."
@@ -56,10 +55,8 @@ def _found_checksum(folder: Path) -> str:
     return checksum(parsed(path, read_text(path)))
 
 
-def _arrived(folder: str, sent: str) -> Artifact:
+def _arrived(kind: type[Any], folder: str, sent: str) -> Any:
     """An artifact that was pickled by the path of its folder."""
-    from .artifact import Artifact
-
     place = Path(folder)
     if not place.is_dir():
         raise ArtifactError(
@@ -71,19 +68,17 @@ def _arrived(folder: str, sent: str) -> Artifact:
             f"{folder} holds another artifact than when it was pickled. Pickle it anew, or keep "
             "each in a folder of its own."
         )
-    return Artifact.load(place, trust_code=True)
+    return kind.load(place, trust_code=True)
 
 
-def _unpacked(files: Mapping[str, bytes]) -> Artifact:
+def _unpacked(kind: type[Any], files: Mapping[str, bytes]) -> Any:
     """An artifact that was pickled with all its files, in a folder for temporary files."""
-    from .artifact import Artifact
-
     scratch = Scratch()
     try:
         for name, content in files.items():
             (scratch.path / Path(name).name).write_bytes(content)
     except OSError as error:
         raise ArtifactError(f"{scratch.path} can't be written: {error}") from error
-    artifact = Artifact.load(scratch.path, trust_code=True)
+    artifact = kind.load(scratch.path, trust_code=True)
     artifact.scratch = scratch
     return artifact

@@ -507,8 +507,8 @@ def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
     """Rows made up from the signature: normal dense values, ids uniform over their tables.
 
     Integers that are looked up nowhere are 1, by which a model may divide: nothing in a signature
-    tells what they are. Where the program is at hand, `optimizer/compare/ordinary.py` finds out what it
-    takes.
+    tells what they are. Where the program is at hand, `optimizer/compare/ordinary.py` finds out
+    what it takes.
     """
     generator = torch.Generator().manual_seed(seed)
     ragged = ragged_of(signature)

@@ -145,7 +145,7 @@ class PlanJudge(Protocol):
         """Whether the program will most likely pass on the rows that prove."""
 
     def damages(self, program: Program) -> Mapping[str, float]:
-        """``{task or cohort: rise of NE}`` on soft labels (see `optimizer/precision/knapsack.py`)."""
+        """``{task or cohort: rise of NE}`` on soft labels (see `knapsack.py`)."""
 
     def allowances(self) -> Mapping[str, float]:
         """The largest damages a plan can have and still be judged within the budget."""

@@ -1,9 +1,9 @@
 """The probe: what every format costs and gains at every site, measured once (LoKA, 2605.10886).
 
 A site is a table or a linear. For each of its candidates the probe records the error of its own
-output on real rows, the time it takes (`optimizer/precision/kernel_times.py`), the bytes it holds, and the damage
-to the scores when it alone is changed (`optimizer/precision/knapsack.py`). Plans for any budget are solved
-from that without another measurement.
+output on real rows, the time it takes (`optimizer/precision/kernel_times.py`), the bytes it holds,
+and the damage to the scores when it alone is changed (`optimizer/precision/knapsack.py`). Plans for
+any budget are solved from that without another measurement.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ First order (Molchanov et al., 1906.10771): taking a unit h away, or leaving it 
 a score z by (m − h)·∂z/∂h. Rows are independent, so one backward pass of the sum of scores gives
 this per row and unit. Kept per row, the moves of units that go together add up with their signs,
 and half the mean of p(1 − p)·(Σ moves)² is what they cost together in log loss on soft labels: the
-damage that `optimizer/precision/knapsack.py` counts formats in. Units of which there are few, such as heads
-and experts, are taken out one by one instead, and measured.
+damage that `optimizer/precision/knapsack.py` counts formats in. Units of which there are few, such
+as heads and experts, are taken out one by one instead, and measured.
 
 What the linears behind lose by a unit, they make up for by its neighbours as far as these tell it
-(`optimizer/pruning/removal.py`), which first order doesn't see: most of a hidden layer, little of a table's
-columns. So half of each group is taken out at once, and its units' moves are scaled to what scores
-moved by then.
+(`optimizer/pruning/removal.py`), which first order doesn't see: most of a hidden layer, little of a
+table's columns. So half of each group is taken out at once, and its units' moves are scaled to what
+scores moved by then.
 """
 
 from __future__ import annotations
