@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conformance.comparing import every_case
 from conformance.known import DEPENDS_ON_ORDER, DIFFERS, WITHOUT_CASE
-from rankc.backends.onnx import own_forms
+from rankc.backends.onnx.translate import own_forms
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
 
