@@ -39,8 +39,9 @@ from .example import (
 from .failures import (
     Clarity,
     DiagnosedError,
-    diagnose,  # doctor asks the frontend for it
+    diagnose,
 )
+from .failures import user_line as user_line  # doctor asks the frontend for it
 from .flat import Flat, apart, is_leaf, score
 from .jagged import first_dims, with_delimiters
 from .keep_rows import keep_rows
