@@ -60,20 +60,22 @@ def _run(argv: Sequence[str] | None) -> int:
         try:
             code = int(arguments.run(arguments))
             interrupts.check()
-        except BudgetExceeded as error:
-            return _fail(arguments, error, _OVER)
-        except RankcError as error:
-            return _fail(arguments, error, _ERROR)
         except KeyboardInterrupt:
-            saved = getattr(arguments, "saved", None)
-            print(
-                f"interrupted; {saved} is complete"
-                if saved
-                else "interrupted; nothing was written",
-                file=sys.stderr,
-            )
-            return interrupts.code
+            return _interrupted(arguments, interrupts)
+        except Exception as error:
+            if interrupts.came:  # a library made another error of it
+                return _interrupted(arguments, interrupts)
+            if not isinstance(error, RankcError):
+                raise
+            return _fail(arguments, error, _OVER if isinstance(error, BudgetExceeded) else _ERROR)
         return code
+
+
+def _interrupted(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    saved = getattr(arguments, "saved", None)
+    said = f"{saved} is complete" if saved else "nothing was written"
+    print(f"interrupted; {said}", file=sys.stderr)
+    return interrupts.code
 
 
 def _fail(arguments: argparse.Namespace, error: RankcError, code: int) -> int:

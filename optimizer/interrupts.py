@@ -34,6 +34,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     @property
+    def came(self) -> bool:
+        """Whether one has come."""
+        return self._came is not None
+
+    @property
     def code(self) -> int:
         """The exit code of who was interrupted: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + (self._came or signal.SIGINT)

@@ -15,6 +15,9 @@ from torch import Tensor
 SIZES = (1, 3, 64)
 #: In steps of float32, of the largest score; low formats move what they hold by a tenth of it.
 CLOSE, LOW = 2e-5, 0.1
+#: What the model computes in bfloat16 is computed in float32; norms divide by the spread of a few
+#: values, which magnifies their rounding.
+LOOSER = {"half": torch.finfo(torch.bfloat16).eps, "group_norm": 1e-4, "layer_norm": 1e-4}
 
 
 TARGETS = ("cpu-fp32", "cpu-int8", "h100-fp8")
@@ -65,7 +68,8 @@ def check(
         )
         size = max(float(right[fine].abs().max()) if bool(fine.any()) else 0.0, sizes[output])
         off = float((have - right)[fine].abs().max()) if bool(fine.any()) else 0.0
-        if not same or off > close * size:
+        allowed = max(close, LOOSER.get(output, 0.0))
+        if not same or off > allowed * size:
             wrong.append(f"{output}: off by {off:.3g} of {size:.3g}")
     assert not wrong, f"{where}: {wrong}"
 

@@ -177,6 +177,9 @@ class Guard:
         self._delimited = tuple(
             name for one in ragged_of(signature) for name in (one.delimiter, *one.values)
         )
+        rowwise = (f.name for f in signature if f.shape[:1] == (BATCH,))
+        #: A feature that tells whether there are rows.
+        self._counted = next(rowwise, signature.names[0] if signature.names else "")
         self._limits = tuple(
             (f.name, *_limits(f.least, f.cardinalities, f.axis, len(f.shape)))
             for f in signature
@@ -193,13 +196,14 @@ class Guard:
         if self._first:
             self.check(arrays)
         try:
+            # A runtime's own kernels may end the process over nothing: LSTMs of ONNX Runtime do.
+            if not np.size(arrays.get(self._counted, 1)) and is_empty(self._signature, arrays):
+                return scores_of_nothing(runner, self._signature, arrays)
             return runner(arrays)
         except RankcError:
             raise
         except Exception as error:
             self._tell(arrays)
-            if is_empty(self._signature, arrays):
-                return scores_of_nothing(runner, self._signature, arrays)
             raise SignatureError(f"the batch can't be scored: {_reason(error)}") from error
 
     def around(self, runner: ArrayRunner) -> ArrayRunner:

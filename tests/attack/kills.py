@@ -171,7 +171,10 @@ def _work(work: Work, place: Path, said: Said) -> None:
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:
-        traceback.print_exc()
+        if interrupts.came:  # a library made another error of it
+            code = interrupts.code
+        else:
+            traceback.print_exc()
     sys.stderr.flush()
     atexit._run_exitfuncs()
     os._exit(code)
