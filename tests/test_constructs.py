@@ -87,6 +87,7 @@ def batches(name: str) -> dict[str, dict[str, Tensor]]:
     ("name", "target"), [*product(CASES, TARGETS), *((name, "mlir-cpu") for name in CONVERTED)]
 )
 def test_constructs_score_as_eager_does(name: str, target: str, tmp_path: Path) -> None:
+    """All of it in one test: an artifact takes longer to build than to try."""
     artifact = built(name, target)
     assert set(artifact.signature.outputs) == set(model(name, target)(**batches(name)["1 rows"]))
     loaded = rankc.load(artifact.save(tmp_path / "saved"), trust_code=target == "mlir-cpu")
@@ -98,13 +99,15 @@ def test_constructs_score_as_eager_does(name: str, target: str, tmp_path: Path) 
             arrays = {n: v.numpy() for n, v in rows.items()}
             ran = {n: torch.from_numpy(v) for n, v in one.run(arrays).items()}
             check(name, ran, want, close, f"{how}, run, {where}")
+    if target in TARGETS:
+        no_rows_have_no_scores(name, artifact)
+    if target == "cpu-fp32":
+        requests_score_alike(name, artifact, loaded)
+        what_nothing_reads_may_be_left_out(name, artifact)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_constructs_score_as_requests(name: str, tmp_path: Path) -> None:
-    case, artifact = CASES[name], built(name, "cpu-fp32")
-    loaded = rankc.load(artifact.save(tmp_path / "saved"))
-    bad = hostile()
+def requests_score_alike(name: str, artifact: rankc.Artifact, loaded: rankc.Artifact) -> None:
+    case, bad = CASES[name], hostile()
     for size in SIZES:
         for user in (None, *range(4)):
             rows = picked(case, ordinary(size, seed=size + 10))
@@ -113,17 +116,13 @@ def test_constructs_score_as_requests(name: str, tmp_path: Path) -> None:
             flat = rows | {n: v.expand(size, *v.shape[1:]) for n, v in one.items()}
             want = eager(name, flat)
             for how, made in (("built", artifact), ("loaded", loaded)):
-                check(
-                    name, made.request(**(rows | one)), want, CLOSE, f"{how}, user {user}, {size}"
-                )
+                where = f"{how}, user {user}, {size}"
+                check(name, made.request(**(rows | one)), want, CLOSE, where)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", CASES)
-def test_no_rows_have_no_scores(name: str, target: str) -> None:
+def no_rows_have_no_scores(name: str, artifact: rankc.Artifact) -> None:
     rows = picked(CASES[name], ordinary(0, seed=0))
     want = eager(name, picked(CASES[name], ordinary(1, seed=0)))
-    artifact = built(name, target)
     arrays = {n: v.numpy() for n, v in rows.items()}
     for got in (artifact(**rows), artifact.run(arrays)):
         assert set(got) == set(want)
@@ -132,8 +131,8 @@ def test_no_rows_have_no_scores(name: str, target: str) -> None:
         assert score.dtype is torch.float32
 
 
-def test_what_nothing_reads_may_be_left_out() -> None:
-    rows = picked(CASES["parts"], ordinary(3, seed=3))
-    want = eager("parts", rows)
-    del rows["label"]
-    check("parts", built("parts", "cpu-fp32")(**rows), want, CLOSE, "without a label")
+def what_nothing_reads_may_be_left_out(name: str, artifact: rankc.Artifact) -> None:
+    rows = picked(CASES[name], ordinary(3, seed=3))
+    want = eager(name, rows)
+    if rows.pop("label", None) is not None:
+        check(name, artifact(**rows), want, CLOSE, "without a label")
