@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
-from ..optimizer.ir import Program
+from ..optimizer.ir import Program, Rewriter
+from ..optimizer.ir.ops import BOUNDED
 from ..optimizer.ir.pattern import argument, is_op
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
@@ -59,6 +61,8 @@ class DropUnusedRows(Pass):
             if not 0 < reached < len(weight) or not rw.site(lookups[0]):
                 continue
             rw.set_parameter(name, weight[:reached].clone())
+            for lookup in lookups:
+                _bound_to(reached, lookup, lookups, rw)
             dropped.append(name.removesuffix(".weight"))
             rows += len(weight) - reached
         if dropped:
@@ -67,7 +71,7 @@ class DropUnusedRows(Pass):
 
 def _bound(ids: object) -> int | None:
     """How many rows ids can reach: one more than the largest; None where nothing bounds them."""
-    while isinstance(ids, fx.Node) and ids.target in _VIEWS:
+    while isinstance(ids, fx.Node) and (ids.target in _VIEWS or is_op(ids, BOUNDED.op)):
         ids = ids.args[0]
     if not isinstance(ids, fx.Node):
         return None
@@ -81,3 +85,14 @@ def _bound(ids: object) -> int | None:
         last = argument(ids, 1 if is_op(ids, _aten.clamp_max.default) else 2, "max")
         return last + 1 if isinstance(last, int) and last >= 0 else None
     return None
+
+
+def _bound_to(rows: int, lookup: fx.Node, lookups: Sequence[fx.Node], rw: Rewriter) -> None:
+    """Ids that are refused beyond the table are refused beyond what is left of it."""
+    ids: Any = lookup.args[1]
+    if not is_op(ids, BOUNDED.op) or any(user not in lookups for user in ids.users):
+        return
+    with rw.before(ids):
+        values, limits, *more = ids.args
+        made = rw.emit(BOUNDED.op, values, [rows] * len(limits), *more, like=ids)
+    rw.replace(ids, made)
