@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rankc
+import torch
 from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.optimizer.artifact.artifact import verify
 from rankc.optimizer.artifact.completion import complete
@@ -86,6 +87,8 @@ def killed(scratch: Path, counts: dict[str, int], seed: int = 0) -> Any:
     Returns:
         Counts of how the processes ended, and the faults.
     """
+    # A child waits for ever for the threads that OpenMP had in its parent.
+    torch.set_num_threads(1)
     before = tempfile.tempdir
     temporary = scratch / "tmp"
     temporary.mkdir()
