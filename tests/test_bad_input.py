@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import rankc
 import torch
+from rankc.optimizer.data.rows import collect
 from rankc.optimizer.errors import (
     ArtifactError,
     BudgetError,
@@ -320,6 +322,17 @@ def test_nan_in_outputs() -> None:
 def test_labels_that_cannot_be_used(label: Callable[[Tensor], Any], part: str) -> None:
     dense, ids, labels = rows()
     assert part in said(DataError, [rankc.Batch((dense, ids), label(labels))])
+
+
+def test_labels_of_a_regression_say_how_to_declare_it() -> None:
+    dense, ids, labels = rows()
+    data = [rankc.Batch((dense, ids), changed(labels, 7, 1.5))]
+    told = "with_task('score', kind=rankc.TaskKind.REGRESSION)"
+    assert told in said(DataError, data)
+    program = rankc.capture(small(), (dense, ids))
+    signature = program.signature.with_task("score", kind=rankc.TaskKind.REGRESSION)
+    collected = collect(data, replace(program, signature=signature))
+    assert float(collected.labels["score"][7]) == 1.5  # type: ignore[index]
 
 
 def test_proof_rows_of_one_class() -> None:

@@ -463,14 +463,18 @@ def _checked_label(
     except (TypeError, ValueError) as error:
         raise DataError(f"label {name!r} isn't a number: {error}.") from error
     (task,) = (task for task in signature.served if task.name == name)
-    bad, what = ~np.isfinite(label), "NaN or Inf"
+    bad, what, remedy = ~np.isfinite(label), "NaN or Inf", ""
     if task.kind is TaskKind.BINARY and not bad.any():
         bad, what = (label < 0) | (label > 1), "outside [0, 1]"
+        remedy = (
+            " If the task is a regression, say so: signature=rankc.capture(model, inputs).signature"
+            f".with_task({name!r}, kind=rankc.TaskKind.REGRESSION)."
+        )
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
             f"label {name!r} is {what} in {int(bad.sum()):,} rows, first in row "
-            f"{first_row + row}: {label[row]}."
+            f"{first_row + row}: {label[row]}.{remedy}"
         )
     return label
 

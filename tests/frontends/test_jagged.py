@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,12 +149,13 @@ def test_optimized_on_data() -> None:
         labels = torch.bernoulli(torch.sigmoid(model(*inputs))[:, 0])
         batches.append(rankc.Batch(inputs, labels.detach()))
     budget = rankc.Budget(ne=0.05)
-    artifact = rankc.optimize(model, target="cpu-int8", data=batches, budget=budget)
+    # Whether tables are worth 4 bits is measured: here they aren't asked for.
+    target = replace(rankc.Target.of("cpu-int8"), table_formats=("int8",))
+    artifact = rankc.optimize(model, target=target, data=batches, budget=budget)
     assert artifact.verdict.status is Status.PASS
     inputs = batches[0].inputs
     scores = artifact(*(value.numpy() for value in inputs))
-    # Whether codes of 4 bits pay is measured; half a step of theirs may move a score so far.
-    assert np.allclose(scores, model(*inputs).detach().numpy(), atol=0.15)
+    assert np.allclose(scores, model(*inputs).detach().numpy(), atol=0.05)
 
 
 @pytest.mark.parametrize(
