@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .optimizer.artifact.artifact import Artifact
     from .optimizer.backend import Backend, Built
     from .optimizer.capture import capture
-    from .optimizer.data.rows import Batch, Parquet
+    from .optimizer.data.batch import Batch
+    from .optimizer.data.parquet import Parquet
     from .optimizer.diagnose.bisect import bisect
     from .optimizer.diagnose.debug import debug
     from .optimizer.driver import optimize
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Artifact": "optimizer.artifact.artifact",
     "Backend": "optimizer.backend",
-    "Batch": "optimizer.data.rows",
+    "Batch": "optimizer.data.batch",
     "Budget": "optimizer.quality.budget",
     "Built": "optimizer.backend",
     "DeviceSpec": "optimizer.target",
@@ -62,7 +63,7 @@ _PUBLIC = {
     "Feature": "optimizer.ir",
     "FeatureKind": "optimizer.ir",
     "Measure": "optimizer.quality.measures",
-    "Parquet": "optimizer.data.rows",
+    "Parquet": "optimizer.data.parquet",
     "Pass": "optimizer.pipeline.passbase",
     "Pipeline": "optimizer.pipeline.pipeline",
     "Program": "optimizer.ir",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from rankc import models
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import RankcError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.registry import backend

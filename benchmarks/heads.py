@@ -37,7 +37,7 @@ from rankc.models.data import batches, load_census, load_flights, simulated_conv
 from rankc.models.sides import two_sides
 from rankc.models.train import train
 from rankc.optimizer.compare.numerics import divergence
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.report.report import readable_bytes
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers

@@ -27,7 +27,7 @@ import torch
 from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, OrtRunner
 from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Rewriter, sweep
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rankc import Target, capture
 from rankc.models import zoo
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from torch import Tensor, nn

@@ -19,7 +19,7 @@ import torch
 from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import load_flights
 from rankc.models.train import train
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.judge import Judge

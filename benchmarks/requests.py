@@ -21,7 +21,7 @@ import numpy as np
 import rankc
 import torch
 from rankc.models import DIN, EarlyStage, TwoSided, TwoTower
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.requests.request import one_user, replicated
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers

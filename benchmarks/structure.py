@@ -36,7 +36,8 @@ import torch
 from rankc.models import ZOO
 from rankc.optimizer.artifact.chunks import piece_of
 from rankc.optimizer.artifact.race import Race
-from rankc.optimizer.data.rows import Rows, synthesize
+from rankc.optimizer.data.rows import Rows
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from ..optimizer.data.batch import call_of
 from ..optimizer.data.ragged import Ragged
-from ..optimizer.data.rows import call_of
 from ..optimizer.errors import CaptureError, DataError
 from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.data.rows import synthesize
+from ..optimizer.data.synthetic import synthesize
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir import Facts, Form, Program, Signature, set_facts
 from ..optimizer.ir.infer import infer_signature

@@ -14,16 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data.rows import (
-    Parquet,
-    Split,
-    call_of,
-    check_features,
-    collect,
-    features_of,
-    first_inputs,
-    split,
-)
+from .data.batch import call_of, features_of, first_inputs
+from .data.checks import check_features
+from .data.parquet import Parquet
+from .data.rows import Split, collect, split
 from .errors import CaptureError, DataError, RankcError
 from .ir.program import Program
 from .ir.signature import Signature

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from .data.rows import Parquet
+    from .data.parquet import Parquet
     from .diagnose.doctor import Diagnosis
     from .ir.program import Program
     from .requests.request import Request
@@ -372,7 +372,7 @@ def _request(arguments: argparse.Namespace) -> Request | None:
 
 
 def _parquet(arguments: argparse.Namespace) -> Parquet | None:
-    from .data.rows import Parquet
+    from .data.parquet import Parquet
 
     if arguments.data is None:
         return None
@@ -605,7 +605,7 @@ def _debug(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from .data.rows import Parquet
+    from .data.parquet import Parquet
     from .diagnose.doctor import examine
 
     data = None

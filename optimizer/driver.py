@@ -29,7 +29,8 @@ from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
 from .compare.parked import park
-from .data.rows import Parquet, Rows, Split
+from .data.parquet import Parquet
+from .data.rows import Rows, Split
 from .errors import (
     BudgetExceeded,
     DataError,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .artifact.artifact import Artifact
-from .data.rows import Parquet
+from .data.parquet import Parquet
 from .driver import optimize
 from .ir.program import Program
 from .quality.budget import Budget

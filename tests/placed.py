@@ -6,7 +6,7 @@ import torch
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING
 from rankc.optimizer.ir.pattern import shape_of

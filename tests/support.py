@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Form, Program
 from rankc.optimizer.ir.infer import infer_signature
 from rankc.optimizer.ir.ops import DEQUANTIZE, ROWWISE_LINEAR

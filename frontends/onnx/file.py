@@ -14,7 +14,7 @@ import torch
 from onnx_ir.passes import common as onnx_passes
 from torch import Tensor, fx
 
-from ...optimizer.data.rows import synthesize
+from ...optimizer.data.synthetic import synthesize
 from ...optimizer.errors import CaptureError, DataError
 from ...optimizer.ir import Facts, Form, Program, Signature, set_facts
 from ...optimizer.ir.infer import infer_signature

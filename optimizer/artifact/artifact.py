@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.rows import Batch, Rows, call_of, check_features, synthesize, tensors_of
+from ..data.batch import Batch, call_of, tensors_of
+from ..data.checks import check_features
+from ..data.rows import Rows
+from ..data.synthetic import synthesize
 from ..errors import ArtifactError, SignatureError
 from ..fitting import reading, require_fit
 from ..ir.program import bind_arguments, with_defaults

@@ -44,7 +44,7 @@ def compare(
         takes requests, ``request`` is one of as many candidates, and ``request speedup`` the
         peer's time, with the user given once for each, over it.
     """
-    from ..data.rows import synthesize
+    from ..data.synthetic import synthesize
     from ..ir.scratch import Scratch
     from ..requests.request import one_user
 
@@ -105,7 +105,7 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     import torch
 
     from ..data.ragged import ragged_of
-    from ..data.rows import synthesize
+    from ..data.synthetic import synthesize
     from ..ir.torchapi import silenced
 
     features = synthesize(artifact.signature, 8).features

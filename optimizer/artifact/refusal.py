@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..data.checks import check_features
 from ..data.ragged import check_delimiters, ragged_of
-from ..data.rows import check_features
 from ..errors import RankcError, SignatureError, UnsupportedError
 from ..ir.facts import site_of
 from ..ir.ops import BOUNDED

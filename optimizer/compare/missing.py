@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data.rows import Rows, synthesize
+from ..data.rows import Rows
+from ..data.synthetic import synthesize
 from ..ir.program import Program
 from ..ir.signature import BATCH, MISSING, Feature, FeatureKind, Signature
 

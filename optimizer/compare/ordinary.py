@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..data.ragged import join, ragged_of
-from ..data.rows import Rows, synthesize
+from ..data.rows import Rows
+from ..data.synthetic import synthesize
 from ..errors import DataError
 from ..ir.program import Program, with_defaults
 from ..ir.signature import Feature, FeatureKind, Signature

@@ -14,7 +14,9 @@ from ..artifact.artifact import Artifact
 from ..capture import captured
 from ..compare.lockstep import Diagnosis, compare, shifts
 from ..compare.ordinary import ordinary
-from ..data.rows import Parquet, Rows, check_features, collect
+from ..data.checks import check_features
+from ..data.parquet import Parquet
+from ..data.rows import Rows, collect
 from ..errors import ArtifactError, DataError
 from ..ir.program import Program, with_defaults
 from ..registry import backend, frontend

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from scipy import special
 
-from ..data.rows import Contract, Rows, collect
+from ..data.batch import Contract
+from ..data.rows import Rows, collect
 from ..errors import DataError, SignatureError
 from ..ir.program import Program
 from ..ir.signature import Signature, TaskKind

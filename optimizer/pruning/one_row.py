@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..data.rows import synthesize
+from ..data.synthetic import synthesize
 from ..ir.pattern import is_op
 from ..ir.program import Program
 

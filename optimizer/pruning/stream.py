@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.batch import Batch
 from ..data.ragged import take
-from ..data.rows import Batch, Rows, collect
+from ..data.rows import Rows, collect
 from ..errors import DataError, PruneError, RecoverError
 from ..ir.program import Features, Program
 from ..pipeline.passbase import PassContext

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.rows import Parquet, Rows, Split, collect
+from ..data.parquet import Parquet
+from ..data.rows import Rows, Split, collect
 from ..errors import DataError, RecoverError
 from ..ir.program import Program, content_hash
 from ..ir.signature import Task

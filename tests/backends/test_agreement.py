@@ -14,7 +14,7 @@ from rankc import models
 from rankc.backends.onnx.translate import to_onnx
 from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import ArtifactError, UnsupportedError
 from rankc.optimizer.ir import Program, facts_of
 from rankc.optimizer.pipeline.instruments import Verify

@@ -19,7 +19,7 @@ from rankc.backends.inductor.backend import (
 )
 from rankc.backends.inductor.gpu_kernels import BF16, KERNELS, Kernel, choose, dispatch, time_on_gpu
 from rankc.optimizer.analysis.sites import linear_sites
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of

@@ -13,7 +13,7 @@ from rankc import models
 from rankc.backends import mlir
 from rankc.backends.mlir import Mlir
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.target import Target

@@ -15,7 +15,7 @@ from placed import coded, optimized
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.artifact.race import Race
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import ArtifactError, TargetError
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
 from rankc.optimizer.ir.pattern import shape_of

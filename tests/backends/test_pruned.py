@@ -11,7 +11,7 @@ from placed import halved
 from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.cost import total
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline

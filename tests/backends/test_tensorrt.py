@@ -32,7 +32,7 @@ from rankc.backends.tensorrt.engine import EngineFacts, Memory
 from rankc.backends.tensorrt.rules import FULL, RTX, refused_by, require_formats, require_legal
 from rankc.frontends.export import capture
 from rankc.optimizer.cli import main
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import ArtifactError, SignatureError, TargetError, UnsupportedError
 from rankc.optimizer.ir import Program, facts_of
 from rankc.optimizer.target import DeviceSpec, Target

@@ -13,7 +13,7 @@ import torch
 from rankc.backends.inductor.backend import Inductor
 from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.formats import WEIGHTS_ALONE, weight_width
 from rankc.optimizer.ir import Program, Rewriter, sweep

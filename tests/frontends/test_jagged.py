@@ -11,7 +11,7 @@ import rankc
 import torch
 from rankc.frontends.export import capture
 from rankc.optimizer.data.ragged import Delimits, find_ragged, join, ragged_of, take
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import FeatureKind, Signature
 from rankc.optimizer.quality.verdict import Status

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from rankc import models
 from rankc.frontends.onnx.graph import OPERATORS
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import CaptureError, DataError, SignatureError
 from rankc.optimizer.ir import FeatureKind, site_of, verify
 from support import operators, run_passes

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import check_features, synthesize
+from rankc.optimizer.data.checks import check_features
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
 from rankc.optimizer.ir.program import with_defaults

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline.instruments import Verify
 from rankc.optimizer.pipeline.passbase import PassContext

@@ -11,7 +11,8 @@ import pytest
 import rankc
 import torch
 from numpy.typing import NDArray
-from rankc.optimizer.data.rows import Parquet, collect, split
+from rankc.optimizer.data.parquet import Parquet
+from rankc.optimizer.data.rows import collect, split
 from rankc.optimizer.data.times import time_column
 from rankc.optimizer.errors import DataError
 from rankc.optimizer.quality.budget import Budget

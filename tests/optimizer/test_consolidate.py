@@ -10,7 +10,7 @@ import pytest
 import rankc
 import torch
 from rankc.models.early_stage import EarlyStage
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Form, Side, verify
 from rankc.optimizer.quality.metrics import recall_at_k

@@ -11,19 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import (
-    CALIBRATION_ROWS,
-    Batch,
-    Parquet,
-    Rows,
-    as_batch,
-    call_of,
-    check_features,
-    collect,
-    first_inputs,
-    split,
-    synthesize,
-)
+from rankc.optimizer.data.batch import Batch, as_batch, call_of, first_inputs
+from rankc.optimizer.data.checks import check_features
+from rankc.optimizer.data.parquet import Parquet
+from rankc.optimizer.data.rows import CALIBRATION_ROWS, Rows, collect, split
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Feature, FeatureKind, Program, Signature, TaskKind
 from torch import Tensor, nn

@@ -11,7 +11,8 @@ import rankc
 import torch
 from pyarrow import parquet
 from rankc.frontends.export import capture
-from rankc.optimizer.data.rows import Parquet, collect
+from rankc.optimizer.data.parquet import Parquet
+from rankc.optimizer.data.rows import collect
 from rankc.optimizer.errors import DataError
 from torch import Tensor, nn
 

@@ -12,7 +12,7 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import inputs_of, linear_sites, table_sites
 from rankc.optimizer.compare.lockstep import Diagnosis, Finding, compare
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Precision, Program, Rewriter, site_of, sweep
 from rankc.optimizer.precision.candidates import choose_input
 from rankc.optimizer.precision.linear_formats import realise, realise_table

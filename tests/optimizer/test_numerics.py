@@ -11,7 +11,7 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.compare import numerics
 from rankc.optimizer.compare.numerics import Divergence, divergence, truth
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.pipeline.passbase import Exactness
 from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, broken_promise
 from torch import Tensor

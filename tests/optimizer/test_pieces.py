@@ -14,7 +14,7 @@ from rankc import models
 from rankc.frontends.export import capture
 from rankc.optimizer.artifact import chunks as pieces
 from rankc.optimizer.artifact.chunks import InPieces, best_pieces, can_be_split, in_pieces
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rankc.optimizer.compare.numerics import divergence
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.quality.budget import Budget
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.report.report import Outcome

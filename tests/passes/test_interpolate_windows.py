@@ -14,7 +14,7 @@ from rankc.frontends.export import capture
 from rankc.models.data import batches, simulated_conversions
 from rankc.models.mmoe import MMoE, MMoEConfig
 from rankc.models.train import train
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.heads.windows import exponential
 from rankc.optimizer.ir import Program, Side

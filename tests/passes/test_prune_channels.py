@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from rankc.optimizer.data.rows import synthesize
+from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.quality.budget import Budget
