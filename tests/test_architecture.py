@@ -194,6 +194,74 @@ def test_an_import_the_wrong_way_is_found(tmp_path: Path, planted: str, told: st
     assert wrong_way(tmp_path) == [told]
 
 
+# --- what opens an artifact -----------------------------------------------------------------------
+
+#: Where opening an artifact begins.
+OPENED = (Path("optimizer/formats.py"), Path("optimizer/target.py"))
+#: What takes long to import, and what a machine that serves needn't have.
+HEAVY = {"torch", "scipy", "onnx", "onnx_ir", "onnxscript", "networkx", "rich", "pandas"}
+
+
+def first_imports(path: Path, root: Path = ROOT) -> tuple[set[Path], set[str]]:
+    """Ours and others' modules that importing a file imports: what stands in no function."""
+    package, ours_, others = path.parts[:-1], set[Path](), set[str]()
+    pending: list[ast.stmt] = list(ast.parse((root / path).read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+            place = "/".join(base).replace(".", "/")
+            for name in (place, *(f"{place}/{alias.name}" for alias in node.names)):
+                ours_ |= {Path(f"{name}.py"), Path(name, "__init__.py")}
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            pending += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+    ours_ |= {Path(*package[:depth], "__init__.py") for depth in range(len(package) + 1)}
+    return {p for p in ours_ if (root / p).exists()}, others - STDLIB
+
+
+def reached(start: Path, root: Path = ROOT) -> dict[Path, set[str]]:
+    """Every file of ours that importing one imports, with what it imports of others."""
+    found: dict[Path, set[str]] = {}
+    pending = [start]
+    while pending:
+        path = pending.pop()
+        if path not in found:
+            ours_, found[path] = first_imports(path, root)
+            pending += ours_
+    return found
+
+
+@pytest.mark.parametrize("start", OPENED, ids=str)
+def test_what_opens_an_artifact_imports_nothing_heavy(start: Path) -> None:
+    heavy = {path.as_posix(): sorted(tops & HEAVY) for path, tops in reached(start).items()}
+    assert {path: tops for path, tops in heavy.items() if tops} == {}
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("import torch", {"torch"}),
+        ("try:\n    from torch import fx\nexcept ImportError:\n    pass", {"torch"}),
+        ("class A:\n    import scipy.stats", {"scipy"}),
+        ("if TYPE_CHECKING:\n    import torch", set()),
+        ("def late():\n    import torch", set()),
+    ],
+)
+def test_a_heavy_import_is_found(tmp_path: Path, planted: str, found: set[str]) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/__init__.py").write_text("")
+    (tmp_path / "deep/planted.py").write_text(planted + "\n")
+    (tmp_path / "start.py").write_text("from .deep.planted import late\n")
+    tops = set[str]().union(*reached(Path("start.py"), tmp_path).values())
+    assert tops & HEAVY == found
+
+
 def test_one_pass_a_file_called_like_it() -> None:
     classes: dict[str, str] = {}
     for path in within("passes"):

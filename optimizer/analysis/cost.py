@@ -101,7 +101,7 @@ def format_of(node: fx.Node) -> str:
         return "int8-rows"
     if is_op(node, HALF_LINEAR.op):
         weight = node.args[1].meta["val"].dtype  # type: ignore[union-attr]
-        return next(name for name, dtype in HALF.items() if dtype is weight)
+        return next(name for name, dtype in HALF.items() if getattr(torch, dtype) is weight)
     if is_op(node, CODED_LINEAR.op):
         scale = node.args[2].meta["val"]  # type: ignore[union-attr]
         return "int4-weights" if scale.dim() == 2 else "int8-weights"

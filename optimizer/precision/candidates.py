@@ -170,7 +170,7 @@ class _Linear:
             bits = WEIGHTS_ALONE[name]
             precision = Precision(name, input_dtype="bfloat16", weight_dtype=f"int{bits}")
             return precision, self._error(precision, _coded(self.weight, precision))
-        dtype = "int8" if name == "int8-rows" else str(HALF[name]).removeprefix("torch.")
+        dtype = "int8" if name == "int8-rows" else HALF[name]
         codes = "uint8" if name == "int8-rows" else dtype
         precision = Precision(
             name, input_dtype=codes, weight_dtype=dtype, column_scale=scale, kept=kept

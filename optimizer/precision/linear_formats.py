@@ -71,7 +71,8 @@ def _base(linear: fx.Node) -> str:
 def _in_half(
     rw: Rewriter, linear: fx.Node, weight: Tensor, bias: fx.Node | None, precision: Precision
 ) -> None:
-    half = rw.parameter(f"{_base(linear)}_half", weight.to(HALF[precision.format]))
+    dtype: torch.dtype = getattr(torch, HALF[precision.format])
+    half = rw.parameter(f"{_base(linear)}_half", weight.to(dtype))
     with rw.before(linear):
         made = rw.emit(HALF_LINEAR.op, linear.args[0], half, bias, like=linear)
     rw.replace(linear, made)
