@@ -13,7 +13,7 @@ from ..optimizer.analysis.pairs import PairTracer
 from ..optimizer.ir import Program, Rewriter, site_of
 from ..optimizer.ir.ops import DOT_INTERACTION
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
-from ..optimizer.ir.verify import same_value
+from ..optimizer.ir.verifier import same_value
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten

@@ -16,7 +16,7 @@ from rankc.optimizer.ir.printer import line, text
 from rankc.optimizer.ir.program import flatten_exported
 from rankc.optimizer.ir.structure import Structure
 from rankc.optimizer.ir.torchapi import core_decompositions
-from rankc.optimizer.ir.verify import same_value
+from rankc.optimizer.ir.verifier import same_value
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.budget import Budget

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from . import ops  # noqa: F401 (it registers the dialect)
 from .heads import words_of
 from .pattern import argument, is_op, parameter_name, shape_of
 from .signature import BATCH, Feature, FeatureKind, Score, Side, Signature, Task, TaskKind

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ArtifactError, CaptureError, SignatureError
-from . import torchapi
+from . import (
+    ops,  # noqa: F401 (it registers the dialect)
+    torchapi,
+)
 from .forms import Form
 from .scratch import written_whole
 from .signature import BATCH, Signature

@@ -16,7 +16,7 @@ from .facts import facts_of, merged, set_facts, site_of
 from .printer import excerpt
 from .program import Program
 from .signature import BATCH, Feature
-from .verify import same_value
+from .verifier import same_value
 
 #: Operators whose results may differ from run to run or that do something besides computing.
 _IMPURE = frozenset({"aten::bernoulli", "aten::rand", "aten::randn", "aten::native_dropout"})

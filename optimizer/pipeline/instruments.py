@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import ArtifactError
 from ..ir.printer import diff, text
 from ..ir.scratch import write_whole
-from ..ir.verify import verify
+from ..ir.verifier import verify
 from ..report.report import Outcome, PassRecord
 from .passbase import Instrument
 

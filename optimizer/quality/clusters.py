@@ -18,7 +18,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from ..data.times import time_column
 from .metrics import FloatArray, IntArray, cluster_codes, sum_by
@@ -55,6 +54,8 @@ class Spread:
 
     def half(self, confidence: float) -> float:
         """Half the width of the two-sided interval."""
+        from scipy.special import stdtrit  # slow to import, and a verdict is read without
+
         return float(stdtrit(self.degrees, (1.0 + confidence) / 2.0)) * self.error
 
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from ..errors import DataError
 from .clusters import Clusters, Spread
@@ -308,6 +307,8 @@ def calibration_delta(
     Raises:
         DataError: as `ratio_interval`.
     """
+    from scipy import special  # slow to import, and a verdict is read without
+
     before = special.expit(finite_rows(reference, "reference logits"))
     after = special.expit(finite_rows(logits, "logits"))
     return paired_delta(before, after, group, confidence)
@@ -369,12 +370,16 @@ def rows_to_decide(interval: Interval, limit: float) -> int | None:
 
 def lower_bound(interval: Interval, tail: float) -> float:
     """The one-sided lower bound that the true value undercuts with probability ``tail``."""
+    from scipy import special  # slow to import, and a verdict is read without
+
     quantile = float(special.stdtrit(interval.freedom, tail))
     return interval.estimate + quantile * interval.standard_error
 
 
 def upper_tail_p_value(interval: Interval, limit: float) -> float:
     """One-sided p-value of "the true value is at most ``limit``"; small means it is above."""
+    from scipy import special  # slow to import, and a verdict is read without
+
     if interval.standard_error == 0.0:
         return 0.0 if interval.estimate > limit else 1.0
     statistic = (interval.estimate - limit) / interval.standard_error

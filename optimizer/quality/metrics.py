@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from ..errors import DataError
 
@@ -224,6 +223,8 @@ def normalized_entropy(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         DataError: as `log_loss_per_row`, or the labels are all 0 or all 1 (the entropy is 0).
     """
+    from scipy import special  # slow to import, and a verdict is read without
+
     loss = log_loss(logits, labels)
     mean = float(label_rows(labels, "labels").mean())
     if mean in (0.0, 1.0):
@@ -304,6 +305,8 @@ def calibration_ratio(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         DataError: bad rows, or every label is 0.
     """
+    from scipy import special  # slow to import, and a verdict is read without
+
     z, y = paired(finite_rows(logits, "logits"), label_rows(labels, "labels"))
     if not y.any():
         raise DataError("the calibration ratio needs a positive row; every label is 0")

@@ -9,11 +9,12 @@ from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..analysis.cost import Size
 from ..quality.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from ..analysis.cost import Size
 
 #: Exactness classes that no budget pays for: who breaks one has an error.
 _PROMISES = ("exact", "rounding")

@@ -17,7 +17,7 @@ from ..ir.program import Program
 from ..ir.rewrite import sweep
 from ..ir.signature import BATCH, Feature, FeatureKind, Signature
 from ..ir.structure import Branch, Leaf, Structure
-from ..ir.verify import verify
+from ..ir.verifier import verify
 from .request import ITEMS, REQUEST, Entry, Request
 
 _aten = torch.ops.aten

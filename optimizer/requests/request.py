@@ -26,7 +26,7 @@ from ..ir.ops import REQUEST_BROADCAST, REQUEST_MATMUL
 from ..ir.program import Program
 from ..ir.rewrite import Rewriter, sweep
 from ..ir.signature import BATCH, Side, Signature
-from ..ir.verify import verify
+from ..ir.verifier import verify
 
 _aten = torch.ops.aten
 #: The names of the entry for requests, and of that which computes candidates ahead.

@@ -10,7 +10,7 @@ import torch
 from rankc.models import zoo
 from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.ir import Program, Rewriter
-from rankc.optimizer.ir.verify import verify
+from rankc.optimizer.ir.verifier import verify
 from rankc.optimizer.pruning.channels import Channels, Group, channels
 from rankc.optimizer.pruning.dependence import Closure, Scene
 from rankc.optimizer.pruning.removal import Removal, emptied, without
