@@ -22,7 +22,8 @@ import rankc
 import torch
 from rankc.models import DIN, EarlyStage, TwoSided, TwoTower
 from rankc.optimizer.data.synthetic import synthesize
-from rankc.optimizer.requests.request import one_user, replicated
+from rankc.optimizer.requests.entry import one_user
+from rankc.optimizer.requests.request import replicated
 from rankc.optimizer.timing import side_by_side
 from structure import Scorer, make_scorers
 from torch import Tensor, nn

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.compare.numerics import truth
-from ..optimizer.data.ragged import ragged_of, row_count, take
+from ..optimizer.data.delimiters import ragged_of, row_count
+from ..optimizer.data.ragged import take
 from ..optimizer.errors import CaptureError
 from ..optimizer.ir import FeatureKind, Program, Signature
 from .failures import mixed_rows, randomness

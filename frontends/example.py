@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..optimizer.data.ragged import Ragged, row_count, take
+from ..optimizer.data.delimiters import Ragged, row_count
+from ..optimizer.data.ragged import take
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
 

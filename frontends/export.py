@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from ..optimizer.data.batch import call_of
-from ..optimizer.data.ragged import Ragged
+from ..optimizer.data.delimiters import Ragged
 from ..optimizer.errors import CaptureError, DataError
 from ..optimizer.ir import Form, Program, Signature
 from ..optimizer.ir.infer import infer_signature

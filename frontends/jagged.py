@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..optimizer.data.ragged import Delimits, Ragged
+from ..optimizer.data.delimiters import Delimits, Ragged
 from ..optimizer.ir import FeatureKind, Signature
 from ..optimizer.ir.signature import BATCH
 from ..optimizer.ir.structure import Branch, Leaf, Structure, Template

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..optimizer.data.ragged import Ragged, readings, row_count, take
+from ..optimizer.data.delimiters import Ragged, row_count
+from ..optimizer.data.ragged import readings, take
 from ..optimizer.errors import CaptureError
 from .example import as_rows, delimited
 from .flat import Flat, Scores, run_example, score

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data.batch import call_of, features_of, first_inputs
+from .data.batch import call_of, first_inputs
 from .data.checks import check_features
 from .data.parquet import Parquet
-from .data.rows import Split, collect, split
+from .data.rows import Split, collect, features_of, split
 from .errors import CaptureError, DataError, RankcError
 from .ir.program import Program
 from .ir.signature import Signature

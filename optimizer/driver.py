@@ -18,11 +18,11 @@ from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
 from .analysis.operator_forms import require_forms
 from .artifact.artifact import Artifact
+from .artifact.computed_ids import built_checks
 from .artifact.integrity import file_facts
 from .artifact.manifest import Manifest
 from .artifact.pending import Finish
 from .artifact.race import Race
-from .artifact.refusal import built_checks
 from .artifact.translation import Sample
 from .capture import captured, given_rows, rows_of
 from .compare.domain import naming_rows

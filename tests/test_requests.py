@@ -23,7 +23,7 @@ from rankc.optimizer.errors import (
     TranslationError,
 )
 from rankc.optimizer.report.report import Kind
-from rankc.optimizer.requests.request import Entry
+from rankc.optimizer.requests.entry import Entry
 from rankers import EAGER, EAGER_FP32, LOOSE
 from torch import Tensor, nn
 

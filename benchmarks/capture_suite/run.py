@@ -96,7 +96,7 @@ def onnx(program: Any, batches: Mapping[int, Any], expected: Mapping[int, Any]) 
     import onnx as onnx_package
     import torch
     from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime
-    from rankc.optimizer.data.batch import features_of
+    from rankc.optimizer.data.rows import features_of
     from rankc.optimizer.target import Target
 
     with tempfile.TemporaryDirectory() as folder:

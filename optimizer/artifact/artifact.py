@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch, call_of, tensors_of
+from ..data.batch import Batch, call_of
 from ..data.checks import check_features
-from ..data.rows import Rows
+from ..data.rows import Rows, tensors_of
 from ..data.synthetic import synthesize
 from ..errors import ArtifactError, SignatureError
 from ..fitting import reading, require_fit
-from ..ir.program import bind_arguments, with_defaults
+from ..ir.program import with_defaults
 from ..ir.scratch import Scratch, remove_left, written_folder
 from ..ir.signature import Signature
+from ..ir.structure import bind_arguments
 from ..precision.explain import explain
 from ..precision.pareto import Pareto
 from ..precision.probe import Probe
 from ..quality.verdict import Verdict
 from ..registry import backend
 from ..report.report import Report, SiteRecord
-from ..requests.request import ITEMS, REQUEST, Entry, one_user, without_copies
+from ..requests.entry import ITEMS, REQUEST, Entry, one_user, without_copies
 from ..timing import Timing, side_by_side
 from .chunks import ArrayRunner, in_pieces
 from .integrity import (

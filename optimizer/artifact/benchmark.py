@@ -46,7 +46,7 @@ def compare(
     """
     from ..data.synthetic import synthesize
     from ..ir.scratch import Scratch
-    from ..requests.request import one_user
+    from ..requests.entry import one_user
 
     source = rows if rows is not None else synthesize(artifact.signature, max(batch_sizes))
     found = []
@@ -104,7 +104,7 @@ def _plain_onnx(model: nn.Module, artifact: Artifact, folder: Path) -> Callable[
     import onnxruntime
     import torch
 
-    from ..data.ragged import ragged_of
+    from ..data.delimiters import ragged_of
     from ..data.synthetic import synthesize
     from ..ir.torchapi import silenced
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.ragged import ragged_of
+from ..data.delimiters import ragged_of
 from ..ir.signature import BATCH, Feature, Signature
 from .chunks import ArrayRunner
 

@@ -16,7 +16,7 @@ from ..ir.scratch import remove_left
 from ..ir.signature import MISSING, Feature, Signature
 from ..ir.structure import Structure
 from ..quality.verdict import Verdict
-from ..requests.request import Entry
+from ..requests.entry import Entry
 from ..target import Target
 from .chunks import Pieces
 from .integrity import (

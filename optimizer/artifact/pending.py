@@ -15,8 +15,8 @@ from ..pipeline.passbase import Exactness
 from ..quality.budget import Budget
 from ..quality.verdict import Verdict
 from ..report.report import Outcome, Report
+from ..requests.entry import one_user
 from ..requests.equivalence import disagreement
-from ..requests.request import one_user
 from ..target import Target
 from .artifact import Artifact
 from .chunks import best_pieces

@@ -29,7 +29,8 @@ from ..ir.scratch import Scratch
 from ..ir.signature import Signature
 from ..ir.structure import Branch, Leaf, Structure
 from ..registry import backend
-from ..requests.request import one_user, replicated
+from ..requests.entry import one_user
+from ..requests.request import replicated
 from ..target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..data.ragged import join, ragged_of
+from ..data.delimiters import ragged_of
+from ..data.ragged import join
 from ..data.rows import Rows
 from ..data.synthetic import synthesize
 from ..errors import DataError

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..errors import DataError, SignatureError
-from ..ir.program import bind_arguments, with_defaults
+from ..errors import DataError
 from ..ir.signature import Signature
-from ..ir.structure import Structure
+from ..ir.structure import Structure, bind_arguments
 
 
 @dataclass(frozen=True)
@@ -105,30 +103,3 @@ def first_inputs(data: Any, arguments: tuple[str, ...]) -> tuple[Any, Iterable[A
         yield from iterator
 
     return as_batch(first, arguments).inputs, (data if data is not iterator else again())
-
-
-def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
-    """One call's inputs as tensors by feature name."""
-    optional = program.signature.optional
-    found = program.inputs.flatten(call_of(program.arguments, inputs), optional)
-    return with_defaults(program.signature, tensors_of(program.signature, found))
-
-
-def tensors_of(signature: Signature, found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a caller gave as tensors by feature name, less what nothing reads.
-
-    Raises:
-        SignatureError: One can't be a tensor.
-    """
-    unused = signature.unused
-    return {name: _tensor(name, v) for name, v in found.items() if name not in unused}
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SignatureError(
-            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
-            f"numbers ({error})."
-        ) from error

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import DataError, SignatureError
 from ..ir.signature import Feature, FeatureKind, Signature
+from .delimiters import check_delimiters
 from .limits import id_limits, id_lows, taken
-from .ragged import check_delimiters
 
 _DELIMITERS = (FeatureKind.OFFSETS, FeatureKind.LENGTHS)
 

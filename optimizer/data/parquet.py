@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..ir.program import Program, with_defaults
 from ..ir.signature import Feature, Signature
 from .batch import Batch
-from .ragged import Ragged, ragged_of
+from .delimiters import Ragged, ragged_of
 
 
 @dataclass(frozen=True)

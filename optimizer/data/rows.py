@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, SignatureError
+from ..ir.program import with_defaults
 from ..ir.signature import Signature, TaskKind
-from .batch import Contract, as_batch, features_of
+from .batch import Contract, as_batch, call_of
 from .checks import check_features
-from .ragged import Ragged, join, ragged_of, row_count, take
+from .delimiters import Ragged, ragged_of, row_count
+from .ragged import join, take
 from .times import time_column
 
 #: Rows kept for calibrating ranges, unless the user hands them in apart.
@@ -292,3 +294,30 @@ def split(rows: Rows, calibration: Rows | None = None) -> Split:
     kept = calibration if calibration is not None else rows.part(0, taken)
     middle = taken + int((len(rows) - taken) * CHOICE_SHARE)
     return Split(kept, rows.part(taken, middle), rows.part(middle, len(rows)))
+
+
+def features_of(program: Contract, inputs: Any) -> dict[str, Tensor]:
+    """One call's inputs as tensors by feature name."""
+    optional = program.signature.optional
+    found = program.inputs.flatten(call_of(program.arguments, inputs), optional)
+    return with_defaults(program.signature, tensors_of(program.signature, found))
+
+
+def tensors_of(signature: Signature, found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a caller gave as tensors by feature name, less what nothing reads.
+
+    Raises:
+        SignatureError: One can't be a tensor.
+    """
+    unused = signature.unused
+    return {name: _tensor(name, v) for name, v in found.items() if name not in unused}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SignatureError(
+            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
+            f"numbers ({error})."
+        ) from error

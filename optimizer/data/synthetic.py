@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..ir.signature import Feature, FeatureKind, Signature
+from .delimiters import ragged_of
 from .limits import id_limits, id_lows
-from .ragged import ragged_of
 from .rows import Rows
 
 

@@ -20,8 +20,9 @@ from ..artifact.translation import Sample, check_built, check_program
 from ..capture import capture
 from ..compare.numerics import divergence
 from ..compare.ordinary import ordinary
+from ..data.delimiters import ragged_of
 from ..data.parquet import Parquet
-from ..data.ragged import ragged_of, take
+from ..data.ragged import take
 from ..data.rows import collect
 from ..errors import RankcError, TargetError, TranslationError, UnsupportedError
 from ..ir import Program, site_of

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..analysis.cost import size_of
 from ..capture import capture
-from ..data.ragged import ragged_of
+from ..data.delimiters import ragged_of
 from ..data.synthetic import synthesize
 from ..errors import SignatureError
 from ..ir import Feature, FeatureKind, Form, Program, Side, Signature, Structure, torchapi

@@ -21,7 +21,7 @@ from . import (
 from .forms import Form
 from .scratch import written_whole
 from .signature import BATCH, Signature
-from .structure import Structure
+from .structure import Structure, bind_arguments
 
 #: Values of features by name: what a program is run on.
 Features = Mapping[str, Tensor]
@@ -251,22 +251,6 @@ class _Sink(io.FileIO):
         except OSError as error:
             self.error = error
         return size
-
-
-def bind_arguments(
-    names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Positional and keyword arguments as one dict, in the order of ``names``."""
-    if len(args) > len(names):
-        raise SignatureError(
-            f"the model takes {len(names)} arguments {list(names)}, got {len(args)}."
-        )
-    bound = dict(zip(names, args, strict=False))
-    for name, value in kwargs.items():
-        if name in bound:
-            raise SignatureError(f"argument {name!r} was given twice.")
-        bound[name] = value
-    return bound
 
 
 _HALVES = (torch.bfloat16, torch.float16)

@@ -443,3 +443,19 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{reprlib.repr(value)} is no name")
     return value
+
+
+def bind_arguments(
+    names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Positional and keyword arguments as one dict, in the order of ``names``."""
+    if len(args) > len(names):
+        raise SignatureError(
+            f"the model takes {len(names)} arguments {list(names)}, got {len(args)}."
+        )
+    bound = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name in bound:
+            raise SignatureError(f"argument {name!r} was given twice.")
+        bound[name] = value
+    return bound

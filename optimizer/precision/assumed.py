@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..analysis.feature_moments import Moments, as_seen, feature_moments
 from ..compare.ordinary import ordinary
-from ..data.batch import features_of
 from ..data.limits import id_limits
-from ..data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows
+from ..data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
 from ..errors import DataError, TargetError
 from ..ir.program import Program
 from ..ir.signature import Feature, FeatureKind, Signature

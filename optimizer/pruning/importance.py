@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..data.ragged import ragged_of, row_count, take
+from ..data.delimiters import ragged_of, row_count
+from ..data.ragged import take
 from ..ir.pattern import is_op
 from ..ir.program import Features, Program
 from ..ir.signature import Signature, Task, TaskKind

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.ragged import row_count
+from ..data.delimiters import row_count
 from ..data.rows import RUN_BATCH, Rows
 from ..errors import DataError
 from ..ir.signature import Score, Signature, Task, TaskKind

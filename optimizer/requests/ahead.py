@@ -18,7 +18,8 @@ from ..ir.rewrite import sweep
 from ..ir.signature import BATCH, Feature, FeatureKind, Signature
 from ..ir.structure import Branch, Leaf, Structure
 from ..ir.verifier import verify
-from .request import ITEMS, REQUEST, Entry, Request
+from .entry import ITEMS, REQUEST, Entry
+from .request import Request
 
 _aten = torch.ops.aten
 #: What moves numbers without computing any: kept on the side of requests, not stored twice.

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.ragged import Ragged, row_count, take
+from ..data.delimiters import Ragged, row_count
+from ..data.ragged import take
 from ..data.rows import Rows
 from ..ir.signature import Signature
 from ..quality.budget import Budget
 from ..quality.scores import Runner, score
-from .request import one_user, replicated
+from .entry import one_user
+from .request import replicated
 
 #: Rows that are scored as they come, and rows that become one request.
 _ROWS, _CANDIDATES = 2048, 512

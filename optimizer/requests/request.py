@@ -9,17 +9,16 @@ for flat batches.
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.ragged import ragged_of
+from ..data.delimiters import ragged_of
 from ..data.rows import Rows
 from ..errors import DataError, SignatureError
 from ..ir.ops import REQUEST_BROADCAST, REQUEST_MATMUL
@@ -27,12 +26,9 @@ from ..ir.program import Program
 from ..ir.rewrite import Rewriter, sweep
 from ..ir.signature import BATCH, Side, Signature
 from ..ir.verifier import verify
+from .entry import Entry, _differing
 
 _aten = torch.ops.aten
-#: The names of the entry for requests, and of that which computes candidates ahead.
-REQUEST, ITEMS = "request", "items"
-#: A tensor or a numpy array.
-Array = TypeVar("Array", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -115,46 +111,6 @@ def _check_shareable(signature: Signature, shared: Collection[str]) -> None:
             "no feature that isn't shared has a row per candidate, so the number of candidates "
             "can't be told."
         )
-
-
-#: What a pipeline is given for requests, before formats are placed: how many rows a linear sees
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How an artifact takes requests.
-
-    Attributes:
-        shared: The features of which a request has one row.
-        ahead: What requests take of the candidates when that is computed ahead; empty where they
-            take the candidates' own features.
-    """
-
-    shared: tuple[str, ...]
-    ahead: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists; `from_json` reads them back."""
-        return {"shared": list(self.shared), "ahead": list(self.ahead)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Entry:
-        """The entry that `to_json` wrote."""
-        return cls(tuple(data["shared"]), tuple(data["ahead"]))
-
-    def made_ahead(
-        self, items: Callable[[Mapping[str, Any]], Mapping[str, Any]], features: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """What is computed ahead, and the features that requests need as they are."""
-        made = {**features, **items(features)}
-        return {name: made[name] for name in self.ahead}
-
-    def signature(self, signature: Signature) -> Signature:
-        """The signature of requests, from that of flat batches."""
-        for name in self.shared:
-            shape = signature.feature(name).shape
-            signature = signature.with_feature(name, shape=(1, *shape[1:]))
-        return signature
 
 
 def as_request(program: Program, shared: Collection[str]) -> Program:
@@ -241,46 +197,6 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
             )
 
 
-def _differing(values: Tensor, others: Tensor) -> Tensor:
-    """Which rows differ, ``[n]``; a missing value is like another."""
-    differs = values != others
-    if values.is_floating_point():
-        differs &= ~(values.isnan() & others.isnan())
-    return differs.reshape(len(values), math.prod(values.shape[1:])).any(1)
-
-
-def one_user(features: Mapping[str, Array], shared: Collection[str]) -> dict[str, Array]:
-    """Rows as one request: the first row of the shared features, all of the others'."""
-    return {name: value[:1] if name in shared else value for name, value in features.items()}
-
-
-def without_copies(
-    signature: Signature, features: Mapping[str, Tensor], shared: Collection[str]
-) -> dict[str, Tensor]:
-    """A request's features with one row of what is shared, which may be given once a candidate.
-
-    Raises:
-        DataError: No candidate, or a shared feature that varies: which, and in which row first.
-    """
-    found = dict(features)
-    candidates = candidates_in(signature, features, shared)
-    if candidates == 0:
-        raise DataError("a request without candidates: give at least one row of their features.")
-    for name in signature.names:
-        value = features.get(name)
-        if name not in shared or value is None or value.dim() == 0 or len(value) != candidates:
-            continue
-        differs = _differing(value, value[:1])
-        if bool(differs.any()):
-            raise DataError(
-                f"feature {name!r} is shared by the candidates of a request, but row "
-                f"{int(differs.to(torch.int8).argmax())} differs from row 0. Score each user's "
-                "candidates as a request of their own, or all of them as a flat batch."
-            )
-        found[name] = value[:1]
-    return found
-
-
 def replicated(
     features: Mapping[str, Tensor], shared: Collection[str], candidates: int
 ) -> dict[str, Tensor]:
@@ -289,11 +205,3 @@ def replicated(
         name: value.expand(candidates, *value.shape[1:]).contiguous() if name in shared else value
         for name, value in features.items()
     }
-
-
-def candidates_in(
-    signature: Signature, features: Mapping[str, Tensor], shared: Collection[str]
-) -> int:
-    """How many candidates a request has."""
-    (first, *_) = (f for f in signature if f.name not in shared and f.shape[:1] == (BATCH,))
-    return len(features[first.name]) if first.name in features else 0

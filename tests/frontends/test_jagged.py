@@ -10,7 +10,8 @@ import pytest
 import rankc
 import torch
 from rankc.frontends.export import capture
-from rankc.optimizer.data.ragged import Delimits, find_ragged, join, ragged_of, take
+from rankc.optimizer.data.delimiters import Delimits, ragged_of
+from rankc.optimizer.data.ragged import find_ragged, join, take
 from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import FeatureKind, Signature

@@ -10,7 +10,8 @@ from rankc.backends.onnx.translate import to_onnx
 from rankc.optimizer.compare.numerics import divergence, truth
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
-from rankc.optimizer.requests.request import as_flat, as_request, one_user, replicated
+from rankc.optimizer.requests.entry import one_user
+from rankc.optimizer.requests.request import as_flat, as_request, replicated
 from support import Ran, capture_small, run_passes
 from torch import nn
 from two_sided import _KINDS, USER, TwoSides, inputs, two_sided

@@ -11,15 +11,8 @@ from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, SignatureError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pipeline.pipeline import Pipeline
-from rankc.optimizer.requests.request import (
-    Entry,
-    as_flat,
-    as_request,
-    check_shared,
-    one_user,
-    replicated,
-    without_copies,
-)
+from rankc.optimizer.requests.entry import Entry, one_user, without_copies
+from rankc.optimizer.requests.request import as_flat, as_request, check_shared, replicated
 from support import canonical, made_up, run_passes
 from torch import Tensor, nn
 

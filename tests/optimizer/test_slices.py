@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rankc.models import DLRM, DLRMConfig
 from rankc.models.data import RankingData, synthetic_flights
 from rankc.models.train import train
-from rankc.optimizer.data.ragged import Delimits, Ragged
+from rankc.optimizer.data.delimiters import Delimits, Ragged
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.pipeline import registry as pass_registry
 from rankc.optimizer.pipeline.passbase import PassContext
