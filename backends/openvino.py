@@ -17,6 +17,7 @@ from torch import fx
 
 from ..optimizer.backend import Arrays, Built, Here
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
+from ..optimizer.formats import BF16, FP32
 from ..optimizer.ir import Program
 from ..optimizer.ir.ops import HALF_LINEAR
 from ..optimizer.target import Target
@@ -27,7 +28,7 @@ from .onnxruntime.backend import MODEL, OnnxRuntime
 FACTS = "openvino.json"
 _PIP = "pip install openvino"
 #: OpenVINO's own names of the precision that everything is computed in that has no codes.
-_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+_PRECISIONS = {FP32.word: "f32", BF16.word: "bf16"}
 
 
 class OpenVino(OnnxRuntime):
@@ -51,10 +52,6 @@ class OpenVino(OnnxRuntime):
     def versions(self) -> dict[str, str]:
         """OpenVINO's."""
         return {"openvino": _openvino().__version__}
-
-    def formats(self, target: Target) -> tuple[str, ...]:
-        """Static INT8 and bf16."""
-        return tuple(name for name in target.formats if name in ("int8", "bf16"))
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why OpenVINO has no form for the node, or one that computes something else."""
@@ -124,11 +121,11 @@ class OpenVino(OnnxRuntime):
 
     def _fuse(self, model: ir.Model) -> Mapping[str, int]:
         inline_rowwise(model)
-        return {"bf16": _without_casts(model.graph)}
+        return {BF16.word: _without_casts(model.graph)}
 
     def _run_part(self, model: bytes) -> Any:
         half = ir.from_proto(_proto(model)).graph
-        precision = "bf16" if any("rankc.half" in n.metadata_props for n in half) else "fp32"
+        precision = BF16.word if any("rankc.half" in n.metadata_props for n in half) else FP32.word
         return OpenVinoRunner(model, precision, 1)
 
     def _notes(self) -> tuple[str, ...]:
@@ -191,7 +188,8 @@ def _proto(model: bytes) -> Any:
 def _precision(program: Program) -> str:
     """bf16 if some linears were placed in it and none that was worth placing stayed in fp32."""
     halves = [node for node in program.graph.nodes if node.target is HALF_LINEAR.op]
-    return "bf16" if halves and not any(map(_stayed, program.graph.nodes)) else "fp32"
+    low = halves and not any(map(_stayed, program.graph.nodes))
+    return BF16.word if low else FP32.word
 
 
 def _stayed(node: fx.Node) -> bool:
@@ -229,5 +227,5 @@ def _without_casts(graph: ir.Graph) -> int:
                 graph.remove(use.node, safe=True)
         if not narrowed.outputs[0].uses():
             graph.remove(narrowed, safe=True)
-        product.metadata_props["rankc.half"] = "bf16"
+        product.metadata_props["rankc.half"] = BF16.word
     return count

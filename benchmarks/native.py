@@ -31,7 +31,7 @@ from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Rewriter, sweep
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
-from rankc.optimizer.precision.linear_formats import realise_table
+from rankc.optimizer.precision.table_formats import realise_table
 from rankc.optimizer.timing import side_by_side
 from structure import build
 from torch import Tensor, nn

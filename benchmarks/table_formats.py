@@ -22,11 +22,12 @@ from rankc.models.data import RankingData, load_census, load_flights, load_movie
 from rankc.models.train import train
 from rankc.optimizer.analysis.sites import rows_read, table_sites
 from rankc.optimizer.data.rows import collect, split
+from rankc.optimizer.formats import TABLE
 from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.precision.codes import round_trip_rows
-from rankc.optimizer.precision.linear_formats import IMITATIONS, table_bytes
+from rankc.optimizer.precision.table_formats import table_bytes, table_format
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.registry import served
 from rankc.optimizer.target import Target
@@ -113,7 +114,11 @@ def judged(name: str) -> dict[str, tuple[float, float]]:
     tables = {}
     for table in sites:
         weight, number_format = program.tensor(table), chosen[table.removesuffix(".weight")]
-        coded = IMITATIONS.get(number_format, Tensor.clone)(weight)
+        coded = (
+            table_format(number_format).imitate(weight)
+            if number_format in TABLE
+            else weight.clone()
+        )
         tables[table] = coded, table_bytes(*weight.shape, number_format)
     counts = [list(chosen.values()).count(name) for name in ("fp32", "int8", "int4")]
     named = ", ".join(f"{n} in {f}" for n, f in zip(counts, ("fp32", "8", "4"), strict=True) if n)

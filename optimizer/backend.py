@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from .errors import ArtifactError, TargetError, UnsupportedError
+from .formats import LINEAR
 from .ir import Program, facts_of, site_of
 from .target import Target
 
@@ -76,8 +77,8 @@ class Backend(ABC):
     refuses: ClassVar[bool] = False
 
     def formats(self, target: Target) -> tuple[str, ...]:
-        """The target's formats for linears that the backend has a form for."""
-        return target.formats
+        """The target's formats for linears that the backend has a form for, and that pay there."""
+        return tuple(name for name in target.formats if self.name not in LINEAR[name].lacking)
 
     def versions(self) -> dict[str, str]:
         """Of the libraries that build and run."""

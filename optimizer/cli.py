@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli_verify import add_commands
 from .errors import BudgetExceeded, PipelineError, RankcError
+from .formats import UNPLACED
 from .interrupts import Interrupts
 from .progress_bar import progress_bar
 
@@ -514,8 +515,8 @@ def _targets(arguments: argparse.Namespace) -> int:
         table.add_row(
             target.name,
             target.device.name,
-            ", ".join((*target.formats, "fp32")),
-            ", ".join((*target.table_formats, "fp32")),
+            ", ".join((*target.formats, UNPLACED)),
+            ", ".join((*target.table_formats, UNPLACED)),
             "; ".join(h.built for h in here if h.built) or "nothing",
             next((h.run for h in here if h.run), "no"),
         )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import TargetError
-from .formats import LINEAR_FORMATS, PRODUCTS, TABLE_FORMATS
+from .formats import FP32, LINEAR_FORMATS, TABLE_FORMATS, product_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class DeviceSpec:
     def peak(self, number_format: str) -> float:
         """Peak rate in operations/s; an unlisted format runs at the rate of fp32."""
         rates = dict(self.peaks)
-        product = PRODUCTS.get(number_format, number_format)
-        return 1e12 * rates.get(number_format, rates.get(product, rates.get("fp32", 1.0)))
+        slowest = rates.get(FP32.word, 1.0)
+        return 1e12 * rates.get(number_format, rates.get(product_of(number_format), slowest))
 
 
 @dataclass(frozen=True)
@@ -196,21 +196,20 @@ _RTX6000 = DeviceSpec(
 )
 
 
-def _gpu(name: str, device: DeviceSpec, *formats: str) -> Target:
+def _gpu(name: str, device: DeviceSpec, *formats: str, tables: tuple[str, ...] = ()) -> Target:
     """A target on an NVIDIA GPU: TensorRT first, PyTorch where it can't, ONNX to take elsewhere."""
-    low = any(number_format in ("fp8", "int8") for number_format in formats)
-    if "int8" in formats:
-        formats = (*formats, "int8-rows")
     return Target(
         name,
         device,
         formats,
-        table_formats=("int8",) if low else (),
+        tables,
         backends=("tensorrt", "inductor", "onnx"),
         alignment=16,
     )
 
 
+#: What GPUs have besides FP8: for linears, and for tables.
+_INT8, _TABLES = ("int8", "bf16", "int8-rows"), ("int8",)
 #: What serves CPU targets; where several are installed, the fastest.
 _CPU_BACKENDS = ("onnxruntime", "openvino")
 
@@ -230,12 +229,21 @@ TARGETS: dict[str, Target] = {
         ),
         Target("mlir-cpu", _CPU, backends=("mlir",)),
         _gpu("a100-bf16", _A100, "bf16"),
-        _gpu("a100-int8", _A100, "int8", "bf16"),
-        _gpu("l40s-fp8", _L40S, "fp8", "int8", "bf16"),
+        _gpu("a100-int8", _A100, *_INT8, tables=_TABLES),
+        _gpu("l40s-fp8", _L40S, "fp8", *_INT8, tables=_TABLES),
         _gpu("h100-bf16", _H100, "bf16"),
-        _gpu("h100-fp8", _H100, "fp8", "int8", "bf16"),
-        _gpu("h200-fp8", _H200, "fp8", "int8", "bf16"),
-        _gpu("b200-fp8", _B200, "fp8", "int8", "bf16"),
-        _gpu("rtx6000-fp8", _RTX6000, "fp8", "int8", "bf16"),
+        _gpu("h100-fp8", _H100, "fp8", *_INT8, tables=_TABLES),
+        _gpu("h200-fp8", _H200, "fp8", *_INT8, tables=_TABLES),
+        _gpu("b200-fp8", _B200, "fp8", *_INT8, tables=_TABLES),
+        _gpu("rtx6000-fp8", _RTX6000, "fp8", *_INT8, tables=_TABLES),
     )
 }
+
+
+def targets_with(number_format: str) -> tuple[str, ...]:
+    """The names of the targets whose linears or tables may take a format."""
+    return tuple(
+        name
+        for name, target in TARGETS.items()
+        if number_format in (*target.formats, *target.table_formats)
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.cost import cost_of, elements_of
 from ..optimizer.analysis.sites import inputs_of, is_plain_linear, linear_sites
+from ..optimizer.formats import UNPLACED
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
@@ -99,7 +100,7 @@ class FactorizeLinear(Pass):
         }
         if KernelTimes.of(ctx).measured and not ctx.target.formats:
             self._measure(program, node, [whole, *(k for pair in two.values() for k in pair)], ctx)
-        low = ctx.target.formats[0] if ctx.target.formats else "fp32"
+        low = ctx.target.formats[0] if ctx.target.formats else UNPLACED
 
         def seconds(kernel: Kernel) -> float:
             return KernelTimes.of(ctx).seconds(replace(kernel, format=low))

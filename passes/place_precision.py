@@ -20,16 +20,22 @@ from ..optimizer.analysis.sites import (
     table_sites,
 )
 from ..optimizer.errors import DataError
-from ..optimizer.formats import weight_width
+from ..optimizer.formats import UNPLACED, weight_width
 from ..optimizer.ir import Precision, Program, Rewriter, set_precision, site_of, sweep
 from ..optimizer.ir.pattern import dtype_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.precision.assumed import OPEN, Assumptions
 from ..optimizer.precision.candidates import candidates
 from ..optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
-from ..optimizer.precision.linear_formats import imitate_table, realise, table_bytes, table_error
+from ..optimizer.precision.linear_formats import realise
 from ..optimizer.precision.probe import TOGETHER, Candidate, Probe, SiteProbe, refuse, tighter
 from ..optimizer.precision.probe_cache import Knowledge
+from ..optimizer.precision.table_formats import (
+    imitate_table,
+    table_bytes,
+    table_error,
+    table_format,
+)
 from ..optimizer.report.report import AssumedRange, SiteRecord
 
 #: Rows of a site's input that are looked at.
@@ -123,7 +129,7 @@ class PlacePrecision(Pass):
             return True
         ctx.missed(reason, site)
         ctx.report.sites.append(
-            SiteRecord(site_of(site), "linear", (outputs, inputs), "fp32", (), reason)
+            SiteRecord(site_of(site), "linear", (outputs, inputs), UNPLACED, (), reason)
         )
         return False
 
@@ -199,12 +205,12 @@ class PlacePrecision(Pass):
             if reason:
                 ctx.missed(reason, _table(name))
             for number_format in (None, *(ctx.target.table_formats if not reason else ())):
-                if number_format == "int4" and weight.shape[1] % 2:
+                if number_format and not table_format(number_format).fits(weight.shape[1]):
                     continue
                 seconds = {
                     batch: sum(
                         KernelTimes.of(ctx).lookup_seconds(
-                            elements_of(n, batch), number_format or "fp32"
+                            elements_of(n, batch), number_format or UNPLACED
                         )
                         for n in lookups
                     )
@@ -212,7 +218,7 @@ class PlacePrecision(Pass):
                 }
                 precision = Precision(number_format) if number_format else None
                 errors = table_error(weight, number_format) if number_format else {}
-                nbytes = table_bytes(len(weight), weight.shape[1], number_format or "fp32")
+                nbytes = table_bytes(len(weight), weight.shape[1], number_format or UNPLACED)
                 made.append(Candidate(precision, seconds, nbytes, errors))
             nodes = tuple(node.name for node in lookups)
             shape = (int(weight.shape[0]), int(weight.shape[1]))
@@ -383,7 +389,7 @@ def _weight_shape(site: fx.Node) -> tuple[int, int]:
 
 def _weight_bytes(site: fx.Node, precision: Precision | None) -> float:
     outputs, inputs = _weight_shape(site)
-    width = weight_width(precision.format if precision else "fp32")
+    width = weight_width(precision.format if precision else UNPLACED)
     kept = len(precision.kept) if precision else 0
     return outputs * (inputs * width + 4.0 * kept)
 

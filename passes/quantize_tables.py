@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..optimizer.analysis.sites import table_sites
 from ..optimizer.ir import Program, facts_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
-from ..optimizer.precision.linear_formats import realise_table
+from ..optimizer.precision.table_formats import realise_table
 
 
 @dataclass(frozen=True)

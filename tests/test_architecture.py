@@ -11,6 +11,9 @@ from typing import Any
 import networkx as nx
 import pytest
 import rankc
+from rankc.optimizer.formats import LINEAR, TABLE, UNPLACED
+from rankc.optimizer.precision.linear_format import linear_format
+from rankc.optimizer.precision.table_formats import table_format
 from rankc.passes import PASSES
 
 ROOT = Path(rankc.__file__).parent
@@ -265,6 +268,80 @@ def test_a_heavy_import_is_found(tmp_path: Path, planted: str, found: set[str]) 
     (tmp_path / "start.py").write_text("from .deep.planted import late\n")
     tops = set[str]().union(*reached(Path("start.py"), tmp_path).values())
     assert tops & HEAVY == found
+
+
+# --- number formats -------------------------------------------------------------------------------
+
+#: Their names, and what some of them end in.
+NAMES = {UNPLACED, *LINEAR, *TABLE, "-rows", "-weights"}
+_LOOKS_UP = {"get", "pop", "setdefault", "fromkeys", "index", "count"}
+_PARTS = {"startswith", "endswith", "removeprefix", "removesuffix", "partition", "split"}
+
+
+def told_apart(source: str) -> list[int]:
+    """The lines of a file that compare with a number format's name, or key on one."""
+    lines: list[int] = []
+    for node in ast.walk(ast.parse(source)):
+        asked: list[ast.AST | None] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            asked = [*node.keys]
+        elif isinstance(node, ast.Subscript):
+            asked = [node.slice]
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            asked = [*node.args[:1]] if node.func.attr in _LOOKS_UP | _PARTS else []
+        constants = [c for one in asked if one is not None for c in ast.walk(one)]
+        lines += [
+            c.lineno
+            for c in constants
+            if isinstance(c, ast.Constant) and isinstance(c.value, str) and c.value in NAMES
+        ]
+    return sorted(set(lines))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_no_file_tells_number_formats_apart_by_name(path: Path) -> None:
+    """What a format is stands in `optimizer/formats.py`, what it does in a class of its own."""
+    assert told_apart((ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'low = precision.format == "fp8"',
+        'low = name in ("int8", other)',
+        'width = {"bf16": 2}[name]',
+        'width = widths["bf16"]',
+        'width = rates.get("fp32", 1.0)',
+        'static = not name.endswith("-rows")',
+        'match name:\n    case "int4-weights":\n        pass',
+    ],
+)
+def test_a_number_format_told_apart_by_name_is_found(planted: str) -> None:
+    assert told_apart(planted)
+
+
+def test_naming_a_format_is_not_telling_it_apart() -> None:
+    assert told_apart('target = Target("mine", device, formats=("fp8", "bf16"))') == []
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_every_format_of_linears_is_a_class_of_its_own(name: str) -> None:
+    made = {other: type(linear_format(other)) for other in LINEAR}
+    assert linear_format(name).data is LINEAR[name]
+    assert [other for other, kind in made.items() if kind is made[name]] == [name]
+    assert made[name].__doc__.startswith(f"``{name}``:")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_format_of_tables_is_a_class_of_its_own(name: str) -> None:
+    made = {other: type(table_format(other)) for other in TABLE}
+    assert table_format(name).data is TABLE[name]
+    assert [other for other, kind in made.items() if kind is made[name]] == [name]
+    assert made[name].__doc__.startswith(f"``{name}``:")
 
 
 def test_one_pass_a_file_called_like_it() -> None:

@@ -243,9 +243,8 @@ def _dispatched(
         if coded is None:
             continue
         codes = program.tensor(str(coded.codes.target))
-        low = "fp8" if codes.dtype is torch.float8_e4m3fn else "int8"
         own_scales = coded.step is None
-        plan = [k for k in KERNELS if k.format == low and k.dynamic == own_scales]
+        plan = [k for k in KERNELS if k.dtype is codes.dtype and k.dynamic == own_scales]
         if device.type == "cpu":
             found[site_of(node)] = Dispatched(plan[0].name, {}, {}, "as planned")
             continue

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...optimizer import formats
 from ...optimizer.errors import TargetError
 from ...optimizer.ir.torchapi import int_mm, scaled_mm
 
@@ -134,24 +135,34 @@ class Kernel:
 
     Attributes:
         name: Such as ``"fp8-rows"``.
-        format: The format it multiplies in.
+        number: What it multiplies in.
         sm: The first compute capability that has it.
         dynamic: Whether each row's range is found while running.
         in_kernel: Whether the scales are applied by the product's own kernel, in BF16.
     """
 
     name: str
-    format: str
+    number: formats.Number
     sm: int
     dynamic: bool = False
     in_kernel: bool = False
 
+    @property
+    def format(self) -> str:
+        """What reports call that."""
+        return self.number.word
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype of it."""
+        found: torch.dtype = getattr(torch, self.number.torch)
+        return found
+
     def prepare(self, weight: Tensor) -> LowWeight | Tensor:
         """What of the weight ``[N, K]`` is stored."""
-        if self.format == "bf16":
-            return weight.to(torch.bfloat16)
-        dtype = torch.float8_e4m3fn if self.format == "fp8" else torch.int8
-        return LowWeight.of(weight, dtype)
+        if self.number is formats.BF16:
+            return weight.to(self.dtype)
+        return LowWeight.of(weight, self.dtype)
 
     def run(
         self, x: Tensor, weight: LowWeight | Tensor, bias: Tensor | None, step: Tensor | None
@@ -170,7 +181,7 @@ class Kernel:
         if isinstance(weight, Tensor):
             low_bias = bias.to(weight.dtype) if bias is not None else None
             return functional.linear(x.to(weight.dtype), weight, low_bias).to(x.dtype)
-        if self.dynamic and self.format == "int8":
+        if self.dynamic and not self.dtype.is_floating_point:
             return multiply_rows(x.float(), weight, bias).to(x.dtype)
         if self.dynamic:
             step = (x.float().abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp_min(_TINY)
@@ -181,14 +192,14 @@ class Kernel:
         return (out if bias is None else out + bias).to(x.dtype)
 
 
-BF16 = Kernel("bf16", "bf16", 80)
+BF16 = Kernel("bf16", formats.BF16, 80)
 KERNELS: tuple[Kernel, ...] = (
     BF16,
-    Kernel("fp8-tensor", "fp8", 89),
-    Kernel("fp8-scaled", "fp8", 89, in_kernel=True),
-    Kernel("fp8-rows", "fp8", 89, dynamic=True, in_kernel=True),
-    Kernel("int8-tensor", "int8", 75),
-    Kernel("int8-rows", "int8", 75, dynamic=True),
+    Kernel("fp8-tensor", formats.E4M3, 89),
+    Kernel("fp8-scaled", formats.E4M3, 89, in_kernel=True),
+    Kernel("fp8-rows", formats.E4M3, 89, dynamic=True, in_kernel=True),
+    Kernel("int8-tensor", formats.INT8, 75),
+    Kernel("int8-rows", formats.INT8, 75, dynamic=True),
 )
 
 

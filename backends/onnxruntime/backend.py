@@ -19,7 +19,6 @@ from torch import Tensor, fx
 
 from ...optimizer.backend import Arrays, Backend, Built, Here, Runner
 from ...optimizer.errors import ArtifactError, UnsupportedError
-from ...optimizer.formats import WEIGHTS_ALONE
 from ...optimizer.ir import Program
 from ...optimizer.ir.scratch import Scratch
 from ...optimizer.target import Target
@@ -51,10 +50,6 @@ class OnnxRuntime(Backend):
     refuses: ClassVar[bool] = True
     #: Whether its files have native operators, for which a session needs their library to be fast.
     _native: ClassVar[bool] = True
-
-    def formats(self, target: Target) -> tuple[str, ...]:
-        """All but bf16 and coded weights alone: its CPU provider has no such product that pays."""
-        return tuple(n for n in target.formats if n != "bf16" and n not in WEIGHTS_ALONE)
 
     def versions(self) -> dict[str, str]:
         """ONNX Runtime's, and which native operators are used."""
@@ -166,10 +161,6 @@ class PlainOnnx(OnnxRuntime):
     def here(self, target: Target) -> Here:
         """Always the file; run by emulation."""
         return Here("ONNX", "by emulation")
-
-    def formats(self, target: Target) -> tuple[str, ...]:
-        """All but a range per row, which runtimes have no kernel for."""
-        return tuple(name for name in target.formats if not name.endswith("-rows"))
 
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]

@@ -85,10 +85,6 @@ class TensorRT(PlainOnnx):
             return Here(f"engine for SM{plan.sm}", run)
         return Here(f"ONNX, checked by an engine for SM{plan.sm}", "by emulation")
 
-    def formats(self, target: Target) -> tuple[str, ...]:
-        """All but a range per row, which TensorRT has no kernel for."""
-        return tuple(name for name in target.formats if not name.endswith("-rows"))
-
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why the node has no form."""
         if node.target is ROWWISE_LINEAR.op:

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...optimizer.formats import LINEAR, NUMBERS
 from .rules import site_of
 
 _LAYER = re.compile(
@@ -23,19 +24,9 @@ _LAYER = re.compile(
 _TENSOR = re.compile(r"Name: [^,]+, Dimensions: \[([^\]]*)\].*?Datatype: (\w+)")
 _ONNX_NODE = re.compile(r"ONNX Layer: ([^\]]+)\]")
 #: TensorRT's names of the formats.
-_FORMATS = {
-    "FP8": "fp8",
-    "Int8": "int8",
-    "Int4": "int4",
-    "Half": "fp16",
-    "BFloat16": "bf16",
-    "Float": "fp32",
-}
-_CODES = {
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-    ir.DataType.INT8: "int8",
-    ir.DataType.INT4: "int4",
-}
+_FORMATS = {number.tensorrt: number.word for number in NUMBERS}
+#: What weights' codes are, by their dtype in the graph.
+_CODES = {ir.DataType[data.weight.onnx]: data.weight.word for data in LINEAR.values()}
 _PRODUCTS = ("Gemm", "MatMul")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 

@@ -11,7 +11,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ...optimizer.errors import UnsupportedError
-from ...optimizer.target import Target
+from ...optimizer.formats import LINEAR, TABLE
+from ...optimizer.target import Target, targets_with
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,6 @@ RTX = Library(
 FULL = Library("tensorrt", 'pip install "tensorrt>=10.13"', (10, 13), ())
 LIBRARIES = (FULL, RTX)
 
-#: The first compute capability whose tensor cores have a format, and what has it.
-FORMAT_SINCE: dict[str, tuple[int, str]] = {
-    "fp16": (75, "SM75 (T4) and newer"),
-    "int8": (75, "SM75 (T4) and newer"),
-    "bf16": (80, "SM80 (A100) and newer"),
-    "fp8": (89, "SM89 (L4, L40S), SM90 (H100, H200), SM100 (B200) and SM120 (RTX PRO 6000)"),
-    "int8-weights": (80, "SM80 (A100) and newer"),
-    "int4-weights": (80, "SM80 (A100) and newer"),
-}
-
 
 def require_formats(target: Target) -> None:
     """Raises if the target names a format that its SM lacks.
@@ -80,12 +71,13 @@ def require_formats(target: Target) -> None:
         raise UnsupportedError(
             f"TensorRT builds for NVIDIA GPUs, and {target.name} is {target.device.name}"
         )
-    for number_format in (*target.formats, *target.table_formats):
-        since, holders = FORMAT_SINCE.get(number_format, (0, ""))
-        if sm < since:
+    asked = (*(LINEAR[name] for name in target.formats), *(TABLE[n] for n in target.table_formats))
+    for data in asked:
+        if sm < data.since:
             raise UnsupportedError(
-                f"{target.device.name} (SM{sm}) has no {number_format}; {holders} have it. "
-                f"Give {target.name} another format, such as int8 or bf16."
+                f"{target.device.name} (SM{sm}) has no {data.name}; {data.holders} have it, as "
+                f"{', '.join(targets_with(data.name))}. Give {target.name} another format, such "
+                "as int8 or bf16, or take one of those."
             )
 
 

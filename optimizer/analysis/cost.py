@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..formats import HALF
-from ..ir.ops import CODED_LINEAR, DEQUANTIZE, HALF_LINEAR, QUANTIZE, ROWWISE_LINEAR
+from ..formats import LINEAR, UNPLACED
+from ..ir.ops import DEQUANTIZE, QUANTIZE
 from ..ir.pattern import is_op, size_at
 from ..ir.program import Program
 from ..target import Target
@@ -35,6 +35,11 @@ _PRODUCTS = (
     _aten.matmul.default,
     torch.ops.rankc.request_matmul.default,
 )
+#: What linears in formats are, by operator, dtype of the codes and whether blocks have scales.
+_WRITTEN = {
+    (data.operator, data.weight.torch, data.block > 0): name for name, data in LINEAR.items()
+}
+_OPERATORS = frozenset(operator for operator, _, _ in _WRITTEN)
 #: Views; and codes decoded, which kernels of low formats read as they are.
 _FREE = frozenset(
     {
@@ -97,18 +102,17 @@ def cost_of(node: fx.Node, batch: int) -> Cost:
 
 def format_of(node: fx.Node) -> str:
     """The format a node computes in, by what it is: ``"fp32"`` unless it is a linear in another."""
-    if is_op(node, ROWWISE_LINEAR.op):
-        return "int8-rows"
-    if is_op(node, HALF_LINEAR.op):
-        weight = node.args[1].meta["val"].dtype  # type: ignore[union-attr]
-        return next(name for name, dtype in HALF.items() if getattr(torch, dtype) is weight)
-    if is_op(node, CODED_LINEAR.op):
-        scale = node.args[2].meta["val"]  # type: ignore[union-attr]
-        return "int4-weights" if scale.dim() == 2 else "int8-weights"
-    if is_op(node, _aten.linear.default) and all(is_op(a, DEQUANTIZE.op) for a in node.args[:2]):
-        codes = node.args[1].args[0].meta["val"].dtype  # type: ignore[union-attr]
-        return "fp8" if codes.is_floating_point else "int8"
-    return "fp32"
+    operator = str(node.target).rpartition(".")[0].rpartition(".")[2]
+    if node.op != "call_function" or operator not in _OPERATORS:
+        return UNPLACED
+    weight, scale = node.args[1], node.args[2] if len(node.args) > 2 else None
+    if is_op(node, _aten.linear.default):
+        if not all(is_op(operand, DEQUANTIZE.op) for operand in node.args[:2]):
+            return UNPLACED
+        weight, scale = weight.args[:2]  # type: ignore[union-attr]
+    codes = str(weight.meta["val"].dtype).removeprefix("torch.")  # type: ignore[union-attr]
+    blocks = isinstance(scale, fx.Node) and scale.meta["val"].dim() > 1
+    return _WRITTEN.get((operator, codes, blocks), UNPLACED)
 
 
 def _is_fused(node: fx.Node) -> bool:

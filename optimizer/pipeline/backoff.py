@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import fx
 
 from ..analysis.sites import linear_sites, table_sites
+from ..formats import UNPLACED
 from ..ir.facts import facts_of, set_precision, site_of
 from ..ir.program import Program
 from ..report.report import Report, SiteRecord
@@ -39,7 +40,7 @@ def drop_costliest(program: Program, report: Report, kind: str) -> tuple[str, ..
         for node in nodes[name]:
             set_precision(node, None)
     report.sites[:] = [
-        replace(site, chosen="fp32", reason=REASON) if site.site in gone else site
+        replace(site, chosen=UNPLACED, reason=REASON) if site.site in gone else site
         for site in report.sites
     ]
     return tuple(gone)

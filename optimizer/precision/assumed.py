@@ -22,6 +22,7 @@ from ..compare.ordinary import ordinary
 from ..data.limits import id_limits
 from ..data.rows import CALIBRATION_ROWS, CHOICE_SHARE, Rows, features_of
 from ..errors import DataError, TargetError
+from ..formats import LINEAR, TABLE, UNPLACED
 from ..ir.program import Program
 from ..ir.signature import Feature, FeatureKind, Signature
 from ..quality.budget import Budget
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
 
 #: Made-up rows that give ranges, and that damages are measured on.
 _RANGE_ROWS, _JUDGED_ROWS = 1024, 2048
-#: How many times the range of made-up rows a static range is. E4M3 keeps its precision over 28,672
-#: to 1, so that a range eight times too wide costs it nothing; of INT8 every doubling costs a bit.
-_ROOM = {"fp8": 8.0, "int8": 2.0}
-#: Formats of tables whose error hardly depends on which rows are looked up.
-_TABLES = ("int8", "fp16")
 #: The share of the budget that a plan may use of it when the labels are to be of use at all.
 _HALF = 0.5
 #: Kinds of features that are no numbers of any size.
@@ -154,7 +150,7 @@ class Assumptions:
         target = replace(
             context.target,
             formats=formats_without_data(context.target.formats, contending),
-            table_formats=tuple(f for f in context.target.table_formats if f in _TABLES),
+            table_formats=tuple(f for f in context.target.table_formats if TABLE[f].any_rows),
         )
         return replace(
             context,
@@ -197,7 +193,7 @@ class Assumptions:
         """What was placed, at which cost on made-up rows, and on which ranges."""
         low: dict[str, list[str]] = {}
         for site in report.sites:
-            if site.chosen != "fp32":
+            if site.chosen != UNPLACED:
                 low.setdefault(site.kind, []).append(site.chosen)
         placed = " and ".join(
             f"{len(chosen)} {kind}{'s' * (len(chosen) > 1)} in {', '.join(dict.fromkeys(chosen))}"
@@ -255,11 +251,11 @@ class Assumptions:
 
         Args:
             site: The linear.
-            number_format: ``"int8"`` or ``"fp8"``.
+            number_format: One with a static range.
             samples: ``[rows, K]``, its input on made-up rows.
             known: Beyond which it can't be; infinite where nothing is known.
         """
-        room = _ROOM[number_format]
+        room = LINEAR[number_format].room
         seen = float(samples.min()), float(samples.max())
         wide = min(seen[0] * room, seen[0] / room), max(seen[1] * room, seen[1] / room)
         low, high = max(wide[0], known[0]), min(wide[1], known[1])
@@ -284,15 +280,16 @@ class Assumptions:
 def formats_without_data(formats: Sequence[str], contending: Collection[str]) -> tuple[str, ...]:
     """The formats of a linear that can be placed on assumed ranges.
 
-    A range per row finds itself, so that it comes before the static one of the same codes, and the
-    codes of FP8, whose steps shrink with the value, before those of INT8.
+    A range per row finds itself, so that it comes before the static one of the same codes, also
+    where only another backend has it; and the codes of FP8, whose steps shrink with the value,
+    before those of INT8.
 
     Args:
         formats: What the backend has.
         contending: What all backends have that the fastest is chosen of.
     """
-    behind = {name.removesuffix("-rows") for name in contending if name.endswith("-rows")}
-    behind |= {"int8"} if "fp8" in formats else set()
+    ahead = {*formats, *(name for name in contending if not LINEAR[name].room)}
+    behind = {other for name in ahead for other in LINEAR[name].before}
     return tuple(name for name in formats if name not in behind)
 
 

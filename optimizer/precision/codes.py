@@ -1,8 +1,9 @@
-"""Number formats: how the values of weights and tables become codes."""
+"""How the values of weights and tables become codes, and how far off they are then."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -150,3 +151,20 @@ def usable(steps: Tensor) -> Tensor:
     """Steps, with 1 where all values are (as good as) the same."""
     least = SMALLEST_STEP if steps.dtype is torch.float32 else torch.finfo(steps.dtype).tiny
     return torch.where(steps >= least, steps, torch.ones_like(steps))
+
+
+def errors_of(exact: Tensor, low: Tensor) -> dict[str, float]:
+    """How far values are off: relative L2 error, SQNR in dB, and LoKA's mean relative error.
+
+    The last has no finite expectation where values cross zero (a second one, with a floor of a
+    tenth of the values' rms, has): it is told for comparison and decides nothing.
+    """
+    off, size = (low - exact).double(), exact.double()
+    relative = float(off.norm() / size.norm().clamp_min(1e-30))
+    floor = 0.1 * float(size.square().mean().sqrt())
+    return {
+        "relative": relative,
+        "sqnr": -20.0 * math.log10(max(relative, 1e-12)),
+        "mere": float((off.abs() / size.abs().clamp_min(1e-30)).mean()),
+        "mere_floor": float((off.abs() / size.abs().clamp_min(max(floor, 1e-30))).mean()),
+    }

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..analysis.cost import Cost
 from ..errors import TargetError
-from ..formats import HALF, WEIGHTS_ALONE, weight_width
+from ..formats import FP32, LINEAR, UNPLACED
 from ..ir.facts import Precision
 from ..ir.forms import Form
 from ..ir.infer import infer_signature
@@ -32,7 +32,8 @@ from ..pipeline.passbase import PassContext
 from ..registry import backend
 from ..target import Target
 from .kernel_cache import KernelCache, default_folder
-from .linear_formats import realise, realise_table, table_bytes
+from .linear_formats import realise
+from .table_formats import realise_table, table_bytes
 
 _aten = torch.ops.aten
 #: Rows a linear sees are rounded up to so many significant bits: 26 × 64 and 27 × 64 time alike.
@@ -49,7 +50,7 @@ class Kernel:
         rows: Rows a call, all leading dimensions together.
         bias: Whether it has one.
         relu: Whether a ReLU, and nothing else, follows.
-        format: ``"fp32"`` or the precision's.
+        format: The precision's; ``"fp32"`` for none.
         scaled: Whether columns are multiplied first.
         kept: How many columns stay fp32.
     """
@@ -75,7 +76,7 @@ class Kernel:
             _rounded(rows),
             argument(linear, 2, "bias") is not None,
             relu,
-            precision.format if precision else "fp32",
+            precision.format if precision else UNPLACED,
             bool(precision and precision.column_scale),
             len(precision.kept) if precision else 0,
         )
@@ -184,7 +185,7 @@ class KernelTimes:
                 self._keep()
             return self._known[key] * elements
         read = table_bytes(1, _LOOKUP_WIDTH, number_format) / _LOOKUP_WIDTH
-        return Cost(0.0, (read + 4.0) * elements).seconds(self._target, "fp32")
+        return Cost(0.0, (read + 4.0) * elements).seconds(self._target, UNPLACED)
 
     def _machine(self) -> str:
         versions = ", ".join(f"{k} {v}" for k, v in sorted(self._backend.versions().items()))
@@ -214,7 +215,7 @@ def _lookup_program(number_format: str) -> tuple[Program, Tensor]:
     program = _exported(_Apart([table]), (ids[:2],))
     rw = Rewriter(program, "kernels")
     lookups = [n for n in program.graph.nodes if is_op(n, _aten.embedding.default)]
-    if number_format != "fp32":
+    if number_format != UNPLACED:
         realise_table(rw, lookups, number_format)
     sweep(program)
     return program, ids
@@ -225,20 +226,19 @@ def estimate(kernel: Kernel, target: Target) -> float:
     read, written = kernel.rows * kernel.inputs, kernel.rows * kernel.outputs
     weight = kernel.inputs * kernel.outputs
     flops = 2.0 * read * kernel.outputs
-    around = 4.0 * (read + weight + written)
-    if kernel.format == "fp32":
-        return Cost(flops, around).seconds(target, "fp32")
-    width = weight_width(kernel.format)
-    half = kernel.format in HALF or kernel.format in WEIGHTS_ALONE
-    # Each input is read as four bytes and written as one or two.
-    moved = 2.0 if half else 1.0
+    around = FP32.nbytes * (read + weight + written)
+    data = LINEAR.get(kernel.format)
+    if data is None:
+        return Cost(flops, around).seconds(target, kernel.format)
+    # Each input is read as four bytes and written as what the format rounds it to.
+    moved = data.input.nbytes
     before = (4.0 + moved) * read + (8.0 * read if kernel.scaled else 0.0)
-    seconds = Cost(0.0, before).seconds(target, "fp32")
+    seconds = Cost(0.0, before).seconds(target, UNPLACED)
     if kernel.kept:
         share = kernel.kept / kernel.inputs
         picked = 8.0 * share * read + 12.0 * written
-        seconds += Cost(flops * share, picked).seconds(target, "fp32")
-    product = Cost(flops, moved * (read + written) + width * weight)
+        seconds += Cost(flops * share, picked).seconds(target, UNPLACED)
+    product = Cost(flops, moved * (read + written) + data.weight_bytes * weight)
     return seconds + product.seconds(target, kernel.format)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, TargetError
+from ..formats import UNPLACED
 from ..ir.scratch import written_whole
 from .probe import Candidate, Probe
 
@@ -60,7 +61,9 @@ class Pareto:
         """
         tasks = sorted({t for s in probe.sites for c in s.candidates for t in c.damage})
         plans = [probe.solve(dict.fromkeys(tasks, limit)) for limit in (0.0, *_LIMITS)]
-        own = tuple(_named(site.candidates, chosen.get(site.name, "fp32")) for site in probe.sites)
+        own = tuple(
+            _named(site.candidates, chosen.get(site.name, UNPLACED)) for site in probe.sites
+        )
         found = {_key(plan): plan for plan in (*plans, own) if plan is not None}
         points = [_point(probe, plan, tasks, plan == own) for plan in found.values()]
         points.sort(key=lambda point: (point.damage, sum(point.milliseconds.values())))

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..formats import UNPLACED
 from ..ir.facts import Precision
 from ..report.report import AssumedRange, SiteRecord
 from .knapsack import Choice, place
@@ -47,7 +48,7 @@ class Candidate:
     @property
     def recipe(self) -> str:
         """What a report calls it."""
-        return self.precision.recipe if self.precision else "fp32"
+        return self.precision.recipe if self.precision else UNPLACED
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back."""

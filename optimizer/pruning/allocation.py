@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from ..analysis.cost import Cost, cost_of, elements_of, nbytes_of
 from ..analysis.sites import inputs_of, linear_sites
+from ..formats import UNPLACED
 from ..ir.facts import site_of
 from ..ir.pattern import is_op, parameter_name
 from ..ir.program import Program
@@ -158,7 +159,7 @@ class Bill:
     def _format(self, node: fx.Node) -> str:
         """Linears are taken to get the target's low format: pruning comes first."""
         low = is_op(node, _aten.linear.default) and self._target.formats
-        return self._target.formats[0] if low else "fp32"
+        return self._target.formats[0] if low else UNPLACED
 
     def _node(self, node: fx.Node, removal: Removal) -> Cost:
         base = self._base[node]
@@ -230,7 +231,7 @@ def measured_rates(program: Program, ctx: PassContext) -> dict[str, float]:
     KernelTimes.of(ctx).learn(tuple(trials.values()))
     return {
         site.name: KernelTimes.of(ctx).seconds(trial.kernel)
-        / cost_of(site, batch).seconds(ctx.target, "fp32")
+        / cost_of(site, batch).seconds(ctx.target, UNPLACED)
         for site, trial in trials.items()
     }
 

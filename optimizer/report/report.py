@@ -9,6 +9,7 @@ from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..formats import UNPLACED
 from ..quality.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -258,7 +259,9 @@ class Report:
     def undo_sites(self, kind: str, why: str) -> None:
         """Says of sites of a kind that they stayed as they were, since what changed them didn't."""
         self.sites[:] = [
-            replace(s, chosen="fp32", reason=why) if s.kind == kind and s.chosen != "fp32" else s
+            replace(s, chosen=UNPLACED, reason=why)
+            if s.kind == kind and s.chosen != UNPLACED
+            else s
             for s in self.sites
         ]
 

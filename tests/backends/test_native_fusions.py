@@ -19,7 +19,7 @@ from rankc.backends.onnxruntime.fusions import fuse_for_onnxruntime
 from rankc.frontends.export import capture
 from rankc.optimizer.analysis.sites import table_sites
 from rankc.optimizer.ir import Rewriter, sweep
-from rankc.optimizer.precision.linear_formats import realise_table
+from rankc.optimizer.precision.table_formats import realise_table
 from support import run_passes
 from torch import Tensor, nn
 

@@ -15,7 +15,7 @@ from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, PlainOnnx
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import UnsupportedError
-from rankc.optimizer.formats import WEIGHTS_ALONE, weight_width
+from rankc.optimizer.formats import weight_width
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.ir.ops import CODED_LINEAR, decoded_weight
 from rankc.optimizer.precision.candidates import candidates, choose_input, output_of
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 X = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
 L40S, H100 = Target.of("l40s-fp8"), Target.of("h100-fp8")
+WEIGHTS_ALONE = {"int8-weights": 8, "int4-weights": 4}
 
 
 class Net(nn.Module):

@@ -11,7 +11,8 @@ from rankc.optimizer.analysis.sites import linear_sites, table_sites
 from rankc.optimizer.formats import LINEAR_FORMATS, TABLE_FORMATS
 from rankc.optimizer.ir import Program, Rewriter, sweep
 from rankc.optimizer.precision.candidates import candidates
-from rankc.optimizer.precision.linear_formats import realise, realise_table
+from rankc.optimizer.precision.linear_formats import realise
+from rankc.optimizer.precision.table_formats import realise_table
 from rankc.optimizer.target import TARGETS, Target
 from support import canonical
 from torch import Tensor, nn

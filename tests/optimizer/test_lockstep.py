@@ -15,7 +15,8 @@ from rankc.optimizer.compare.lockstep import Diagnosis, Finding, compare
 from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.ir import Precision, Program, Rewriter, site_of, sweep
 from rankc.optimizer.precision.candidates import choose_input
-from rankc.optimizer.precision.linear_formats import realise, realise_table
+from rankc.optimizer.precision.linear_formats import realise
+from rankc.optimizer.precision.table_formats import realise_table
 from rankers import dlrm, dlrm_inputs
 from torch import Tensor
 

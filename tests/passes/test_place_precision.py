@@ -8,13 +8,15 @@ import pytest
 import torch
 from rankc.optimizer.analysis.sites import linear_sites
 from rankc.optimizer.errors import DataError
+from rankc.optimizer.formats import TABLE_FORMATS
 from rankc.optimizer.ir import Precision, Program, Rewriter, facts_of, site_of, sweep
 from rankc.optimizer.pipeline.passbase import PassContext
 from rankc.optimizer.pipeline.pipeline import run_pass
 from rankc.optimizer.precision.candidates import candidates
 from rankc.optimizer.precision.kernel_times import KernelTimes
-from rankc.optimizer.precision.linear_formats import IMITATIONS, realise
+from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.precision.probe import TOGETHER, Probe
+from rankc.optimizer.precision.table_formats import table_format
 from rankc.optimizer.quality.verdict import Status, Verdict
 from rankc.optimizer.report.report import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
@@ -35,7 +37,7 @@ from support import (
 from torch import Tensor, nn
 
 X = torch.randn(5, 8)
-ROUNDINGS = frozenset(IMITATIONS.values())
+ROUNDINGS = frozenset(table_format(name).imitate for name in TABLE_FORMATS)
 Judge = Callable[[Program], Verdict]
 
 
