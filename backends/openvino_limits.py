@@ -16,7 +16,9 @@ from torch import Tensor, fx
 from ..optimizer.ir import Program
 from ..optimizer.ir.bounds import feature_ranges
 from ..optimizer.ir.integers import IntegerRanges, Range
+from ..optimizer.ir.operators import gives
 from ..optimizer.ir.pattern import argument, is_op
+from ..optimizer.ir.traits import Values
 
 _aten = torch.ops.aten
 _LEAST, _LARGEST = -(2**31), 2**31 - 1
@@ -31,10 +33,7 @@ _MASKED = "OpenVINO's attention is NaN where a row's mask leaves nothing; PyTorc
 
 #: Of any type.
 REFUSED: Mapping[Any, str] = {
-    **dict.fromkeys(
-        (_aten.topk.default, _aten.sort.default, _aten.sort.stable, _aten.argsort.stable),
-        _SORTED,
-    ),
+    _aten.argsort.stable: _SORTED,
     **dict.fromkeys(
         (
             *(_aten.bitwise_right_shift.Tensor, _aten.bitwise_right_shift.Tensor_Scalar),
@@ -44,12 +43,7 @@ REFUSED: Mapping[Any, str] = {
     ),
 }
 #: Of floats.
-REFUSED_FLOATS = frozenset(
-    (
-        *(_aten.remainder.Tensor, _aten.remainder.Scalar, _aten.remainder.Scalar_Tensor),
-        *(_aten.fmod.Tensor, _aten.fmod.Scalar, _aten.floor_divide.default),
-    )
-)
+_INEXACT = (Values.REMAINDER, Values.FMOD, Values.FLOOR_DIVIDE)
 
 
 def refusal(node: fx.Node) -> str | None:
@@ -58,9 +52,11 @@ def refusal(node: fx.Node) -> str | None:
     real = isinstance(value, Tensor) and value.dtype.is_floating_point
     if node.target in REFUSED:
         return REFUSED[node.target]
+    if gives(node, Values.SORTED):
+        return _SORTED
     if _has_none(node):
         return "OpenVINO can't open a logarithm of integers, or a sum of none"
-    if real and (node.target in REFUSED_FLOATS or _rounds_down(node)):
+    if real and (gives(node, *_INEXACT) or _rounds_down(node)):
         return _REST
     if node.target is _aten._to_copy.default and isinstance(value, Tensor):
         return _NARROWED.get(value.dtype)

@@ -10,17 +10,11 @@ import torch
 from torch import fx
 
 from ..optimizer.ir import Facts, set_facts
+from ..optimizer.ir.operators import traits_of
 from .failures import is_library
 
 #: Where the model is called from while it is captured.
 _WRAPPER = str(Path(__file__).with_name("flat.py"))
-_EFFECTS = (
-    torch.ops.aten.copy_.default,
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-    torch.ops.aten.sym_constrain_range.default,
-)
 
 
 def drop_effects(module: fx.GraphModule) -> None:
@@ -29,12 +23,18 @@ def drop_effects(module: fx.GraphModule) -> None:
     A program keeps no state, and nobody reads what it would write; its dtypes are its own, and
     which sizes it takes is found by running it. What only the checks looked at goes with them.
     """
-    for target in _EFFECTS:
-        for node in reversed(module.graph.find_nodes(op="call_function", target=target)):
-            if not node.users:
-                module.graph.erase_node(node)
+    for node in reversed(module.graph.nodes):
+        if _has_effect(node) and not node.users:
+            module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a node writes into a tensor, or only checks."""
+    if node.op != "call_function":
+        return False
+    return node.target is torch.ops.aten.copy_.default or traits_of(node.target).asserts
 
 
 def users_frames(stack: Iterable[FrameSummary]) -> list[FrameSummary]:

@@ -16,6 +16,7 @@ from ..optimizer.analysis.views import (
     arrangement,
 )
 from ..optimizer.ir import Program, Rewriter, facts_of, set_precision
+from ..optimizer.ir.operators import moves
 from ..optimizer.ir.pattern import shape_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
@@ -45,7 +46,7 @@ class CancelViews(Pass):
         views = ViewTracer(program)
         shortened = 0
         for node in list(program.graph.nodes):
-            if node.target in MOVES and not node._erased and _shorten(rw, views, node):
+            if moves(node, MOVES) and not node._erased and _shorten(rw, views, node):
                 views = ViewTracer(program)
                 shortened += 1
         if moved or shortened:

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from ..optimizer.ir import Form, Miss, Program, Rewriter, Rule, apply_rules
-from ..optimizer.ir.forms import NOISE
-from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.ir.forms import is_noise
+from ..optimizer.ir.pattern import BINARY, argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
@@ -53,7 +53,7 @@ def _remove_noise(rw: Rewriter) -> int:
     """Noise can't be left standing by a limit: later passes require the canonical form."""
     removed = 0
     for node in list(rw.program.graph.nodes):
-        if node.op != "call_function" or node.target not in NOISE:
+        if node.op != "call_function" or not is_noise(node.target):
             continue
         if node.users:
             node.replace_all_uses_with(node.args[0])
@@ -166,7 +166,7 @@ class _DoubleTranspose(Rule):
 class _IdleExpand(Rule):
     """Replaces ``x.expand(y.shape) * y`` by ``x * y``, which broadcasts by itself."""
 
-    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+    roots = BINARY
 
     def match(self, node: fx.Node) -> Any:
         if len(node.args) != 2 or node.kwargs:

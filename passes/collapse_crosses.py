@@ -13,13 +13,15 @@ from ..optimizer.analysis.interactions import matrix_crosses
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.analysis.views import MOVES, ViewTracer
 from ..optimizer.ir import Program, Rewriter, site_of
+from ..optimizer.ir.operators import moves
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.report.report import Kind
 
 _aten = torch.ops.aten
 #: Views that keep elements in order, where they keep their number.
-_VIEWS = MOVES - {_aten.index_select.default}
+_VIEWS = MOVES & ~Move.PICK
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class _Chain:
     def _read(self, node: fx.Node) -> _Form | _Number | None:
         """What the node's value is, or None if it is neither a form nor a number."""
         first: Any = node.args[0]
-        if node.target in _VIEWS and isinstance(first, fx.Node):
+        if moves(node, _VIEWS) and isinstance(first, fx.Node):
             return self.forms.get(first) or self.numbers.get(first)
         if is_plain_linear(node) and first in self.forms:
             if tuple(shape_of(node.args[1])) != (1, shape_of(self.x0)[1]):
@@ -192,7 +194,7 @@ class _Chain:
     @property
     def pays(self) -> bool:
         """Whether fewer passes over x0's width are left."""
-        spared = sum(node.target not in MOVES for node in self.forms) - 1
+        spared = sum(not moves(node, MOVES) for node in self.forms) - 1
         left = [self.forms[node] for node in self.outside if node in self.forms]
         return sum(1 + (constant is not None) for _, constant in left) < spared
 

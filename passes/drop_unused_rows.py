@@ -11,23 +11,15 @@ from torch import fx
 
 from ..optimizer.analysis.sites import mixed_tables, table_sites
 from ..optimizer.ir import Program, Rewriter
+from ..optimizer.ir.operators import moves
 from ..optimizer.ir.ops import BOUNDED
 from ..optimizer.ir.pattern import argument, is_op
+from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 #: What hands ids on as they are.
-_VIEWS = (
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.permute.default,
-    _aten.transpose.int,
-)
+_VIEWS = Move.VIEW | Move.PART
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class DropUnusedRows(Pass):
 
 def _bound(ids: object) -> int | None:
     """How many rows ids can reach: one more than the largest; None where nothing bounds them."""
-    while isinstance(ids, fx.Node) and (ids.target in _VIEWS or is_op(ids, BOUNDED.op)):
+    while isinstance(ids, fx.Node) and (moves(ids, _VIEWS) or is_op(ids, BOUNDED.op)):
         ids = ids.args[0]
     if not isinstance(ids, fx.Node):
         return None

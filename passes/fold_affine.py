@@ -10,7 +10,9 @@ from torch import Tensor, fx
 
 from ..optimizer.analysis.sites import is_plain_linear
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules, sweep
-from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.ir.operators import moves
+from ..optimizer.ir.pattern import BINARY, argument, dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
@@ -123,9 +125,11 @@ def _emit(
 class _AfterLinear(Rule):
     """Replaces linear(x)·s or linear(x) + t by a linear."""
 
-    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor)
+    roots = BINARY
 
     def match(self, node: fx.Node) -> Any:
+        if is_op(node, _aten.sub.Tensor):
+            return None
         rank = len(shape_of(node))
         channels = shape_of(node)[-1] if rank >= 2 else None
         if not isinstance(channels, int):
@@ -196,7 +200,7 @@ class _Head:
 class _Calibration(Rule):
     """Replaces squeeze(linear(x))·s + t, and the same of several linears side by side."""
 
-    roots = (_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.div.Tensor)
+    roots = BINARY
 
     def match(self, node: fx.Node) -> Any:
         channels = shape_of(node)[-1] if len(shape_of(node)) == 2 else 1
@@ -236,7 +240,7 @@ class _Calibration(Rule):
 def _head(value: Any) -> _Head | None:
     """The linear ``[B, N]`` behind views; as ``[B]`` it has one output."""
     views = []
-    while is_op(value, _aten.squeeze.dims, _aten.squeeze.dim, _aten.reshape.default):
+    while moves(value, Move.SQUEEZE) or is_op(value, _aten.reshape.default):
         views.append(value)
         value = value.args[0]
     if not is_plain_linear(value) or len(shape_of(value)) != 2:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.ir import Program, Rewriter, site_of
-from ..optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4, WRAPPED
+from ..optimizer.ir.operators import of_node
+from ..optimizer.ir.ops import WRAPPED
 from ..optimizer.ir.pattern import dtype_of, is_op, parameter_name, shape_of
+from ..optimizer.ir.traits import OnRows
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from ..optimizer.report.report import readable_bytes
 
 _aten = torch.ops.aten
-_LOOKUPS = (_aten.embedding.default, ROWWISE_EMBEDDING.op, ROWWISE_EMBEDDING4.op)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GroupTables(Pass):
         rw = ctx.rewriter(program)
         groups: dict[Any, list[fx.Node]] = {}
         for node in program.graph.nodes:
-            if is_op(node, *_LOOKUPS) and self._may_group(node, ctx):
+            if _looks_up(node) and self._may_group(node, ctx):
                 key = (node.target, shape_of(node)[-1], dtype_of(node), dtype_of(node.args[-1]))
                 groups.setdefault(key, []).append(node)
         for lookups in groups.values():
@@ -222,3 +223,8 @@ def _part(rw: Rewriter, node: fx.Node, grouped: fx.Node, start: int, width: int)
     if len(shape_of(node.args[-1])) == 1:
         return rw.emit(_aten.select.int, grouped, 1, start, like=node)
     return rw.emit(_aten.slice.Tensor, grouped, 1, start, start + width, like=node)
+
+
+def _looks_up(node: fx.Node) -> bool:
+    traits = of_node(node)
+    return traits is not None and traits.rows is OnRows.LOOKUP

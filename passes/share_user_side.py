@@ -20,15 +20,14 @@ from ..optimizer.analysis.batch_axis import (
 )
 from ..optimizer.analysis.lineage import Lineage, lineage, shared_features
 from ..optimizer.ir import Program, Rewriter
+from ..optimizer.ir.operators import moves, of_node
 from ..optimizer.ir.ops import REQUEST_BROADCAST
 from ..optimizer.ir.pattern import is_op, shape_of
+from ..optimizer.ir.traits import Move, OnRows
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
 
 _aten = torch.ops.aten
 _BROADCAST = REQUEST_BROADCAST.op
-_VIEWS = (_aten.view.default, _aten.reshape.default, _aten.flatten.using_ints)
-_SIZED = (_aten.expand.default, _aten.full.default, _aten.zeros.default, _aten.ones.default)
-_SQUEEZES = (_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims)
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class _Hoist:
         if not isinstance(value, Tensor) or not isinstance(place, Place):
             return False
         rest = [size for axis, size in enumerate(value.shape) if axis != place.axis]
-        return is_op(node, *_VIEWS, *_SIZED) and all(isinstance(size, int) for size in rest)
+        return _is_sized(node) and all(isinstance(size, int) for size in rest)
 
     def _emit(self, node: fx.Node) -> fx.Node:
         def mapped(source: fx.Node) -> fx.Node:
@@ -162,7 +161,7 @@ class _Hoist:
 
         if self._rebuilds(node):
             return self._rebuilt(node, mapped)
-        if is_op(node, *_SQUEEZES):
+        if moves(node, Move.SQUEEZE):
             source = mapped(node.all_input_nodes[0])
             return self.rw.emit(_aten.squeeze.dims, source, squeezed(node), like=node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), mapped)
@@ -174,7 +173,7 @@ class _Hoist:
         assert isinstance(place, Place)
         sizes: list[Any] = list(shape_of(node))
         sizes[place.axis] = -1
-        if is_op(node, *_VIEWS):
+        if moves(node, Move.RESHAPE):
             source = mapped(node.all_input_nodes[0])
             return self.rw.emit(_aten.reshape.default, source, sizes, like=node)
         kwargs = dict(node.kwargs)
@@ -195,6 +194,13 @@ class _Hoist:
         broadcasts = self.program.graph.find_nodes(op="call_function", target=_BROADCAST)
         rows: fx.Node = broadcasts[0].all_input_nodes[1]
         return rows
+
+
+def _is_sized(node: fx.Node) -> bool:
+    """Whether the sizes of a node's value are among its arguments, or follow from them."""
+    traits = of_node(node)
+    made = traits is not None and traits.rows is OnRows.MADE
+    return made or moves(node, Move.RESHAPE | Move.EXPAND)
 
 
 def _broadcast_implicitly(rw: Rewriter) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,8 +12,9 @@ from torch import fx
 from ..optimizer.analysis.cost import size_of
 from ..optimizer.ir import FeatureKind, Form, Program, Rewriter, Signature, Task, site_of, sweep
 from ..optimizer.ir.heads import columns_of, elementwise
-from ..optimizer.ir.infer import LOOKUPS
+from ..optimizer.ir.operators import lookup_of, moves
 from ..optimizer.ir.pattern import is_op, shape_of
+from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.report.report import Kind, readable_bytes
 
@@ -90,9 +92,8 @@ class StripTrainOnly(Pass):
         for task, head in heads.items():
             if head.name in alive:
                 ctx.missed("a served output needs it, so its layers stay", task)
-        tables, layers = _sites(before, *LOOKUPS), _sites(before, _aten.linear.default)
-        gone_tables = tables - _sites(after, *LOOKUPS)
-        gone_layers = layers - _sites(after, _aten.linear.default)
+        gone_tables = _sites(before, _looks_up) - _sites(after, _looks_up)
+        gone_layers = _sites(before, _is_linear) - _sites(after, _is_linear)
         was, now = size_of(before), size_of(after)
         unused = [
             feature.name
@@ -136,11 +137,16 @@ def _head(program: Program, task: Task) -> fx.Node:
     return columns_of(_value(program, task.output))[task.column or 0]
 
 
-def _sites(program: Program, *targets: Any) -> set[str]:
-    nodes = (
-        n for target in targets for n in program.graph.find_nodes(op="call_function", target=target)
-    )
-    return {site_of(node) for node in nodes}
+def _sites(program: Program, wanted: Callable[[fx.Node], bool]) -> set[str]:
+    return {site_of(node) for node in program.graph.nodes if wanted(node)}
+
+
+def _looks_up(node: fx.Node) -> bool:
+    return lookup_of(node) is not None
+
+
+def _is_linear(node: fx.Node) -> bool:
+    return is_op(node, _aten.linear.default)
 
 
 def _narrow(rw: Rewriter, name: str, count: int) -> None:
@@ -173,7 +179,7 @@ def _first_columns(rw: Rewriter, value: fx.Node, count: int) -> fx.Node:
     if made is None:
         return rw.emit(_aten.slice.Tensor, value, 1, 0, count, like=value)
     for step in reversed(steps):
-        if not is_op(step, _aten.reshape.default, _aten.view.default):
+        if not moves(step, Move.RESHAPE):
             made = rw.emit(step.target, made, *step.args[1:], like=step)
     return made
 

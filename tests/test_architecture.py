@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import networkx as nx
 import pytest
 import rankc
 from rankc.optimizer.formats import LINEAR, TABLE, UNPLACED
+from rankc.optimizer.ir.torchapi import captured_operators
 from rankc.optimizer.precision.linear_format import linear_format
 from rankc.optimizer.precision.table_formats import table_format
 from rankc.passes import PASSES
@@ -445,3 +449,95 @@ def test_every_package_is_shipped() -> None:
         if path.name == "__init__.py":
             package = ".".join(["rankc", *path.parts[:-1]])
             assert f"    {package}\n" in shipped, package
+
+
+# --- operators have traits, no lists --------------------------------------------------------------
+
+_ATEN_NAMES = captured_operators()
+
+
+def _operator(node: ast.expr, names: dict[str, str]) -> str | None:
+    """An operator as ``aten.view.default``, however a file spells it; or a name of ATen's."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        name = node.value.removeprefix("aten::")
+        return name if name in _ATEN_NAMES else None
+    text = ast.unparse(node)
+    head, _, rest = text.partition(".")
+    text = f"{names[head]}.{rest}".rstrip(".") if head in names else text
+    return text.removeprefix("torch.ops.") if text.startswith("torch.ops.") else None
+
+
+def _names(module: ast.Module) -> dict[str, str]:
+    """What stands for `torch.ops`, or for an operator, in a file."""
+    found: dict[str, str] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            text = ast.unparse(node.value)
+            head, _, rest = text.partition(".")
+            text = f"{found[head]}.{rest}".rstrip(".") if head in found else text
+            if re.fullmatch(r"torch\.ops(\.\w+)*", text):
+                found[node.targets[0].id] = text
+    return found
+
+
+def operator_lists(path: Path) -> list[frozenset[str]]:
+    """The collections of operators in a file: displays, keys, unions and arguments of calls."""
+    module = ast.parse(path.read_text(), str(path))
+    names = _names(module)
+
+    def gathered(node: ast.expr) -> set[str]:
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            return {one for item in node.elts for one in gathered(item)}
+        if isinstance(node, ast.Dict):
+            keys = zip(node.keys, node.values, strict=True)
+            return {one for key, value in keys for one in gathered(key or value)}
+        if isinstance(node, ast.Starred):
+            return gathered(node.value)
+        if isinstance(node, ast.BinOp):
+            return gathered(node.left) | gathered(node.right)
+        if isinstance(node, ast.Call):
+            return {one for item in node.args for one in gathered(item)}
+        one = _operator(node, names)
+        return set() if one is None else {one}
+
+    kinds = (ast.Tuple, ast.List, ast.Set, ast.Dict, ast.BinOp, ast.Call)
+    found = [frozenset(gathered(node)) for node in ast.walk(module) if isinstance(node, kinds)]
+    return [one for one in found if len(one) >= 3]
+
+
+def repeated_lists(root: Path, paths: Iterable[Path]) -> list[str]:
+    """Three operators or more that are listed together in two files."""
+    listed = {path: operator_lists(root / path) for path in paths}
+    return sorted(
+        f"{one} and {other} both list {', '.join(sorted(left & right))}"
+        for one, other in combinations(listed, 2)
+        for left in listed[one]
+        for right in listed[other]
+        if len(left & right) >= 3
+    )
+
+
+def test_no_list_of_operators_stands_in_two_files() -> None:
+    """What an operator is like is one of its traits, in `optimizer/ir/operators.py`."""
+    library = [path for path in SOURCES if path.parts[0] in PACKAGES[:-1]]
+    assert repeated_lists(ROOT, library) == []
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "V = frozenset({_aten.view.default, _aten.permute.default, _aten.expand.default})",
+        "V = {_aten.view.default: 1, _aten.permute.default: 2, _aten.expand.default: 3}",
+        "e = is_op(n, _aten.view.default, _aten.permute.default, _aten.expand.default)",
+        "V = (_aten.view.default, *(_aten.permute.default, _aten.expand.default))",
+        "VIEW = _aten.view.default\nV = {VIEW} | {_aten.permute.default, _aten.expand.default}",
+    ],
+)
+def test_a_list_that_is_repeated_is_found(tmp_path: Path, again: str) -> None:
+    head = "_aten = torch.ops.aten\n"
+    first = "V = (_aten.view.default, _aten.permute.default, _aten.expand.default, _aten.t.default)"
+    (tmp_path / "one.py").write_text(head + first)
+    (tmp_path / "other.py").write_text(head + again)
+    listed = "aten.expand.default, aten.permute.default, aten.view.default"
+    found = repeated_lists(tmp_path, [Path("one.py"), Path("other.py")])
+    assert set(found) == {f"one.py and other.py both list {listed}"}

@@ -10,24 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..ir.ops import (
-    CODED_LINEAR,
-    DOT_INTERACTION,
-    HALF_LINEAR,
-    REQUEST_BROADCAST,
-    REQUEST_MATMUL,
-    ROWWISE_EMBEDDING,
-    ROWWISE_EMBEDDING4,
-    ROWWISE_LINEAR,
-)
+from ..ir.operators import traits_of
 from ..ir.program import Program
 from ..ir.torchapi import OpOverload
+from ..ir.traits import Move, OnRows
 
 _aten = torch.ops.aten
 
@@ -118,9 +109,8 @@ class _Follow:
         value = node.meta["val"]
         if not isinstance(value, (Tensor, tuple, list)):
             return None  # a size
-        rule = _RULES.get(node.target)
-        if rule is None and isinstance(node.target, OpOverload):
-            rule = _pointwise if torch.Tag.pointwise in node.target.tags else None
+        traits = traits_of(node.target)
+        rule = _MOVED.get(traits.move) if traits.rows is OnRows.MOVED else _RULES.get(traits.rows)
         held = [self._found[n] for n in node.all_input_nodes]
         if not any(isinstance(f, (Place, tuple)) for f in held) and not self._grows(value):
             return None  # it holds no rows and makes none
@@ -260,15 +250,11 @@ def _reshape(node: fx.Node, follow: _Follow) -> Place:
     return Place(axis, inner)
 
 
-def _permute(node: fx.Node, follow: _Follow) -> Place:
-    place = follow.of(node.args[0])
-    assert place is not None
-    return replace(place, axis=_dims(node, "dims").index(place.axis))
-
-
 def _transpose(node: fx.Node, follow: _Follow) -> Place:
     place = follow.of(node.args[0])
     assert place is not None
+    if node.target is _aten.permute.default:
+        return replace(place, axis=_dims(node, "dims").index(place.axis))
     rank = rank_of(node.args[0])
     swapped: tuple[Any, ...] = (0, 1) if node.target is _aten.t.default else node.args[1:3]
     left, right = (dim % rank for dim in swapped)
@@ -474,105 +460,37 @@ def _broadcast(node: fx.Node, follow: _Follow) -> Place:
     return FIRST
 
 
-_RULES: dict[Any, Rule] = {
-    getitem: _getitem,
-    _aten.addmm.default: _addmm,
-    _aten.bmm.default: _matmul,
-    _aten.cat.default: _cat,
-    _aten.constant_pad_nd.default: _pad,
-    _aten.conv1d.default: _by_first,
-    _aten.conv2d.default: _by_first,
-    _aten.embedding.default: _embedding,
-    _aten.expand.default: _expand,
-    _aten.gather.default: _gather,
-    _aten.group_norm.default: _by_first,
-    _aten.gru.input: _recurrent,
-    _aten.index.Tensor: _index,
-    _aten.index_select.default: _select,
-    _aten.layer_norm.default: _norm,
-    _aten.linear.default: _linear,
-    _aten.lstm.input: _recurrent,
-    _aten.matmul.default: _matmul,
-    _aten.mm.default: _matmul,
-    _aten.native_layer_norm.default: _norm,
-    _aten.pad.default: _pad,
-    _aten.permute.default: _permute,
-    _aten.prelu.default: _by_first,
-    _aten.rms_norm.default: _norm,
-    _aten.scaled_dot_product_attention.default: _attention,
-    _aten.select.int: _select,
-    _aten.slice.Tensor: _select,
-    _aten.stack.default: _cat,
-    _aten.t.default: _transpose,
-    _aten.transpose.int: _transpose,
-    _aten.tril.default: _matrices,
-    _aten.triu.default: _matrices,
-    _aten.unbind.int: _split,
-    _aten.unsqueeze.default: _unsqueeze,
-    DOT_INTERACTION.op: _by_first,
-    CODED_LINEAR.op: _linear,
-    HALF_LINEAR.op: _linear,
-    REQUEST_BROADCAST.op: _broadcast,
-    REQUEST_MATMUL.op: _matmul,
-    ROWWISE_EMBEDDING.op: _embedding,
-    ROWWISE_EMBEDDING4.op: _embedding,
-    ROWWISE_LINEAR.op: _linear,
-    **dict.fromkeys(
-        (_aten.view.default, _aten.reshape.default, _aten.flatten.using_ints), _reshape
-    ),
-    **dict.fromkeys(
-        (_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims),
-        _squeeze,
-    ),
-    **dict.fromkeys(
-        (
-            _aten.split.Tensor,
-            _aten.split_with_sizes.default,
-            _aten.chunk.default,
-            _aten.tensor_split.sections,
-        ),
-        _split,
-    ),
-    **dict.fromkeys(
-        (
-            _aten._to_copy.default,
-            _aten.clone.default,
-            _aten.alias.default,
-            _aten.full_like.default,
-            _aten.one_hot.default,
-            _aten.ones_like.default,
-            _aten.zeros_like.default,
-        ),
-        _same,
-    ),
-    **dict.fromkeys((_aten.hardsigmoid.default, _aten.hardswish.default), _pointwise),
-    **dict.fromkeys((_aten.full.default, _aten.ones.default, _aten.zeros.default), _made),
-    **dict.fromkeys(
-        (
-            _aten._log_softmax.default,
-            _aten._softmax.default,
-            _aten.all.dim,
-            _aten.amax.default,
-            _aten.amin.default,
-            _aten.any.dim,
-            _aten.argmax.default,
-            _aten.argmin.default,
-            _aten.argsort.default,
-            _aten.cumsum.default,
-            _aten.linalg_vector_norm.default,
-            _aten.log_softmax.int,
-            _aten.logsumexp.default,
-            _aten.max.dim,
-            _aten.mean.dim,
-            _aten.min.dim,
-            _aten.prod.dim_int,
-            _aten.softmax.int,
-            _aten.sort.default,
-            _aten.std.correction,
-            _aten.sum.dim_IntList,
-            _aten.topk.default,
-            _aten.var.correction,
-        ),
-        _along,
-    ),
+_RULES: dict[OnRows, Rule] = {
+    OnRows.APART: _pointwise,
+    OnRows.SAME: _same,
+    OnRows.ALONG: _along,
+    OnRows.LINEAR: _linear,
+    OnRows.PRODUCT: _matmul,
+    OnRows.ADDED_PRODUCT: _addmm,
+    OnRows.LOOKUP: _embedding,
+    OnRows.GATHER: _gather,
+    OnRows.INDEX: _index,
+    OnRows.ATTENTION: _attention,
+    OnRows.NORM: _norm,
+    OnRows.FIRST: _by_first,
+    OnRows.RECURRENT: _recurrent,
+    OnRows.PAD: _pad,
+    OnRows.MATRICES: _matrices,
+    OnRows.MADE: _made,
+    OnRows.BROADCAST: _broadcast,
+}
+_MOVED: dict[Move, Rule] = {
+    Move.COPY: _same,
+    Move.CAST: _same,
+    Move.RESHAPE: _reshape,
+    Move.UNSQUEEZE: _unsqueeze,
+    Move.SQUEEZE: _squeeze,
+    Move.TRANSPOSE: _transpose,
+    Move.EXPAND: _expand,
+    Move.SELECT: _select,
+    Move.SLICE: _select,
+    Move.PICK: _select,
+    Move.SPLIT: _split,
+    Move.ITEM: _getitem,
+    Move.JOIN: _cat,
 }

@@ -11,55 +11,19 @@ import torch
 from torch import Tensor, fx
 
 from ..formats import LINEAR, UNPLACED
+from ..ir.operators import lookup_of, traits_of
 from ..ir.ops import DEQUANTIZE, QUANTIZE
 from ..ir.pattern import is_op, size_at
 from ..ir.program import Program
+from ..ir.traits import Flops
 from ..target import Target
 
 _aten = torch.ops.aten
-_CODED_LOOKUPS = (
-    torch.ops.rankc.rowwise_embedding.default,
-    torch.ops.rankc.rowwise_embedding4.default,
-)
-_LOOKUPS = (_aten.embedding.default, *_CODED_LOOKUPS)
-_LINEARS = (
-    _aten.linear.default,
-    torch.ops.rankc.rowwise_linear.default,
-    torch.ops.rankc.half_linear.default,
-    torch.ops.rankc.coded_linear.default,
-)
-_INTERACTION = torch.ops.rankc.dot_interaction.default
-_PRODUCTS = (
-    _aten.bmm.default,
-    _aten.mm.default,
-    _aten.matmul.default,
-    torch.ops.rankc.request_matmul.default,
-)
 #: What linears in formats are, by operator, dtype of the codes and whether blocks have scales.
 _WRITTEN = {
     (data.operator, data.weight.torch, data.block > 0): name for name, data in LINEAR.items()
 }
 _OPERATORS = frozenset(operator for operator, _, _ in _WRITTEN)
-#: Views; and codes decoded, which kernels of low formats read as they are.
-_FREE = frozenset(
-    {
-        _aten.view.default,
-        _aten.reshape.default,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.select.int,
-        _aten.slice.Tensor,
-        _aten.transpose.int,
-        _aten.permute.default,
-        _aten.expand.default,
-        _aten.split.Tensor,
-        _aten.split_with_sizes.default,
-        _aten.unbind.int,
-        _aten.sym_size.int,
-        torch.ops.rankc.dequantize.default,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -84,14 +48,17 @@ class Cost:
 
 def cost_of(node: fx.Node, batch: int) -> Cost:
     """The node's cost with every dynamic dimension at its multiple of ``batch``."""
-    if node.op != "call_function" or node.target in _FREE or not callable(node.target):
+    if node.op != "call_function" or not callable(node.target):
+        return Cost(0.0, 0.0)
+    flops = traits_of(node.target).flops
+    if flops is Flops.FREE:
         return Cost(0.0, 0.0)
     outputs = list(_tensors(node.meta.get("val")))
     written = float(sum(_nbytes(value, batch) for value in outputs))
     elements = float(sum(_numel(value, batch) for value in outputs))
-    if node.target in _CODED_LOOKUPS:
+    if flops is Flops.CODED_LOOKUP:
         return Cost(0.0, written + _rows_of(node, batch))
-    if node.target in _LOOKUPS:
+    if flops is Flops.LOOKUP:
         return Cost(0.0, 2 * written)
     if _is_fused(node):
         return Cost(0.0, 0.0)
@@ -123,7 +90,7 @@ def _is_fused(node: fx.Node) -> bool:
             is_op(reader, _aten.linear.default) for user in decoded for reader in user.users
         )
     if is_op(node, _aten._to_copy.default):
-        return is_op(node.args[0], *_LOOKUPS)
+        return lookup_of(node.args[0]) is not None
     return False
 
 
@@ -142,15 +109,16 @@ def _rows_of(node: fx.Node, batch: int) -> float:
 
 
 def _flops(node: fx.Node, elements: float, batch: int) -> float:
-    if node.target in _LINEARS:
+    flops = traits_of(node.target).flops
+    if flops is Flops.LINEAR:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         return 2.0 * elements * float(weight.meta["val"].shape[-1])
-    if node.target in _PRODUCTS:
+    if flops is Flops.PRODUCT:
         left = node.args[0]
         assert isinstance(left, fx.Node)
         return 2.0 * elements * size_at(left.meta["val"].shape[-1], batch)
-    if node.target is _INTERACTION:
+    if flops is Flops.PAIRS:
         rows = node.args[0]
         assert isinstance(rows, fx.Node)
         return 2.0 * _numel(rows.meta["val"], batch) * float(rows.meta["val"].shape[1])

@@ -13,33 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ir.operators import moves
 from ..ir.pattern import is_op, parameter_name
 from ..ir.program import Features, Program
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_no_training.default
 #: Operators that move values and don't change them.
-_MOVES = frozenset(
-    {
-        _aten.view.default,
-        _aten.reshape.default,
-        _aten.unsqueeze.default,
-        _aten.squeeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.select.int,
-        _aten.slice.Tensor,
-        _aten.transpose.int,
-        _aten.permute.default,
-        _aten.cat.default,
-        _aten.stack.default,
-        _aten.clone.default,
-        _aten._to_copy.default,
-        _aten.alias.default,
-        _aten.detach.default,
-        _aten.dropout.default,
-    }
-)
+_MOVES = Move.VIEW | Move.PART | Move.JOIN | Move.COPY | Move.CAST
 #: What stands for a value that is no feature as it is.
 _OTHER = -1.0
 
@@ -101,7 +83,7 @@ class _Places(fx.Interpreter):
         value = super().run_node(n)
         if n.op != "call_function":
             return value
-        if n.target in _MOVES and any(source in self._places for source in n.all_input_nodes):
+        if moves(n, _MOVES) and any(source in self._places for source in n.all_input_nodes):
             self._move(n)
         elif is_op(n, _NORM) and n.args[0] in self._places:
             self._learn(n)

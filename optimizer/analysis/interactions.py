@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..ir.operators import moves
 from ..ir.pattern import UNARY, is_op, parameter_name, shape_of
 from ..ir.program import Program
 from .sites import is_plain_linear
@@ -131,7 +132,7 @@ def _net(node: Any) -> tuple[int, Any]:
     while isinstance(node, fx.Node):
         if is_plain_linear(node):
             linears += 1
-        elif node.target not in UNARY and node.target not in MOVES:
+        elif node.target not in UNARY and not moves(node, MOVES):
             break
         if not isinstance(node.args[0], fx.Node):
             break

@@ -9,7 +9,6 @@ them come out alike.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,33 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ir.operators import moves
 from ..ir.pattern import argument, dtype_of, is_op, shape_of
 from ..ir.program import Program
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
-_VIEWS = frozenset(
-    {
-        _aten.reshape.default,
-        _aten.view.default,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dims,
-        _aten.squeeze.dim,
-        _aten.permute.default,
-        _aten.transpose.int,
-        _aten.select.int,
-    }
-)
-_MOVES = _VIEWS | {
-    _aten.stack.default,
-    _aten.cat.default,
-    _aten.expand.default,
-    _aten.repeat.default,
-    _aten.slice.Tensor,
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.unbind.int,
-    operator.getitem,
-}
+_VIEWS = Move.VIEW | Move.SELECT
+_MOVES = _VIEWS | Move.SLICE | Move.SPLIT | Move.ITEM | Move.JOIN | Move.EXPAND | Move.REPEAT
 #: An element is numbered by its batch, its value and its column. Two batches show whether a view
 #: mixes them; what is larger isn't traced.
 _BATCH, _WIDTH, _VALUES, _LARGEST = 2, 1 << 20, 1 << 20, 1 << 22
@@ -92,7 +72,7 @@ class Mixture:
             user = pending.pop()
             if user in inside:
                 continue
-            if not is_op(user, *_MOVES):
+            if not moves(user, _MOVES):
                 return False
             pending += user.users
         return True
@@ -212,7 +192,7 @@ class _Tracer:
             # A gate's columns are fewer than those of the experts.
             gate, expert = sorted(sides, key=lambda side: len(side.unique()))
             return _Products(gate + 0 * expert, expert + 0 * gate, frozenset({node}))
-        if not is_op(node, *_MOVES):
+        if not moves(node, _MOVES):
             return None
         parts = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
         found = {part: self._products(part) for part in parts if isinstance(part, fx.Node)}
@@ -230,8 +210,8 @@ class _Tracer:
         if not isinstance(node, fx.Node):
             return None
         if node not in self._known:
-            moves = is_op(node, *_MOVES) and _elements(node) <= _LARGEST
-            self._known[node] = _run(node, self._numbers) if moves else self._leaf(node)
+            traced = moves(node, _MOVES) and _elements(node) <= _LARGEST
+            self._known[node] = _run(node, self._numbers) if traced else self._leaf(node)
         return self._known[node]
 
     def _leaf(self, node: fx.Node) -> Tensor | None:
@@ -303,7 +283,7 @@ def _viewed(node: fx.Node, width: int) -> tuple[fx.Node, ...]:
 
 def _ends(node: fx.Node, width: int) -> Iterator[fx.Node | None]:
     for user in node.users:
-        shape = shape_of(user) if is_op(user, *_VIEWS) else ()
+        shape = shape_of(user) if moves(user, _VIEWS) else ()
         if len(shape) == 2 and shape[1] == width:
             yield user
         elif len(shape) == 3 and 1 in shape[1:] and width in shape[1:]:

@@ -7,45 +7,20 @@ as a list of pairs, without a pattern for each.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..ir.operators import moves
 from ..ir.pattern import dtype_of, is_op, shape_of
 from ..ir.program import Program
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
-_SPLITS = (_aten.split.Tensor, _aten.split_with_sizes.default, _aten.unbind.int)
-_SELECTS = (
-    _aten.index.Tensor,
-    _aten.index_select.default,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    operator.getitem,
-    *_SPLITS,
-)
-_JOINS = (_aten.cat.default, _aten.stack.default)
-_VIEWS = (
-    _aten.reshape.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-)
-_MOVES = frozenset(
-    {
-        *_SELECTS,
-        *_JOINS,
-        *_VIEWS,
-        _aten.gather.default,
-        _aten.masked_select.default,
-        _aten.expand.default,
-        _aten.repeat.default,
-    }
-)
+_SELECTS = Move.PICK | Move.PART | Move.ITEM | Move.SPLIT
+_MOVES = _SELECTS | Move.JOIN | Move.VIEW | Move.GATHER | Move.EXPAND | Move.REPEAT
+_JOINS = Move.JOIN | Move.UNSQUEEZE | Move.SQUEEZE
 #: An element is numbered by its batch, its row and its column; a pair by its batch and two rows.
 #: Two batches show whether a view mixes them.
 _BATCH, _WIDTH, _ROWS = 2, 1 << 20, 1 << 24
@@ -81,7 +56,7 @@ class PairTracer:
 
     def is_product(self, node: fx.Node) -> bool:
         """Whether the node computes products of rows, rather than picking from them."""
-        return node.target not in _MOVES
+        return not _is_moved(node)
 
     def _traced(self, node: fx.Node) -> Any:
         if node not in self._pairs:
@@ -93,7 +68,7 @@ class PairTracer:
             return self._gram(node)
         if is_op(node, _aten.sum.dim_IntList):
             return self._summed_products(node)
-        if node.op != "call_function" or node.target not in _MOVES:
+        if not _is_moved(node):
             return None
         sources = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
         if any(not isinstance(s, fx.Node) or self._traced(s) is None for s in sources):
@@ -128,7 +103,7 @@ class PairTracer:
             return None if constant.is_floating_point() else constant
         if is_op(node, _aten.sym_size.int):
             return _BATCH if node.args[1] == 0 else None
-        return self._run(node, self._constant) if node.target in _MOVES else None
+        return self._run(node, self._constant) if _is_moved(node) else None
 
     def _leaf(self, node: fx.Node) -> Tensor | None:
         """Numbers for the elements of a value ``[B, n, d]`` or ``[B, d]``, each row a new one."""
@@ -162,8 +137,8 @@ class PairTracer:
         """Numbers of a value's elements, back to the tensors that rows are picked from."""
         if node.op != "call_function":
             return self._leaf(node)
-        picked = node.target in _SELECTS
-        joined = node.target in (*_JOINS, *_VIEWS[-3:]) and not below
+        picked = moves(node, _SELECTS)
+        joined = moves(node, _JOINS) and not below
         if not picked and not joined:
             return self._leaf(node)
 
@@ -212,10 +187,14 @@ class PairTracer:
         return found.unsqueeze(-1) if found is not None and node.args[2:] == (True,) else found
 
 
+def _is_moved(node: fx.Node) -> bool:
+    return moves(node, _MOVES) or is_op(node, _aten.masked_select.default)
+
+
 def _behind(node: Any) -> list[fx.Node]:
     """The node and what it is a view of."""
     chain = [node]
-    while is_op(chain[-1], *_VIEWS):
+    while moves(chain[-1], Move.VIEW):
         chain.append(chain[-1].args[0])
     return chain
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir.ops import DOT_INTERACTION, REQUEST_BROADCAST
+from ..ir.operators import gives, moves, traits_of
 from ..ir.pattern import argument
 from ..ir.program import Features, Program
+from ..ir.traits import Move, Values
 from .sites import has_plain_weight
 
 _aten = torch.ops.aten
@@ -104,7 +105,7 @@ class _Tracker(fx.Interpreter):
             return Range(low.expand(value.shape), high.expand(value.shape))
         if node.op != "call_function":
             return None
-        rule = _RULES.get(node.target)
+        rule = _rule(node.target)
         found = rule(self, node, value) if rule is not None else None
         if found is None or found.low.shape != value.shape:
             return _anything(value)
@@ -112,7 +113,7 @@ class _Tracker(fx.Interpreter):
 
     def _several(self, node: fx.Node, values: Sequence[Any]) -> Known | None:
         """Of an operator with several results: those of pieces of one value are known."""
-        if node.target in _PIECES and isinstance(whole := self.of(node.args[0]), Range):
+        if moves(node, Move.SPLIT) and isinstance(whole := self.of(node.args[0]), Range):
             rest = node.args[1:]
             low = node.target(whole.low, *rest, **node.kwargs)
             high = node.target(whole.high, *rest, **node.kwargs)
@@ -167,15 +168,6 @@ def _settled(found: Range) -> Range:
 # --- rules ----------------------------------------------------------------------------------------
 
 Rule = Callable[[_Tracker, fx.Node, Tensor], Range | None]
-#: Views that give several pieces of one value.
-_PIECES = frozenset(
-    {
-        _aten.split.Tensor,
-        _aten.split_with_sizes.default,
-        _aten.unbind.int,
-        _aten.chunk.default,
-    }
-)
 
 
 def _first(tracker: _Tracker, node: fx.Node) -> Range:
@@ -298,9 +290,9 @@ def _two(tracker: _Tracker, node: fx.Node) -> tuple[Range, Range]:
 def _added(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     left, right = _two(tracker, node)
     times = float(argument(node, 2, "alpha") or 1.0)
-    if node.target in (_aten.sub.Tensor, _aten.sub.Scalar, _aten.rsub.Scalar):
+    if gives(node, Values.SUBTRACT, Values.SUBTRACT_REVERSED):
         times = -times
-    if node.target is _aten.rsub.Scalar:
+    if gives(node, Values.SUBTRACT_REVERSED):
         left, right = right, left
     ends = (right.low * times, right.high * times)
     return Range(left.low + torch.minimum(*ends), left.high + torch.maximum(*ends))
@@ -507,110 +499,60 @@ def _length(tracker: _Tracker, node: fx.Node, value: Tensor) -> Range | None:
     return Range(low, high)
 
 
-#: Operators that move values, or rise with them.
-_RISING = (
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.unsqueeze.default,
-    _aten.squeeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.dims,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.transpose.int,
-    _aten.permute.default,
-    _aten.expand.default,
-    _aten.flatten.using_ints,
-    REQUEST_BROADCAST.op,
-    _aten.repeat.default,
-    _aten.relu.default,
-    _aten.leaky_relu.default,
-    _aten.elu.default,
-    _aten.selu.default,
-    _aten.sigmoid.default,
-    _aten.tanh.default,
-    _aten.hardtanh.default,
-    _aten.hardsigmoid.default,
-    _aten.softplus.default,
-    _aten.exp.default,
-    _aten.expm1.default,
-    _aten.log.default,
-    _aten.log1p.default,
-    _aten.log2.default,
-    _aten.sqrt.default,
-    _aten.atan.default,
-    _aten.erf.default,
-    _aten.sign.default,
-    _aten.floor.default,
-    _aten.ceil.default,
-    _aten.round.default,
-    _aten.trunc.default,
-    _aten.clamp.default,
-    _aten.clamp_min.default,
-    _aten.clamp_max.default,
-    _aten.amax.default,
-    _aten.amin.default,
-    _aten.mean.default,
-    _aten.mean.dim,
-)
-
-_RULES: dict[Any, Rule] = {
-    **dict.fromkeys(_RISING, _along),
-    **dict.fromkeys(
-        (_aten.clone.default, _aten._to_copy.default, _aten.alias.default, _aten.detach.default),
-        _copied,
-    ),
-    **dict.fromkeys((_aten.cat.default, _aten.stack.default), _joined),
-    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.rsub.Scalar), _added),
-    **dict.fromkeys((_aten.mul.Tensor, _aten.mul.Scalar), _multiplied),
-    **dict.fromkeys((_aten.mm.default, _aten.bmm.default, _aten.matmul.default), _matmul),
-    **dict.fromkeys((_aten.sum.default, _aten.sum.dim_IntList), _summed),
-    **dict.fromkeys((_aten.maximum.default, _aten.minimum.default), _larger),
-    **dict.fromkeys((_aten.reciprocal.default, _aten.rsqrt.default), _falling),
-    **dict.fromkeys((_aten.softmax.int, _aten._softmax.default), _between(0.0, 1.0)),
-    **dict.fromkeys((_aten.sin.default, _aten.cos.default), _between(-1.0, 1.0)),
-    getitem: _piece,
-    _aten.embedding.default: _looked_up,
-    _aten.index_select.default: _picked,
-    _aten.neg.default: _negated,
-    _aten.abs.default: _size,
+#: How far below zero they dip.
+_DIPS: dict[Any, Rule] = {
     _aten.silu.default: _dipping(-0.2785),
     _aten.gelu.default: _dipping(-0.1701),
     _aten.mish.default: _dipping(-0.3089),
     _aten.hardswish.default: _dipping(-0.376),
-    _aten.div.Tensor: _quotient,
-    _aten.pow.Tensor_Scalar: _power,
-    _aten.where.self: _either,
-    _aten.masked_fill.Scalar: _filled,
-    _aten.masked_fill.Tensor: _filled,
-    _aten.full_like.default: _repeated,
-    _aten.linear.default: _linear,
-    _aten.layer_norm.default: _normed,
-    _aten.rms_norm.default: _root_normed,
-    _aten.scaled_dot_product_attention.default: _attended,
-    _aten.linalg_vector_norm.default: _length,
-    DOT_INTERACTION.op: _pairs,
+}
+_RULES: dict[Values, Rule] = {
+    Values.SAME: _along,
+    Values.RISING: _along,
+    Values.ROUNDED: _along,
+    Values.RECTIFIED: _along,
+    Values.SIGN: _along,
+    Values.CLAMPED: _along,
+    Values.EXTREME: _along,
+    Values.MEAN: _along,
+    Values.CAST: _copied,
+    Values.JOINED: _joined,
+    Values.ADD: _added,
+    Values.SUBTRACT: _added,
+    Values.SUBTRACT_REVERSED: _added,
+    Values.MULTIPLY: _multiplied,
+    Values.PRODUCT: _matmul,
+    Values.SUM: _summed,
+    Values.LARGER: _larger,
+    Values.FALLING: _falling,
+    Values.WEIGHTS: _between(0.0, 1.0),
+    Values.WAVE: _between(-1.0, 1.0),
+    Values.LOOKED_UP: _looked_up,
+    Values.PICKED: _picked,
+    Values.NEGATED: _negated,
+    Values.ABSOLUTE: _size,
+    Values.DIVIDE: _quotient,
+    Values.POWER: _power,
+    Values.CHOSEN: _either,
+    Values.FILLED: _filled,
+    Values.CONSTANT_LIKE: _repeated,
+    Values.LINEAR: _linear,
+    Values.NORMED: _normed,
+    Values.ROOT_NORMED: _root_normed,
+    Values.ATTENDED: _attended,
+    Values.LENGTH: _length,
+    Values.PAIRS: _pairs,
 }
 
-#: Results within fixed bounds, or of a spread of their own, whatever they are made from.
-_LEVELS = frozenset(
-    {
-        _aten.sigmoid.default,
-        _aten.tanh.default,
-        _aten.hardtanh.default,
-        _aten.hardsigmoid.default,
-        _aten.softmax.int,
-        _aten._softmax.default,
-        _aten.sin.default,
-        _aten.cos.default,
-        _aten.sign.default,
-        _aten.atan.default,
-        _aten.erf.default,
-        _aten.layer_norm.default,
-        _aten.rms_norm.default,
-        _aten.embedding.default,
-    }
-)
+
+def _rule(target: Any) -> Rule | None:
+    """The rule of what a node calls; None where nothing is known of its values."""
+    if target is getitem:
+        return _piece
+    traits = traits_of(target)
+    if traits.move is Move.COPY:
+        return _copied
+    return _DIPS.get(target) or _RULES.get(traits.values)
 
 
 def first_linears(program: Program, features: Sequence[str]) -> dict[fx.Node, tuple[str, ...]]:
@@ -649,4 +591,4 @@ def _levels(node: fx.Node) -> bool:
     if node.target is _aten.clamp.default:
         ends = argument(node, 1, "min"), argument(node, 2, "max")
         return None not in ends
-    return node.target in _LEVELS
+    return traits_of(node.target).level

@@ -8,7 +8,6 @@ pattern for each. They are run at two numbers of rows; what holds at both is tak
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -17,36 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir.pattern import is_op, size_at
+from ..ir.operators import moves
+from ..ir.pattern import size_at
 from ..ir.program import Program
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
 #: Two numbers of rows that no width is likely to be.
 BATCHES = (2, 3)
 #: Operators that give elements of their inputs, unchanged.
-MOVES = frozenset(
-    {
-        _aten.cat.default,
-        _aten.expand.default,
-        _aten.index_select.default,
-        _aten.permute.default,
-        _aten.reshape.default,
-        _aten.select.int,
-        _aten.slice.Tensor,
-        _aten.split.Tensor,
-        _aten.split_with_sizes.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.stack.default,
-        _aten.transpose.int,
-        _aten.unbind.int,
-        _aten.unsqueeze.default,
-        _aten.view.default,
-        operator.getitem,
-    }
-)
-#: The ones of them that copy.
-_TRANSPOSES = (_aten.permute.default, _aten.transpose.int)
+MOVES = Move.VIEW | Move.PART | Move.EXPAND | Move.SPLIT | Move.ITEM | Move.JOIN | Move.PICK
 _LARGEST = 1 << 22
 _MAX_RANK = 5
 
@@ -132,7 +111,7 @@ class ViewTracer:
 
     def transposes(self, node: Any) -> int:
         """How many transposes there are among them."""
-        return sum(is_op(view, *_TRANSPOSES) for view in self.behind(node))
+        return sum(moves(view, Move.TRANSPOSE) for view in self.behind(node))
 
     def _is_view(self, node: fx.Node, base: fx.Node) -> bool:
         found = self._traced(node)
@@ -145,7 +124,7 @@ class ViewTracer:
 
     def _through(self, node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
         """The node's source through its own operator; None if it computes or joins several."""
-        if node.op != "call_function" or node.target not in MOVES:
+        if not moves(node, MOVES):
             return None
         first: Any = node.args[0]
         inputs = list(first) if isinstance(first, (list, tuple)) else [first]

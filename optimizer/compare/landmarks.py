@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir.infer import LOOKUPS
+from ..ir.operators import gives, lookup_of, moves
 from ..ir.pattern import shape_of
 from ..ir.program import Program
+from ..ir.traits import COMPARISONS, Move, Values
 
 Number = int | float
 
@@ -25,13 +26,9 @@ Number = int | float
 _DEPTH = 24
 #: Boundaries of a bucketizer beyond these are left out, evenly.
 _BOUNDARIES = 8
-_COMPARED = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "clamp_min"})
-_SAME = frozenset(
-    {"view", "reshape", "flatten", "unsqueeze", "squeeze", "clone", "alias", "expand", "select"}
-    | {"slice", "permute", "transpose", "_to_copy", "to", "floor", "ceil", "round", "trunc", "abs"}
-    | {"where", "relu", "nan_to_num", "unbind", "split", "split_with_sizes", "cat", "stack"}
-    | {"bounded"}
-)
+#: What a value is moved by, or hardly changed by.
+_MOVES = Move.VIEW | Move.PART | Move.EXPAND | Move.COPY | Move.CAST
+_MOVES |= Move.SPLIT | Move.JOIN | Move.ITEM
 #: What undoes a function of one number.
 _INVERSE: dict[str, Callable[[float], float]] = {
     "log": math.exp,
@@ -104,7 +101,7 @@ def _follow(node: fx.Node, path: _Path, marks: Landmarks, seen: set[fx.Node]) ->
         if user.op != "call_function" or user in seen:
             continue
         seen.add(user)
-        if user.target in LOOKUPS:
+        if lookup_of(user) is not None:
             padding = next(_numbers(_padding(user)), None)
             if padding is not None and padding >= 0:
                 marks.padding.add(int(path.back(int(padding))))
@@ -121,15 +118,12 @@ def _met(
     name: str, node: fx.Node, user: fx.Node, others: list[Any], path: _Path, marks: Landmarks
 ) -> _Path | None:
     """Notes the constants an operator brings; returns how to go on, or None to stop."""
-    if name in _COMPARED:
-        marks.levels |= {path.back(y) for other in others for y in _numbers(other)}
-        return path.then(lambda y: y) if name in ("maximum", "minimum", "clamp_min") else None
-    if name == "clamp":
-        marks.levels |= {path.back(y) for other in others for y in _numbers(other)}
-        return path.then(lambda y: y)
-    if name in ("bucketize", "searchsorted"):
+    if gives(user, *COMPARISONS, Values.BUCKET):
         marks.levels |= {path.back(y) for other in others for y in _numbers(other)}
         return None
+    if gives(user, Values.LARGER, Values.CLAMPED, Values.CLAMPED_BY_TENSORS):
+        marks.levels |= {path.back(y) for other in others for y in _numbers(other)}
+        return path.then(lambda y: y)
     first = bool(user.args) and user.args[0] is node
     number = next((y for other in others[:1] for y in _numbers(other)), None)
     if name in ("floor_divide", "remainder", "fmod") or _divides_whole(user):
@@ -147,7 +141,13 @@ def _met(
         return None
     if name in _INVERSE:
         return path.then(_INVERSE[name])
-    return path.then(lambda y: y) if name in _SAME or name == "getitem" else None
+    return path.then(lambda y: y) if _keeps(user) else None
+
+
+def _keeps(node: fx.Node) -> bool:
+    """Whether an operator moves a value, or leaves it nearly what it was."""
+    nearly = (Values.ROUNDED, Values.ABSOLUTE, Values.RECTIFIED, Values.CHOSEN, Values.BOUNDED)
+    return moves(node, _MOVES) or gives(node, *nearly) or _name(node) == "nan_to_num"
 
 
 def _affine(name: str, by: Number, path: _Path, *, first: bool) -> _Path | None:
@@ -185,7 +185,8 @@ def _padding(lookup: fx.Node) -> Any:
 
 def _rows(lookup: fx.Node) -> tuple[int, ...]:
     """The rows of the table that is looked up in; empty where they aren't known."""
-    table = lookup.args[LOOKUPS[lookup.target][0]]
+    places = lookup_of(lookup)
+    table = lookup.args[places[0]] if places is not None else None
     rows = shape_of(table)[0] if isinstance(table, fx.Node) else None
     return (rows,) if isinstance(rows, int) else ()
 
@@ -217,7 +218,7 @@ def _constant(value: Any) -> Tensor | None:
     """The tensor a node always is: a parameter or buffer, as it is or cast."""
     if not isinstance(value, fx.Node):
         return None
-    while value.op == "call_function" and len(value.all_input_nodes) == 1 and _name(value) in _SAME:
+    while value.op == "call_function" and len(value.all_input_nodes) == 1 and _keeps(value):
         value = value.all_input_nodes[0]
     if value.op != "get_attr":
         return None

@@ -17,38 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ir.operators import traits_of
 from ..ir.program import Program, with_defaults
+from ..ir.traits import Rounding
 
 #: Runs; and how many steps of a format an operator's result is moved by, at most.
 _RUNS, _STEPS = 8, 8.0
-#: Operators that choose among numbers, move them, or retype them.
-_MOVES = frozenset(
-    {"view", "reshape", "flatten", "unsqueeze", "squeeze", "clone", "alias", "expand", "select"}
-    | {"slice", "permute", "transpose", "cat", "stack", "index", "gather", "embedding", "where"}
-    | {"index_select", "unbind", "split", "split_with_sizes", "masked_fill", "repeat", "t", "flip"}
-    | {"relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "max", "min", "amax", "abs"}
-    | {"amin", "topk", "sort", "neg", "sign", "floor", "ceil", "round", "trunc", "full", "zeros"}
-    | {"ones", "arange", "full_like", "zeros_like", "ones_like", "scalar_tensor", "to", "copy"}
-    | {"nan_to_num", "roll", "triu", "tril", "isnan", "diagonal", "scatter", "constant_pad_nd"}
-    | {"lift_fresh_copy", "detach", "contiguous", "argmax", "quantize", "getitem", "fill"}
-    | {
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "request_broadcast",
-        "alias_copy",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "empty",
-        "unfold",
-    }
-)
-#: Operators of which IEEE 754 says every bit, so that all runtimes agree.
-_BASIC = frozenset(
-    {"add", "sub", "rsub", "mul", "div", "sqrt", "square"}
-    | {"_to_copy", "reciprocal", "dequantize", "rowwise_embedding", "rowwise_embedding4", "lerp"}
-)
 
 
 @dataclass(frozen=True)
@@ -115,12 +89,14 @@ class _Shaken(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        name = getattr(target, "__name__", str(target)).split(".")[0]
-        exact = name in _MOVES or (name in _BASIC and not self._reordered)
+        # What IEEE 754 says every bit of, all runtimes agree on.
+        rounding = traits_of(target).rounding
+        once = rounding is Rounding.ONCE
+        exact = rounding is Rounding.NONE or (once and not self._reordered)
         exact = exact or self._decides or kwargs.get("rounding_mode") is not None
         if exact:
             return super().call_function(target, args, kwargs)
-        if name not in _BASIC:
+        if not once:
             # What is summed over is moved before: terms that cancel show only then.
             args = tuple(fx.node.map_aggregate(arg, self._moved) for arg in args)
         result = super().call_function(target, args, kwargs)

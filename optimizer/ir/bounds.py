@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from .infer import LOOKUPS, lookups
+from .infer import lookups
 from .integers import IntegerRanges, Range
+from .operators import gives, lookup_of
 from .ops import BOUNDED, RISING
 from .pattern import argument, is_op, parameter_name, shape_of
 from .program import Program
 from .rewrite import Rewriter
 from .signature import Feature
+from .traits import Values
 
 _aten = torch.ops.aten
-#: Offsets of bags of one size.
-_COUNTED = (_aten.arange.default, _aten.arange.start, _aten.arange.start_step)
 #: A table of unknown size: what looks up refuses what is beyond it, and negative ids are left.
 _ANY_SIZE = 2**31 - 1
 
@@ -80,8 +80,8 @@ def readings(graph: fx.Graph) -> Iterator[Reading]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in LOOKUPS:
-            table, ids = LOOKUPS[node.target]
+        if (places := lookup_of(node)) is not None:
+            table, ids = places
             name = parameter_name(node.args[table]) or "a computed table"
             yield Reading(node, ids, _size(node.args[table], 0), name)
         elif node.target in _ALONG:
@@ -129,8 +129,10 @@ def _bound_offsets(program: Program, rw: Rewriter) -> int:
         if not is_op(bag, _aten.embedding_bag.padding_idx, _aten.embedding_bag.default):
             continue
         ids, offsets = bag.args[1:3]
-        if not isinstance(offsets, fx.Node) or is_op(offsets, RISING.op, *_COUNTED):
+        if not isinstance(offsets, fx.Node) or is_op(offsets, RISING.op):
             continue
+        if gives(offsets, Values.COUNTING):
+            continue  # of bags of one size
         ends = bool(argument(bag, 7, "include_last_offset", False))
         with rw.before(bag):
             rising = rw.emit(RISING.op, offsets, ids, ends, like=bag)

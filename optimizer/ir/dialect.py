@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from . import torchapi
+from .operators import give
+from .traits import Coded, Flops, NotFinite, OnRows, Rounding, Traits, Values
 
 _LIBRARY = torch.library.Library("rankc", "DEF")
 
@@ -31,7 +33,19 @@ _OPS: dict[str, DialectOp] = {}
 
 
 def define_op(
-    schema: str, reference: Callable[..., Any], shape: Callable[..., Any] | None = None
+    schema: str,
+    reference: Callable[..., Any],
+    shape: Callable[..., Any] | None = None,
+    *,
+    rows: OnRows,
+    flops: Flops,
+    values: Values = Values.ANY,
+    learned: tuple[int, ...] = (),
+    tables: tuple[int, ...] = (),
+    coded: Coded = Coded.NO,
+    lookup: tuple[int, int] | None = None,
+    not_finite: NotFinite = NotFinite.DROPPED,
+    rounding: Rounding = Rounding.ANY,
 ) -> DialectOp:
     """Defines ``rankc::<schema>`` by its reference.
 
@@ -40,6 +54,15 @@ def define_op(
         reference: A function of the same arguments, written in ATen only.
         shape: Of the same arguments, an empty result of the right shape and dtype, for a reference
             that looks at values: the op then stays whole wherever it is traced.
+        rows: The op's traits, as `Traits` says: what it does to the rows of a batch.
+        flops: How its operations are counted.
+        values: How its values follow from its operands'.
+        learned: The places of arguments that training moves.
+        tables: Those that it moves if tables are learned too.
+        coded: Whether codes may hold what it reads.
+        lookup: The places of the table and of the ids.
+        not_finite: What becomes of NaN and infinity.
+        rounding: Whether its result depends on how it is computed.
 
     Raises:
         ValueError: The name is taken.
@@ -55,6 +78,18 @@ def define_op(
         torch.library.register_fake(f"rankc::{name}", shape, lib=_LIBRARY)
     made = DialectOp(name, getattr(torch.ops.rankc, name).default, reference)
     _OPS[name] = made
+    traits = Traits(
+        rows=rows,
+        values=values,
+        flops=flops,
+        learned=learned,
+        tables=tables,
+        coded=coded,
+        lookup=lookup,
+        not_finite=not_finite,
+        rounding=rounding,
+    )
+    give(made.op, traits)
     return made
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
-import torch
 from torch import fx
 
 from . import torchapi
-
-_aten = torch.ops.aten
+from .operators import traits_of
+from .traits import Move
 
 
 class Form(StrEnum):
@@ -29,21 +29,10 @@ class Form(StrEnum):
         return self.rank >= other.rank
 
 
-#: Operators that say nothing in an inference graph: canonicalize removes them.
-NOISE = frozenset(
-    {
-        _aten.detach.default,
-        _aten.alias.default,
-        _aten.lift_fresh_copy.default,
-        _aten.clone.default,
-        _aten.contiguous.default,
-        _aten.dropout.default,
-        _aten._assert_tensor_metadata.default,
-        _aten._assert_scalar.default,
-        _aten._assert_async.msg,
-        _aten.sym_constrain_range_for_size.default,
-    }
-)
+def is_noise(target: Any) -> bool:
+    """Whether an operator says nothing in an inference graph: canonicalize removes it."""
+    traits = traits_of(target)
+    return traits.asserts or traits.move is Move.COPY
 
 
 def violation(node: fx.Node, form: Form) -> str | None:
@@ -54,7 +43,7 @@ def violation(node: fx.Node, form: Form) -> str | None:
         return f"{node.op} nodes aren't allowed; only call_function is"
     if form is Form.CAPTURED:
         return None
-    if node.target in NOISE:
+    if is_noise(node.target):
         return f"{node.target} is noise that canonicalize removes"
     if isinstance(node.target, torchapi.OpOverload) and _writes(node.target):
         return f"{node.target} writes into its input"

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from .infer import LOOKUPS
+from .operators import lookup_of, traits_of
 from .pattern import parameter_name
+from .traits import Values
 
-_aten = torch.ops.aten
-_ARITHMETIC: dict[Any, str] = {
-    _aten.remainder.Scalar: "modulo",
-    _aten.remainder.Tensor: "modulo",
-    _aten.fmod.Scalar: "modulo",
-    _aten.clamp.default: "clamp to",
-    _aten.add.Tensor: "plus",
-    _aten.sub.Tensor: "minus",
-    _aten.mul.Tensor: "times",
-    _aten.bitwise_xor.Scalar: "xor",
-    _aten.bitwise_xor.Tensor: "xor",
-    _aten.bitwise_and.Scalar: "and",
-    _aten.bitwise_and.Tensor: "and",
-    _aten.__rshift__.Scalar: "shifted right by",
-    _aten.__lshift__.Scalar: "shifted left by",
-    _aten.bitwise_right_shift.Tensor_Scalar: "shifted right by",
-    _aten.bitwise_left_shift.Tensor_Scalar: "shifted left by",
-    _aten.floor_divide.default: "over",
+_ARITHMETIC = {
+    Values.REMAINDER: "modulo",
+    Values.FMOD: "modulo",
+    Values.CLAMPED: "clamp to",
+    Values.ADD: "plus",
+    Values.SUBTRACT: "minus",
+    Values.MULTIPLY: "times",
+    Values.XOR: "xor",
+    Values.AND: "and",
+    Values.SHIFT_RIGHT: "shifted right by",
+    Values.SHIFT_LEFT: "shifted left by",
+    Values.FLOOR_DIVIDE: "over",
 }
 
 
@@ -45,14 +39,14 @@ def _ways(node: fx.Node, way: tuple[str, ...], seen: set[fx.Node]) -> list[str]:
     for user in node.users:
         if user.op != "call_function" or user in seen:
             continue
-        places = LOOKUPS.get(user.target)
+        places = lookup_of(user)
         if places is not None and user.args[places[1]] is node:
             found.append(", ".join(way) or "nothing")
         value = user.meta.get("val")
         values = value if isinstance(value, (tuple, list)) else (value,)
         if any(isinstance(v, Tensor) and not v.is_floating_point() for v in values):
             seen.add(user)
-            word = _ARITHMETIC.get(user.target)
+            word = _ARITHMETIC.get(traits_of(user.target).values)
             step = () if word is None else (f"{word} {_constants(user, node)}",)
             found += _ways(user, (*way, *step), seen)
     return found

@@ -8,22 +8,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from .operators import gives, moves
 from .pattern import argument, is_op, shape_of
+from .traits import Move, Values
 
 _aten = torch.ops.aten
 JOINS = (_aten.cat.default, _aten.stack.default)
-#: What may stand between a head and an output of several columns, each computed by itself.
-_ELEMENTWISE = (
-    _aten.sigmoid.default,
-    _aten.tanh.default,
-    _aten.exp.default,
-    _aten.softplus.default,
-    _aten.relu.default,
-    _aten.clamp.default,
-    _aten.logit.default,
-    _aten.reshape.default,
-    _aten.view.default,
-)
 
 
 def words_of(name: str) -> set[str]:
@@ -52,10 +42,16 @@ def elementwise(output: fx.Node) -> list[fx.Node]:
     """The activations and idle views behind an output, the last one first."""
     found: list[fx.Node] = []
     node: Any = output
-    while is_op(node, *_ELEMENTWISE) and len(node.all_input_nodes) == 1:
+    while _stands_between(node) and len(node.all_input_nodes) == 1:
         source = node.args[0]
         if [str(s) for s in shape_of(source)] != [str(s) for s in shape_of(node)]:
             break
         found.append(node)
         node = source
     return found
+
+
+def _stands_between(node: Any) -> bool:
+    """Whether a node may stand between a head and an output, each column computed by itself."""
+    activates = gives(node, Values.RISING, Values.RECTIFIED, Values.CLAMPED)
+    return activates or moves(node, Move.RESHAPE) or is_op(node, _aten.logit.default)

@@ -11,51 +11,15 @@ from torch import Tensor, fx
 
 from . import ops  # noqa: F401 (it registers the dialect)
 from .heads import words_of
+from .operators import gives, lookup_of, moves
 from .pattern import argument, is_op, parameter_name, shape_of
 from .signature import BATCH, Feature, FeatureKind, Score, Side, Signature, Task, TaskKind
+from .traits import Move, Values
 
 _aten = torch.ops.aten
 
 #: Operators that only reshape or retype their first argument.
-_TRANSPARENT = frozenset(
-    {
-        _aten.view.default,
-        _aten.reshape.default,
-        _aten.flatten.using_ints,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.squeeze.default,
-        _aten.clone.default,
-        _aten.contiguous.default,
-        _aten.alias.default,
-        _aten.detach.default,
-        _aten.lift_fresh_copy.default,
-        _aten._to_copy.default,
-        _aten.to.dtype,
-        _aten.transpose.int,
-        _aten.permute.default,
-        _aten.expand.default,
-    }
-)
-_SPLITS = frozenset(
-    {
-        _aten.unbind.int,
-        _aten.split.Tensor,
-        _aten.split_with_sizes.default,
-        _aten.chunk.default,
-        _aten.tensor_split.sections,
-    }
-)
-#: Operators that look rows up: which argument is the table, which the ids.
-LOOKUPS: dict[Any, tuple[int, int]] = {
-    _aten.embedding.default: (0, 1),
-    torch.ops.rankc.rowwise_embedding.default: (0, 3),
-    torch.ops.rankc.rowwise_embedding4.default: (0, 3),
-    _aten.embedding_bag.padding_idx: (0, 1),
-    _aten.embedding_bag.default: (0, 1),
-}
-_ENDINGS = frozenset({_aten.sigmoid.default, _aten.softmax.int, _aten._softmax.default})
+_TRANSPARENT = Move.VIEW | Move.EXPAND | Move.COPY | Move.CAST
 #: Ahead of a table these make any id valid.
 _BOUNDS = frozenset({_aten.remainder.Scalar, _aten.clamp.default})
 _WRAPPED = torch.ops.rankc.wrapped.default
@@ -168,7 +132,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
         if user in seen:
             continue
         seen.add(user)
-        places = LOOKUPS.get(user.target) if user.op == "call_function" else None
+        places = lookup_of(user)
         if places is not None:
             table, ids = user.args[places[0]], user.args[places[1]]
             name = parameter_name(table)
@@ -177,11 +141,11 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
                 yield from _read(Lookup(name, height, part, _is_pooled(user), user))
         elif user.op != "call_function" or user.args[0] is not node:
             continue
-        elif is_op(user, _aten.select.int, _aten.slice.Tensor):
+        elif moves(user, Move.PART):
             yield from _lookups(user, _picked(node, user, part), seen)
-        elif is_op(user, *_TRANSPARENT):
+        elif moves(user, _TRANSPARENT):
             yield from _lookups(user, replace(part, aligned=_is_aligned(user, part)), seen)
-        elif is_op(user, *_SPLITS):
+        elif moves(user, Move.SPLIT):
             yield from _split_lookups(node, user, part, seen)
         elif is_op(user, _WRAPPED):
             if part == replace(part, scale=1, reach=0, least=0, shifts=(), wraps=0):
@@ -189,7 +153,7 @@ def _lookups(node: fx.Node, part: Part, seen: set[fx.Node]) -> Iterator[Lookup]:
                 yield from _lookups(user, replace(part, wraps=int(rows)), seen)
         elif is_op(user, *_BOUNDS):
             yield from _lookups(user, replace(part, bounded=True), seen)
-        elif is_op(user, _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor):
+        elif gives(user, Values.ADD, Values.SUBTRACT, Values.MULTIPLY):
             moved = _moved(node, user, part)
             if moved is not None:
                 yield from _lookups(user, moved, seen)
@@ -228,14 +192,14 @@ def _moved(node: fx.Node, user: fx.Node, part: Part) -> Part | None:
         return None
     if other.numel() == 0 or argument(user, 2, "alpha", 1) != 1:
         return None
-    if is_op(user, _aten.sub.Tensor):
+    if gives(user, Values.SUBTRACT):
         other = -other
     value: Tensor = user.meta["val"]
     rank = value.dim()
     sizes = (1,) * (rank - other.dim()) + tuple(other.shape)
     wide = [d for d, size in enumerate(sizes) if size > 1]
     flat = [int(v) for v in other.flatten()]
-    if is_op(user, _aten.mul.Tensor):
+    if gives(user, Values.MULTIPLY):
         moved = part.shifts or part.reach or part.least
         fits = not wide and not moved and flat[0] > 0
         return replace(part, scale=part.scale * flat[0]) if fits else None
@@ -261,7 +225,7 @@ def _constant(value: Any) -> Tensor | None:
         if isinstance(found, Tensor) and found.numel() <= _MAX_CONSTANT:
             return found.detach()
         return None
-    if value.op != "call_function" or not is_op(value, *_TRANSPARENT):
+    if value.op != "call_function" or not moves(value, _TRANSPARENT):
         return None
     first = _constant(value.args[0])
     if first is None or len(value.all_input_nodes) > 1:
@@ -314,7 +278,7 @@ def _axis(node: fx.Node, place: int, source: fx.Node) -> int:
 
 
 def _is_aligned(user: fx.Node, part: Part) -> bool:
-    moved = is_op(user, _aten.transpose.int, _aten.permute.default)
+    moved = moves(user, Move.TRANSPOSE)
     return part.aligned and not moved and _same_shape(user, user.args[0])
 
 
@@ -393,7 +357,7 @@ def _is_length(node: fx.Node) -> bool:
     waiting, compared = list(node.users), False
     while waiting:
         user = waiting.pop()
-        if is_op(user, *_RESHAPED):
+        if _is_reshaped(user):
             waiting.extend(user.users)
         elif is_op(user, *_COMPARED):
             compared = True
@@ -405,13 +369,19 @@ def _is_length(node: fx.Node) -> bool:
 
 
 def _is_positions(node: fx.Node) -> bool:
-    while is_op(node, *_RESHAPED):
+    while _is_reshaped(node):
         node = node.all_input_nodes[0]
-    return is_op(node, _aten.arange.start_step, _aten.arange.start, _aten.arange.default)
+    return gives(node, Values.COUNTING)
 
 
 #: What lengths become before they are compared, or pick the last of a list.
-_RESHAPED = _TRANSPARENT | {_aten.repeat.default, _aten.sub.Tensor}
+_RESHAPED = _TRANSPARENT | Move.REPEAT
+
+
+def _is_reshaped(node: Any) -> bool:
+    return moves(node, _RESHAPED) or is_op(node, _aten.sub.Tensor)
+
+
 _PICKS = (_aten.index.Tensor, _aten.gather.default)
 _COMPARED = (
     _aten.lt.Tensor,
@@ -480,11 +450,11 @@ def _tasks(name: str, node: Any) -> Iterator[Task]:
 def _ends_in_probability(node: fx.Node) -> bool:
     """Whether a sigmoid, or a softmax, is the last thing that computes."""
     while True:
-        if is_op(node, *_ENDINGS):
+        if is_op(node, _aten.sigmoid.default) or gives(node, Values.WEIGHTS):
             return True
-        if is_op(node, *_TRANSPARENT, _aten.slice.Tensor, _aten.select.int, _aten.clamp.default):
+        if moves(node, _TRANSPARENT | Move.PART) or is_op(node, _aten.clamp.default):
             first = node.args[0]
-        elif is_op(node, _aten.cat.default, _aten.stack.default):
+        elif moves(node, Move.JOIN):
             parts = node.args[0]
             return isinstance(parts, (list, tuple)) and all(
                 isinstance(part, fx.Node) and _ends_in_probability(part) for part in parts

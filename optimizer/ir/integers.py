@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ops import BOUNDED, REQUEST_BROADCAST, WRAPPED
+from .operators import gives, moves, traits_of
 from .pattern import argument, is_op
+from .traits import Move, Values
 
 _aten = torch.ops.aten
 
@@ -76,13 +77,13 @@ class IntegerRanges:
             return None
         if node.target is operator.getitem:
             return self._item(node)
-        rule = _RULES.get(node.target)
+        rule = _RULES.get(traits_of(node.target).values)
         return rule(self, node) if rule is not None else None
 
     def _item(self, node: fx.Node) -> Range | None:
         """A part of what gives several values."""
         source, index = node.args
-        if is_op(source, *_SPLITS):
+        if moves(source, Move.SPLIT):
             return self.of(source.args[0])  # type: ignore[union-attr]
         if is_op(source, *_PICKS):
             assert isinstance(source, fx.Node)
@@ -132,7 +133,7 @@ class IntegerRanges:
         if left is None or right is None or right.low < 1:
             return None
         mode = argument(node, 2, "rounding_mode")
-        if mode == "floor" or not is_op(node, _aten.div.Tensor_mode, _aten.div.Scalar_mode):
+        if mode == "floor" or gives(node, Values.FLOOR_DIVIDE):
             return self._corners_of(left, right, lambda a, b: a // b)
         if mode == "trunc":
             return self._corners_of(left, right, lambda a, b: abs(a) // b * (1 if a >= 0 else -1))
@@ -223,7 +224,7 @@ class IntegerRanges:
                 inner = self._where(part, value, holds)
                 found = found & inner if inner is not None else found
             return found
-        bounds = _COMPARED.get(condition.target)
+        bounds = _COMPARED.get(traits_of(condition.target).values)
         limit = self.of(condition.args[1]) if bounds is not None else None
         if bounds is None or limit is None or condition.args[0] is not value:
             return found
@@ -342,28 +343,14 @@ def _equal(limit: Range, found: Range, holds: bool) -> Range:
     return limit if holds else found
 
 
-_COMPARED: dict[Any, Callable[[Range, Range, bool], Range]] = {}
-for _name, _rule, _strict in (
-    ("lt", _below, True),
-    ("le", _below, False),
-    ("gt", _above, True),
-    ("ge", _above, False),
-):
-    for _kind in ("Scalar", "Tensor"):
-        _COMPARED[getattr(getattr(_aten, _name), _kind)] = partial(_rule, strict=_strict)
-for _kind in ("Scalar", "Tensor"):
-    _COMPARED[getattr(_aten.eq, _kind)] = _equal
-    _COMPARED[getattr(_aten.ne, _kind)] = lambda limit, found, holds: _equal(
-        limit, found, not holds
-    )
-
-_SPLITS = (
-    _aten.unbind.int,
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.chunk.default,
-    _aten.tensor_split.sections,
-)
+_COMPARED: dict[Values, Callable[[Range, Range, bool], Range]] = {
+    Values.LESS: partial(_below, strict=True),
+    Values.LESS_OR_EQUAL: partial(_below, strict=False),
+    Values.GREATER: partial(_above, strict=True),
+    Values.GREATER_OR_EQUAL: partial(_above, strict=False),
+    Values.EQUAL: _equal,
+    Values.UNEQUAL: lambda limit, found, holds: _equal(limit, found, not holds),
+}
 #: What gives values of its first argument and their places: which argument is the dimension.
 _PICKS: Any = {
     _aten.max.dim: 1,
@@ -371,113 +358,43 @@ _PICKS: Any = {
     _aten.sort.default: 1,
     _aten.topk.default: 2,
 }
-_RULES: dict[Any, Callable[[IntegerRanges, fx.Node], Range | None]] = {
-    **dict.fromkeys(
-        (
-            _aten.view.default,
-            _aten.reshape.default,
-            _aten.flatten.using_ints,
-            _aten.unsqueeze.default,
-            _aten.squeeze.dim,
-            _aten.squeeze.dims,
-            _aten.squeeze.default,
-            _aten.clone.default,
-            _aten.contiguous.default,
-            _aten.alias.default,
-            _aten.detach.default,
-            _aten.lift_fresh_copy.default,
-            _aten.transpose.int,
-            _aten.t.default,
-            _aten.permute.default,
-            _aten.expand.default,
-            _aten.repeat.default,
-            _aten.select.int,
-            _aten.slice.Tensor,
-            _aten.flip.default,
-            _aten.roll.default,
-            _aten.amax.default,
-            _aten.amin.default,
-            _aten.max.default,
-            _aten.min.default,
-            _aten.index_select.default,
-            _aten.index.Tensor,
-            _aten.gather.default,
-            _aten.embedding.default,
-            _aten.diagonal.default,
-            REQUEST_BROADCAST.op,
-        ),
-        IntegerRanges.same,
-    ),
-    _aten._to_copy.default: IntegerRanges.cast,
-    _aten.to.dtype: IntegerRanges.cast,
-    _aten.cat.default: IntegerRanges.joined,
-    _aten.stack.default: IntegerRanges.joined,
-    **dict.fromkeys(
-        (_aten.add.Tensor, _aten.add.Scalar),
-        lambda ranges, node: ranges._corners(node, operator.add),
-    ),
-    **dict.fromkeys(
-        (_aten.sub.Tensor, _aten.sub.Scalar),
-        lambda ranges, node: ranges._corners(node, operator.sub),
-    ),
-    _aten.rsub.Scalar: lambda ranges, node: ranges._corners(node, lambda a, b: b - a),
-    **dict.fromkeys(
-        (_aten.mul.Tensor, _aten.mul.Scalar),
-        lambda ranges, node: ranges._corners(node, operator.mul),
-    ),
-    **dict.fromkeys(
-        (
-            _aten.div.Tensor_mode,
-            _aten.div.Scalar_mode,
-            _aten.floor_divide.default,
-            _aten.floor_divide.Scalar,
-        ),
-        IntegerRanges.divided,
-    ),
-    **dict.fromkeys((_aten.remainder.Scalar, _aten.remainder.Tensor), IntegerRanges.remainder),
-    **dict.fromkeys(
-        (
-            _aten.clamp.default,
-            _aten.clamp.Tensor,
-            _aten.clamp_min.default,
-            _aten.clamp_max.default,
-            _aten.clamp_min.Tensor,
-            _aten.clamp_max.Tensor,
-            _aten.maximum.default,
-            _aten.minimum.default,
-        ),
-        IntegerRanges.clamped,
-    ),
-    **dict.fromkeys((_aten.bitwise_and.Scalar, _aten.bitwise_and.Tensor), IntegerRanges.masked),
-    **dict.fromkeys(
-        (_aten.bitwise_right_shift.Tensor, _aten.bitwise_right_shift.Tensor_Scalar),
-        IntegerRanges.shifted_right,
-    ),
-    _aten.abs.default: IntegerRanges.absolute,
-    _aten.relu.default: IntegerRanges.rectified,
-    _aten.neg.default: IntegerRanges.negated,
-    _aten.where.self: IntegerRanges.chosen,
-    _aten.masked_fill.Scalar: IntegerRanges.filled,
-    _aten.masked_fill.Tensor: IntegerRanges.filled,
-    _aten.sum.dim_IntList: IntegerRanges.counted,
-    _aten.sum.default: IntegerRanges.counted,
-    _aten.cumsum.default: IntegerRanges.counted,
-    _aten.argmax.default: _place,
-    _aten.argmin.default: _place,
-    _aten.argsort.default: _place,
-    _aten.bucketize.Tensor: _boundaries,
-    _aten.searchsorted.Tensor: _boundaries,
-    _aten.one_hot.default: _constant(0, 1),
-    _aten.sign.default: _constant(-1, 1),
-    _aten.sgn.default: _constant(-1, 1),
-    _aten.arange.default: _counting,
-    _aten.arange.start: _counting,
-    _aten.arange.start_step: _counting,
-    _aten.full.default: _filled(1),
-    _aten.full_like.default: _filled(1),
-    _aten.scalar_tensor.default: _filled(0),
-    **dict.fromkeys((_aten.zeros_like.default, _aten.zeros.default), _constant(0, 0)),
-    **dict.fromkeys((_aten.ones_like.default, _aten.ones.default), _constant(1, 1)),
-    BOUNDED.op: IntegerRanges.bounded,
-    WRAPPED.op: IntegerRanges.wrapped,
+_RULES: dict[Values, Callable[[IntegerRanges, fx.Node], Range | None]] = {
+    Values.SAME: IntegerRanges.same,
+    Values.EXTREME: IntegerRanges.same,
+    Values.PICKED: IntegerRanges.same,
+    Values.INDEXED: IntegerRanges.same,
+    Values.LOOKED_UP: IntegerRanges.same,
+    Values.CAST: IntegerRanges.cast,
+    Values.JOINED: IntegerRanges.joined,
+    Values.ADD: lambda ranges, node: ranges._corners(node, operator.add),
+    Values.SUBTRACT: lambda ranges, node: ranges._corners(node, operator.sub),
+    Values.SUBTRACT_REVERSED: lambda ranges, node: ranges._corners(node, lambda a, b: b - a),
+    Values.MULTIPLY: lambda ranges, node: ranges._corners(node, operator.mul),
+    Values.DIVIDE_ROUNDED: IntegerRanges.divided,
+    Values.FLOOR_DIVIDE: IntegerRanges.divided,
+    Values.REMAINDER: IntegerRanges.remainder,
+    Values.CLAMPED: IntegerRanges.clamped,
+    Values.CLAMPED_BY_TENSORS: IntegerRanges.clamped,
+    Values.LARGER: IntegerRanges.clamped,
+    Values.AND: IntegerRanges.masked,
+    Values.SHIFT_RIGHT: IntegerRanges.shifted_right,
+    Values.ABSOLUTE: IntegerRanges.absolute,
+    Values.RECTIFIED: IntegerRanges.rectified,
+    Values.NEGATED: IntegerRanges.negated,
+    Values.CHOSEN: IntegerRanges.chosen,
+    Values.FILLED: IntegerRanges.filled,
+    Values.SUM: IntegerRanges.counted,
+    Values.CUMULATED: IntegerRanges.counted,
+    Values.PLACE: _place,
+    Values.BUCKET: _boundaries,
+    Values.BIT: _constant(0, 1),
+    Values.SIGN: _constant(-1, 1),
+    Values.COUNTING: _counting,
+    Values.CONSTANT: _filled(1),
+    Values.CONSTANT_LIKE: _filled(1),
+    Values.SCALAR: _filled(0),
+    Values.ZERO: _constant(0, 0),
+    Values.ONE: _constant(1, 1),
+    Values.BOUNDED: IntegerRanges.bounded,
+    Values.WRAPPED: IntegerRanges.wrapped,
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .dialect import define_op
+from .traits import Coded, Flops, NotFinite, OnRows, Rounding, Values
 
 _FLOAT8_MAX = {torch.float8_e4m3fn: 448.0}
 #: Rows that are all one value have no steps; dividing by zero would be no code.
@@ -69,11 +70,20 @@ def _rowwise_embedding4(codes: Tensor, scale: Tensor, bias: Tensor, ids: Tensor)
 QUANTIZE = define_op(
     "quantize(Tensor x, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
     _quantize,
+    rows=OnRows.SAME,
+    flops=Flops.ELEMENTS,
+    rounding=Rounding.NONE,
 )
 
 #: codes ``[...]``, scale and zero_point ``[]`` or ``[channels]`` -> ``[...]`` in the scale's dtype.
 DEQUANTIZE = define_op(
-    "dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis) -> Tensor", _dequantize
+    "dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis) -> Tensor",
+    _dequantize,
+    rows=OnRows.SAME,
+    flops=Flops.FREE,
+    learned=(0,),
+    coded=Coded.IS,
+    rounding=Rounding.ONCE,
 )
 
 #: codes ``[R, D]`` uint8, scale and bias ``[R, 1]`` float, ids ``[...]`` -> ``[..., D]`` float.
@@ -81,6 +91,12 @@ DEQUANTIZE = define_op(
 ROWWISE_EMBEDDING = define_op(
     "rowwise_embedding(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor",
     _rowwise_embedding,
+    rows=OnRows.LOOKUP,
+    flops=Flops.CODED_LOOKUP,
+    tables=(0,),
+    coded=Coded.IS,
+    lookup=(0, 3),
+    rounding=Rounding.ONCE,
 )
 
 #: codes ``[R, D / 2]`` uint8, scale and bias ``[R, 1]`` float16, ids ``[...]`` -> ``[..., D]``
@@ -88,6 +104,11 @@ ROWWISE_EMBEDDING = define_op(
 ROWWISE_EMBEDDING4 = define_op(
     "rowwise_embedding4(Tensor codes, Tensor scale, Tensor bias, Tensor ids) -> Tensor",
     _rowwise_embedding4,
+    rows=OnRows.LOOKUP,
+    flops=Flops.CODED_LOOKUP,
+    coded=Coded.IS,
+    lookup=(0, 3),
+    rounding=Rounding.ONCE,
 )
 
 
@@ -101,7 +122,12 @@ def _dot_interaction(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 #: x ``[B, n, d]``, rows and columns ``[P]`` int64 -> ``[B, P]``: dot products of pairs of rows.
 #: DLRM's interaction (1906.00091), PNN's inner products.
 DOT_INTERACTION = define_op(
-    "dot_interaction(Tensor x, Tensor rows, Tensor columns) -> Tensor", _dot_interaction
+    "dot_interaction(Tensor x, Tensor rows, Tensor columns) -> Tensor",
+    _dot_interaction,
+    rows=OnRows.FIRST,
+    flops=Flops.PAIRS,
+    values=Values.PAIRS,
+    not_finite=NotFinite.MIXED,
 )
 
 
@@ -137,6 +163,11 @@ ROWWISE_LINEAR = define_op(
     "rowwise_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor? column_scale, "
     "Tensor? kept, Tensor? kept_weight) -> Tensor",
     _rowwise_linear,
+    rows=OnRows.LINEAR,
+    flops=Flops.LINEAR,
+    learned=(1, 3, 6),
+    coded=Coded.IS,
+    not_finite=NotFinite.SPREAD,
 )
 
 
@@ -149,7 +180,12 @@ def _half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 #: x ``[..., K]`` float32, weight ``[N, K]`` bfloat16 or float16, bias ``[N]`` float32 ->
 #: ``[..., N]`` float32: a linear in a 16-bit format.
 HALF_LINEAR = define_op(
-    "half_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _half_linear
+    "half_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    _half_linear,
+    rows=OnRows.LINEAR,
+    flops=Flops.LINEAR,
+    learned=(1, 2),
+    not_finite=NotFinite.SPREAD,
 )
 
 
@@ -170,7 +206,13 @@ def _coded_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) 
 #: ``[N]`` float32 -> ``[..., N]`` float32: a linear whose weight alone is coded. With a scale for
 #: each block of inputs its codes have 4 bits.
 CODED_LINEAR = define_op(
-    "coded_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias) -> Tensor", _coded_linear
+    "coded_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias) -> Tensor",
+    _coded_linear,
+    rows=OnRows.LINEAR,
+    flops=Flops.LINEAR,
+    learned=(1, 3),
+    coded=Coded.IS,
+    not_finite=NotFinite.SPREAD,
 )
 
 
@@ -182,7 +224,12 @@ def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
 #: x ``[1, …]``, rows ``[B, …]`` -> ``[B, …]``: a value of the request, once for each candidate.
 #: With x ``[B, …]`` it is x: a program for requests also scores rows that each have a user.
 REQUEST_BROADCAST = define_op(
-    "request_broadcast(Tensor x, Tensor rows) -> Tensor", _request_broadcast
+    "request_broadcast(Tensor x, Tensor rows) -> Tensor",
+    _request_broadcast,
+    rows=OnRows.BROADCAST,
+    flops=Flops.ELEMENTS,
+    values=Values.SAME,
+    rounding=Rounding.NONE,
 )
 
 
@@ -200,7 +247,12 @@ def _request_matmul(x: Tensor, y: Tensor) -> Tensor:
 
 #: x ``[B, …, m, k]``, y ``[1, …, k, n]`` -> ``[B, …, m, n]``: ``x @ y`` where all candidates share
 #: one matrix (a head). With y ``[B, …]`` it is ``x @ y`` as well.
-REQUEST_MATMUL = define_op("request_matmul(Tensor x, Tensor y) -> Tensor", _request_matmul)
+REQUEST_MATMUL = define_op(
+    "request_matmul(Tensor x, Tensor y) -> Tensor",
+    _request_matmul,
+    rows=OnRows.PRODUCT,
+    flops=Flops.PRODUCT,
+)
 
 
 def limits_of(rows: Sequence[int], axis: int, ids: Tensor) -> Tensor:
@@ -231,6 +283,9 @@ BOUNDED = define_op(
     "bounded(Tensor ids, int[] rows, int axis, bool alone) -> Tensor",
     _bounded,
     lambda ids, rows, axis, alone: torch.empty_like(ids),
+    rows=OnRows.SAME,
+    flops=Flops.ELEMENTS,
+    values=Values.BOUNDED,
 )
 
 
@@ -258,6 +313,8 @@ RISING = define_op(
     "rising(Tensor offsets, Tensor values, bool ends) -> Tensor",
     _rising,
     lambda offsets, values, ends: torch.empty_like(offsets),
+    rows=OnRows.LOST,
+    flops=Flops.ELEMENTS,
 )
 
 
@@ -267,4 +324,10 @@ def _wrapped(ids: Tensor, rows: int) -> Tensor:
 
 
 #: ids ``[...]`` integers -> ids of a table of ``rows``, where -1 is the last row (ONNX's Gather).
-WRAPPED = define_op("wrapped(Tensor ids, int rows) -> Tensor", _wrapped)
+WRAPPED = define_op(
+    "wrapped(Tensor ids, int rows) -> Tensor",
+    _wrapped,
+    rows=OnRows.SAME,
+    flops=Flops.ELEMENTS,
+    values=Values.WRAPPED,
+)

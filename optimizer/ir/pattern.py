@@ -34,7 +34,7 @@ UNARY = frozenset(
     }
 )
 #: Operators that do so from one of either operand, with broadcasting.
-BINARY = frozenset({_aten.add.Tensor, _aten.div.Tensor, _aten.mul.Tensor, _aten.sub.Tensor})
+BINARY = (_aten.add.Tensor, _aten.div.Tensor, _aten.mul.Tensor, _aten.sub.Tensor)
 
 
 @dataclass(frozen=True)

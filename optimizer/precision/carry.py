@@ -18,62 +18,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from ..ir.ops import (
-    CODED_LINEAR,
-    DEQUANTIZE,
-    DOT_INTERACTION,
-    HALF_LINEAR,
-    QUANTIZE,
-    ROWWISE_EMBEDDING,
-    ROWWISE_EMBEDDING4,
-    ROWWISE_LINEAR,
-)
+from ..ir.operators import of_node
+from ..ir.ops import DEQUANTIZE, QUANTIZE
+from ..ir.pattern import is_op
 from ..ir.rewrite import Rewriter
+from ..ir.traits import NotFinite, OnRows
 
 _aten = torch.ops.aten
-_LOOKUPS = frozenset({_aten.embedding.default, ROWWISE_EMBEDDING.op, ROWWISE_EMBEDDING4.op})
-#: A value that isn't finite anywhere in their first argument's row is everywhere in the result's.
-_SPREAD = frozenset(
-    {
-        *(_aten.linear.default, _aten.layer_norm.default),
-        *(CODED_LINEAR.op, HALF_LINEAR.op, ROWWISE_LINEAR.op),
-    }
-)
-_ELEMENTWISE = frozenset(
-    {
-        *(_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.neg.default),
-        *(_aten.add.Scalar, _aten.sub.Scalar, _aten.mul.Scalar, _aten.clone.default),
-    }
-)
-#: They keep NaN, but may make infinity a number: behind a linear that has made NaN of it already.
-_BOUNDED = frozenset(
-    {
-        *(_aten.relu.default, _aten.sigmoid.default, _aten.tanh.default, _aten.silu.default),
-        *(_aten.gelu.default, _aten.leaky_relu.default, _aten.elu.default, _aten.clamp.default),
-        *(_aten.softplus.default, _aten.hardtanh.default, _aten._softmax.default),
-        *(_aten.softmax.int, _aten.exp.default),
-    }
-)
-_VIEWS = frozenset(
-    {
-        *(_aten.view.default, _aten.reshape.default, _aten.permute.default),
-        *(_aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.expand.default),
-        *(_aten.transpose.int, _aten.flatten.using_ints),
-    }
-)
-_PARTS = frozenset(
-    {
-        *(_aten.slice.Tensor, _aten.select.int, _aten.index_select.default),
-        *(_aten.split_with_sizes.default, _aten.split.Tensor, _aten.index.Tensor),
-    }
-)
-_MIXED = frozenset(
-    {
-        *(_aten.cat.default, _aten.stack.default, _aten.bmm.default, _aten.matmul.default),
-        *(_aten.sum.dim_IntList, _aten.mean.dim, DOT_INTERACTION.op),
-    }
-)
-_KEEP = _SPREAD | _ELEMENTWISE | _BOUNDED | _VIEWS | _PARTS | _MIXED | {QUANTIZE.op, DEQUANTIZE.op}
+
+
+def _nan_in(node: fx.Node) -> NotFinite:
+    """What a node does to what isn't finite."""
+    traits = of_node(node)
+    return NotFinite.DROPPED if traits is None else traits.not_finite
+
+
+def _looks_up(node: fx.Node) -> bool:
+    traits = of_node(node)
+    return traits is not None and traits.rows is OnRows.LOOKUP
 
 
 @dataclass(frozen=True)
@@ -149,16 +111,17 @@ def _found(node: fx.Node, known: dict[fx.Node, _Origin]) -> _Origin:
         return _Origin()
     if node.target is DEQUANTIZE.op or node.target is QUANTIZE.op:
         return _origin(node.args[0], known)
-    if not _is_float(node) or node.target in _LOOKUPS:
+    if not _is_float(node) or _looks_up(node):
         return _Origin()
-    if node.target in _SPREAD:
+    does = _nan_in(node)
+    if does is NotFinite.SPREAD:
         return _Origin(_origin(node.args[0], known).nodes)
-    if node.target in _VIEWS:
+    if does is NotFinite.MOVED:
         return _origin(node.args[0], known)
-    if node.target in _PARTS or node.target in _BOUNDED:
+    if does in (NotFinite.PARTED, NotFinite.BOUNDED):
         before = _origin(node.args[0], known)
         return before if before.everywhere else replace(itself, behind=before.nodes)
-    if node.target in _ELEMENTWISE or node.target in _MIXED:
+    if does in (NotFinite.KEPT, NotFinite.MIXED):
         inputs = [_origin(one, known) for one in node.all_input_nodes]
         nodes = frozenset[fx.Node]().union(*(one.nodes for one in inputs))
         all_of_it = len(inputs) == 1 and inputs[0].everywhere
@@ -175,7 +138,7 @@ def _scores_behind(linear: fx.Node) -> set[int] | None:
         for user in node.users:
             if user.op == "output":
                 reached |= {i for i, one in enumerate(user.args[0]) if one is node}  # type: ignore[arg-type]
-            elif user.target not in _KEEP:
+            elif _nan_in(user) is NotFinite.DROPPED and not is_op(user, QUANTIZE.op, DEQUANTIZE.op):
                 return None
             elif user not in seen:
                 seen.add(user)
@@ -212,7 +175,7 @@ def _add_to_score(rw: Rewriter, place: int, nodes: Iterable[fx.Node]) -> None:
     """Adds zero times some values to an output, where it still has few shapes to fit."""
     order = {node: index for index, node in enumerate(rw.program.graph.nodes)}
     score = _score(rw, place)
-    while score.target in _VIEWS or score.target in _BOUNDED:
+    while _nan_in(score) in (NotFinite.MOVED, NotFinite.BOUNDED):
         before = score.args[0]
         if len(score.users) != 1 or not isinstance(before, fx.Node):
             break

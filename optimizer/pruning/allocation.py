@@ -18,8 +18,10 @@ from ..analysis.cost import Cost, cost_of, elements_of, nbytes_of
 from ..analysis.sites import inputs_of, linear_sites
 from ..formats import UNPLACED
 from ..ir.facts import site_of
+from ..ir.operators import gives
 from ..ir.pattern import is_op, parameter_name
 from ..ir.program import Program
+from ..ir.traits import Values
 from ..pipeline.passbase import PassContext
 from ..precision.kernel_times import Kernel, KernelTimes, Trial
 from ..target import Target
@@ -29,7 +31,6 @@ from .importance import Worth
 from .removal import Removal, emptied
 
 _aten = torch.ops.aten
-_PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)
 #: Widths of tables go down in quarters, so that tables of one width can still be looked up as one.
 _WIDTH_STEPS = 4
 
@@ -177,7 +178,7 @@ class Bill:
 
     def _work(self, node: fx.Node, removal: Removal, out: float) -> float:
         """The share of a node's FLOPs that is left, kernels filling whole tiles of columns."""
-        if is_op(node, *_PRODUCTS):
+        if gives(node, Values.PRODUCT):
             mask = removal.values.get(node.args[0].name)  # type: ignore[union-attr, arg-type]
             inner = 1.0 if mask is None else 1.0 - float(_along(mask).float().mean())
             return out * inner

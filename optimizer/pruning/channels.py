@@ -15,25 +15,19 @@ import torch
 from torch import Tensor, fx
 
 from ..ir.facts import site_of
+from ..ir.operators import gives, moves
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
+from ..ir.traits import Move, Values
 from .branches import branches
 from .dependence import Closure, Key, Scene
-from .one_row import BY_INDEX, picked_dim
+from .one_row import picked_dim
 
 _aten = torch.ops.aten
-_PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)
-_SOFTMAX = (_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int)
-_SUMS = (_aten.sum.dim_IntList, _aten.mean.dim)
-#: They may read units and give something that has them no more.
+#: How what may read units, and gives something that has them no more, computes.
 _ENDS = (
-    _aten.linear.default,
-    *_PRODUCTS,
-    *_SUMS,
-    *_SOFTMAX,
-    _aten.layer_norm.default,
-    _aten.scaled_dot_product_attention.default,
-    torch.ops.rankc.dot_interaction.default,
+    *(Values.LINEAR, Values.PRODUCT, Values.SUM, Values.MEAN, Values.WEIGHTS, Values.LOG_WEIGHTS),
+    *(Values.NORMED, Values.ATTENDED, Values.PAIRS),
 )
 #: Elements of masks that are worked on at once.
 _AT_ONCE = 1 << 24
@@ -58,7 +52,7 @@ class Exit:
     @property
     def renormalizes(self) -> bool:
         """Whether what is left is scaled anew, so that removing isn't the same as zeroing."""
-        return is_op(self.node, *_SOFTMAX, _aten.layer_norm.default)
+        return gives(self.node, Values.WEIGHTS, Values.LOG_WEIGHTS, Values.NORMED)
 
 
 @dataclass(frozen=True)
@@ -202,7 +196,7 @@ def _seeds(scene: Scene) -> Iterator[_Seed]:
             yield from _lines(scene, node, len(shape) - 1, "outputs", line=True)
         elif is_op(node, _aten.embedding.default):
             yield from _lines(scene, node, len(shape) - 1, "columns")
-        elif is_op(node, *_PRODUCTS) and parameter_name(node.args[1]) in scene.weights:
+        elif gives(node, Values.PRODUCT) and parameter_name(node.args[1]) in scene.weights:
             yield from _lines(scene, node, len(shape) - 1, "outputs", line=True)
         elif is_op(node, _aten.reshape.default, _aten.view.default):
             for dim in range(len(shape)):
@@ -213,7 +207,7 @@ def _seeds(scene: Scene) -> Iterator[_Seed]:
                 yield from _lines(scene, node, dim, "inputs" if dim == joined else "columns")
         elif is_op(node, torch.ops.rankc.dot_interaction.default):
             yield from _lines(scene, node, len(shape) - 1, "pairs")
-        elif is_op(node, *BY_INDEX) and scene.row.moves(node) is not None:
+        elif moves(node, Move.PICK) and scene.row.moves(node) is not None:
             yield from _lines(scene, node, picked_dim(node), "pairs")
         elif is_op(node, _aten.cat.default) and shape:
             joined = int(argument(node, 1, "dim", 0)) % len(shape)
@@ -273,7 +267,7 @@ def _joined_side(scene: Scene, parts: list[Closure], side: tuple[str, int]) -> T
 def _exits(scene: Scene, masks: Mapping[Key, Tensor]) -> Iterator[Exit]:
     for key, mask in masks.items():
         for user in key.users if isinstance(key, fx.Node) else ():
-            if is_op(user, *_ENDS) and _operand(user) is key:
+            if gives(user, *_ENDS) and _operand(user) is key:
                 assert isinstance(key, fx.Node)
                 touched = _inner(user, mask)
                 if bool(touched.any()):
@@ -282,7 +276,7 @@ def _exits(scene: Scene, masks: Mapping[Key, Tensor]) -> Iterator[Exit]:
 
 def _operand(node: fx.Node) -> object:
     """What units may end in: one of a product's operands, since both lose the same columns."""
-    if is_op(node, *_PRODUCTS) and parameter_name(node.args[0]) is not None:
+    if gives(node, Values.PRODUCT) and parameter_name(node.args[0]) is not None:
         return node.args[1]
     return node.args[0]
 
@@ -292,15 +286,19 @@ def _inner(node: fx.Node, mask: Tensor) -> Tensor:
 
     Tokens that go from the input of a linear go from its output too: they end further down.
     """
-    if is_op(node, *_PRODUCTS) and parameter_name(node.args[0]) is not None:
+    if gives(node, Values.PRODUCT) and parameter_name(node.args[0]) is not None:
         return mask & ~mask.all(-2, keepdim=True)
-    if is_op(node, *_SUMS):
+    if gives(node, Values.SUM, Values.MEAN):
         dims = [int(d) % (mask.dim() - 1) + 1 for d in node.args[1]]  # type: ignore[union-attr, arg-type]
         passed = mask
         for dim in dims:
             passed = passed.all(dim, keepdim=True)
         return mask & ~passed
-    dim = int(node.args[1]) % (mask.dim() - 1) + 1 if is_op(node, *_SOFTMAX) else -1  # type: ignore[arg-type]
+    dim = (
+        int(node.args[1]) % (mask.dim() - 1) + 1
+        if gives(node, Values.WEIGHTS, Values.LOG_WEIGHTS)
+        else -1
+    )  # type: ignore[arg-type]
     return mask & ~mask.all(dim, keepdim=True)
 
 

@@ -16,29 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir import torchapi
 from ..ir.facts import site_of
+from ..ir.operators import gives, moves, of_node
 from ..ir.pattern import argument, is_op, parameter_name, size_at
 from ..ir.program import Program
-from .one_row import BY_INDEX, SPLITS, OneRow, picked_dim
+from ..ir.traits import Move, OnRows, Values
+from .one_row import OneRow, picked_dim
 
 _aten = torch.ops.aten
-_PRODUCTS = (_aten.matmul.default, _aten.bmm.default, _aten.mm.default)
-_SUMS = (_aten.sum.dim_IntList, _aten.mean.dim)
-#: Elementwise, though torch doesn't tag them so.
-_ELEMENTWISE = frozenset(
-    {
-        _aten._to_copy.default,
-        _aten.hardswish.default,
-        _aten.hardsigmoid.default,
-        _aten.full_like.default,
-        _aten.softmax.int,
-        _aten._softmax.default,
-        _aten.log_softmax.int,
-    }
-)
 #: Their second argument is the result's sizes.
-_SIZED = (_aten.reshape.default, _aten.view.default, _aten.expand.default)
+_SIZED = Move.RESHAPE | Move.EXPAND
 
 #: A value, a matrix by its name, or a vector by its name and the node that reads it.
 Key = fx.Node | str | tuple[str, fx.Node]
@@ -82,7 +69,7 @@ class Scene:
         value, shape = node.meta.get("val"), self.row.shape(node)
         if not isinstance(value, Tensor):
             return []
-        sizes = node.args[1] if is_op(node, *_SIZED) else ()
+        sizes = node.args[1] if moves(node, _SIZED) else ()
         assert isinstance(sizes, (list, tuple))
         return [
             d
@@ -93,7 +80,7 @@ class Scene:
 
 
 def _weight_places(node: fx.Node) -> tuple[int, ...]:
-    if is_op(node, _aten.linear.default, *_PRODUCTS):
+    if gives(node, Values.LINEAR, Values.PRODUCT):
         return (1,)
     if is_op(node, _aten.embedding.default):
         return (0,)
@@ -204,17 +191,19 @@ class Closure:
             for score in node.all_input_nodes:
                 self._block(self._of(score), score, "is what the model returns")
             return
-        if is_op(node, *SPLITS):
+        if moves(node, Move.SPLIT):
             self._queue(node.users)  # its parts are traced to what it splits
             return
         operands = [n for n in node.all_input_nodes if self.scene.row.shape(n)]
         if is_op(node, _aten.linear.default) and parameter_name(node.args[1]) is not None:
             self._linear(node)
-        elif is_op(node, *_PRODUCTS) and all(len(self.scene.row.shape(n)) > 1 for n in operands):
+        elif gives(node, Values.PRODUCT) and all(
+            len(self.scene.row.shape(n)) > 1 for n in operands
+        ):
             self._product(node)
         elif is_op(node, _aten.embedding.default) and parameter_name(node.args[0]) is not None:
             self._lookup(node)
-        elif is_op(node, *_SUMS) and isinstance(node.args[1], (list, tuple)):
+        elif gives(node, Values.SUM, Values.MEAN) and isinstance(node.args[1], (list, tuple)):
             self._sum(node)
         elif is_op(node, _aten.layer_norm.default) and len(node.args[1]) == 1:  # type: ignore[arg-type]
             self._norm(node)
@@ -254,7 +243,7 @@ class Closure:
         gone = torch.zeros(flat.shape, dtype=torch.int64)
         gone.index_add_(1, places, part.flatten(1).long())
         back = (gone == copies) & (copies > 0)
-        if is_op(node, *BY_INDEX):
+        if moves(node, Move.PICK):
             # A position that is picked no more leaves what it was picked from as it is.
             part = part & ~whole_lines(part)[picked_dim(node)]
             others = torch.zeros(flat.shape, dtype=torch.int64)
@@ -440,9 +429,13 @@ def _united(lines: list[Tensor]) -> Tensor:
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    if node.target in _ELEMENTWISE:
-        return True
-    return isinstance(node.target, torchapi.OpOverload) and torch.Tag.pointwise in node.target.tags
+    """Elementwise, or a softmax, which has the shape of its operand."""
+    traits = of_node(node)
+    if traits is None:
+        return False
+    same = traits.move is Move.CAST or traits.values is Values.CONSTANT_LIKE
+    apart = traits.rows is OnRows.APART or traits.move is Move.COPY
+    return same or apart or traits.values in (Values.WEIGHTS, Values.LOG_WEIGHTS)
 
 
 def _partly(mask: Tensor) -> Tensor:

@@ -23,15 +23,15 @@ from torch import Tensor, fx
 
 from ..data.delimiters import ragged_of, row_count
 from ..data.ragged import take
-from ..ir.pattern import is_op
+from ..ir.operators import gives
 from ..ir.program import Features, Program
 from ..ir.signature import Signature, Task, TaskKind
+from ..ir.traits import Values
 from ..quality.scores import task_logits
 from .channels import Channels, Exit, Group
 from .removal import Moments, Removal, emptied, without
 
 _aten = torch.ops.aten
-_SOFTMAX = (_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int)
 #: What is large is measured where there are at most this many of it.
 _FEW = 32
 #: First order is off by so much at most: what is beyond tells of something else.
@@ -165,7 +165,8 @@ def _must_measure(group: Group) -> bool:
     """Whether a first-order estimate would be off: large units, or what is left is scaled anew."""
     large = group.what in ("inputs", "parts", "branches") and group.units <= _FEW
     return large or any(
-        is_op(exit_.node, *_SOFTMAX) or not _is_by_row(exit_) for exit_ in group.exits
+        gives(exit_.node, Values.WEIGHTS, Values.LOG_WEIGHTS) or not _is_by_row(exit_)
+        for exit_ in group.exits
     )
 
 

@@ -14,35 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from ..data.synthetic import synthesize
+from ..ir.operators import moves
 from ..ir.pattern import is_op
 from ..ir.program import Program
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
-SPLITS = (
-    _aten.split.Tensor,
-    _aten.split_with_sizes.default,
-    _aten.unbind.int,
-    _aten.chunk.default,
-)
-_JOINS = (_aten.cat.default, _aten.stack.default)
-BY_INDEX = (_aten.index.Tensor, _aten.index_select.default)
-_MOVES = frozenset(
-    {
-        *_JOINS,
-        *BY_INDEX,
-        _aten.reshape.default,
-        _aten.view.default,
-        _aten.permute.default,
-        _aten.transpose.int,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.select.int,
-        _aten.slice.Tensor,
-        _aten.expand.default,
-        operator.getitem,
-    }
-)
+_MOVES = Move.VIEW | Move.PART | Move.EXPAND | Move.ITEM | Move.JOIN | Move.PICK
 
 
 @dataclass(frozen=True)
@@ -95,16 +73,16 @@ class OneRow(fx.Interpreter):
         return self._moves[node]
 
     def _traced(self, node: fx.Node) -> Moves | None:
-        if node.op != "call_function" or node.target not in _MOVES:
+        if not moves(node, _MOVES):
             return None
         if node.target is operator.getitem:
             split = node.args[0]
-            if not is_op(split, *SPLITS):
+            if not moves(split, Move.SPLIT):
                 return None
             assert isinstance(split, fx.Node)
             parts = self._numbered(split)
             return parts and Moves(parts[0], parts[1][node.args[1]])
-        if is_op(node, *BY_INDEX) and not self._constant_index(node):
+        if moves(node, Move.PICK) and not self._constant_index(node):
             return None
         found = self._numbered(node)
         return found and Moves(*found)
@@ -125,7 +103,7 @@ class OneRow(fx.Interpreter):
 
     def _numbered(self, node: fx.Node) -> tuple[tuple[fx.Node, ...], Any] | None:
         """What the operator gives when each element of what it moves is its own number."""
-        joined = is_op(node, *_JOINS)
+        joined = moves(node, Move.JOIN)
         given = node.args[0] if joined else [node.args[0]]
         assert isinstance(given, (list, tuple))
         sources = tuple(item for item in given if isinstance(item, fx.Node))

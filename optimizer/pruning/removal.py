@@ -17,13 +17,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
+from ..ir.operators import moves
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Features, Program
 from ..ir.rewrite import Rewriter, sweep
+from ..ir.traits import Move
 from .branches import JOINS
 from .channels import Channels, Group
 from .dependence import Scene, whole_lines
-from .one_row import SPLITS, picked_dim
+from .one_row import picked_dim
 
 _aten = torch.ops.aten
 K = TypeVar("K")
@@ -271,21 +273,21 @@ class _Editor:
             return node.name not in self._original
         self._own_vectors(node)
         self._cut_inputs(node)
-        if is_op(node, _aten.cat.default, _aten.stack.default):
+        if moves(node, Move.JOIN):
             self._join(node)
         elif is_op(node, _aten.add.Tensor, _aten.sub.Tensor):
             self._sum(node)
-        elif is_op(node, _aten.reshape.default, _aten.view.default, _aten.expand.default):
+        elif moves(node, Move.RESHAPE | Move.EXPAND):
             self._resize(node)
         elif is_op(node, _aten.linear.default):
             self._linear(node)
-        elif is_op(node, operator.getitem) and is_op(node.args[0], *SPLITS):
+        elif is_op(node, operator.getitem) and moves(node.args[0], Move.SPLIT):
             return self._part(node)
-        elif is_op(node, *SPLITS):
+        elif moves(node, Move.SPLIT):
             return not self._touched(node)
-        elif is_op(node, _aten.select.int, _aten.slice.Tensor):
+        elif moves(node, Move.PART):
             self._select(node)
-        elif is_op(node, _aten.index.Tensor, _aten.index_select.default):
+        elif moves(node, Move.PICK):
             self._index(node)
         elif is_op(node, torch.ops.rankc.dot_interaction.default):
             self._pairs(node)

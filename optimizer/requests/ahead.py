@@ -12,27 +12,18 @@ from ..analysis.batch_axis import FIRST, row_places
 from ..analysis.lineage import Lineage, lineage
 from ..errors import SignatureError
 from ..ir.facts import site_of
+from ..ir.operators import moves
 from ..ir.ops import REQUEST_BROADCAST
 from ..ir.program import Program
 from ..ir.rewrite import sweep
 from ..ir.signature import BATCH, Feature, FeatureKind, Signature
 from ..ir.structure import Branch, Leaf, Structure
+from ..ir.traits import Move
 from ..ir.verifier import verify
 from .entry import ITEMS, REQUEST, Entry
 from .request import Request
 
 _aten = torch.ops.aten
-#: What moves numbers without computing any: kept on the side of requests, not stored twice.
-_MOVES = frozenset(
-    {
-        _aten.permute.default,
-        _aten.reshape.default,
-        _aten.squeeze.dims,
-        _aten.transpose.int,
-        _aten.unsqueeze.default,
-        _aten.view.default,
-    }
-)
 
 
 def entries_of(
@@ -93,7 +84,9 @@ def _cut(program: Program, shared: Collection[str]) -> dict[str, str]:
             continue
         seen.add(node)
         value = node.meta["val"]
-        kept = isinstance(value, Tensor) and places[node] == FIRST and node.target not in _MOVES
+        # Moves are kept on the side of requests, not stored twice.
+        moved = moves(node, Move.VIEW)
+        kept = isinstance(value, Tensor) and places[node] == FIRST and not moved
         if not kept or any(not isinstance(size, int) for size in value.shape[1:]):
             pending += node.all_input_nodes
             continue

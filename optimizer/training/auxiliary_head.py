@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from ..ir.operators import moves
 from ..ir.pattern import argument, is_op, parameter_name
 from ..ir.program import Program
 from ..ir.rewrite import Rewriter, sweep
 from ..ir.signature import Score, Task
+from ..ir.traits import Move
 
 _aten = torch.ops.aten
 _SUFFIX = "~distilled"
@@ -85,14 +87,7 @@ def strip(program: Program, heads: tuple[Head, ...]) -> None:
 
 def _last_linear(node: fx.Node, task: Task) -> fx.Node | None:
     """The linear whose outputs a task's output is, up to views and a sigmoid; or None."""
-    views = (
-        _aten.squeeze.dims,
-        _aten.squeeze.dim,
-        _aten.reshape.default,
-        _aten.view.default,
-        _aten.sigmoid.default,
-    )
-    while is_op(node, *views):
+    while moves(node, Move.SQUEEZE | Move.RESHAPE) or is_op(node, _aten.sigmoid.default):
         assert isinstance(node.args[0], fx.Node)
         node = node.args[0]
     if not is_op(node, _aten.linear.default) or parameter_name(node.args[1]) is None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from ..errors import RecoverError
 from ..ir.facts import site_of
+from ..ir.operators import of_node, traits_of
 from ..ir.ops import (
     CODED_LINEAR,
     DEQUANTIZE,
@@ -29,31 +30,10 @@ from ..ir.ops import (
 from ..ir.pattern import is_op, parameter_name
 from ..ir.program import Program
 from ..ir.rewrite import Rewriter
+from ..ir.traits import Coded
 
 _aten = torch.ops.aten
-#: Operators whose parameters are learned, and which of their arguments may be one.
-_LEARNED: dict[Any, tuple[int, ...]] = {
-    _aten.linear.default: (1, 2),
-    _aten.layer_norm.default: (2, 3),
-    _aten.matmul.default: (0, 1),
-    _aten.bmm.default: (0, 1),
-    _aten.mm.default: (0, 1),
-    _aten.addmm.default: (0, 1, 2),
-    _aten.conv1d.default: (1, 2),
-    _aten.conv2d.default: (1, 2),
-    DEQUANTIZE.op: (0,),
-    ROWWISE_LINEAR.op: (1, 3, 6),
-    HALF_LINEAR.op: (1, 2),
-    CODED_LINEAR.op: (1, 3),
-}
-#: Operators whose first parameter holds codes.
-_CODED = (CODED_LINEAR.op, DEQUANTIZE.op, ROWWISE_EMBEDDING.op, ROWWISE_LINEAR.op)
 _LOOK_UP = _aten.embedding.default
-_TABLES: dict[Any, tuple[int, ...]] = {_aten.embedding.default: (0,), ROWWISE_EMBEDDING.op: (0,)}
-#: Their derivative is zero wherever it exists.
-_FLAT = frozenset(
-    {_aten.round.default, _aten.floor.default, _aten.ceil.default, _aten.sign.default}
-)
 
 
 class Trainable:
@@ -69,13 +49,12 @@ class Trainable:
         self.program = program.clone()
         _part_vectors(self.program)
         self.leaves: dict[str, Tensor] = {}
-        places = {**_LEARNED, **_TABLES} if tables else _LEARNED
         for node in self.program.graph.nodes:
-            for index in places.get(node.target, ()) if node.op == "call_function" else ():
+            for index in _learned(node, tables=tables):
                 name = parameter_name(node.args[index]) if index < len(node.args) else None
                 if name is not None and name not in self.leaves:
                     value = self.program.tensor(name)
-                    if value.is_floating_point() or node.target in _CODED:
+                    if value.is_floating_point() or _holds_codes(node):
                         self.leaves[name] = value.detach().float().clone().requires_grad_()
         #: By a node's name: how much of the gradient goes on into its first argument.
         self.dampened: dict[str, float] = {}
@@ -126,7 +105,7 @@ class Trainable:
             culprits = [
                 f"{site_of(node)!r} ({node.target})"
                 for node in self.program.graph.nodes
-                if node.target in _FLAT or (_is_float(node) and _blocks(node))
+                if _is_flat(node) or (_is_float(node) and _blocks(node))
             ]
             why = "no gradient reaches its weights"
             why += f" through {', '.join(culprits[:3])}" if culprits else ""
@@ -134,6 +113,23 @@ class Trainable:
             f"the model can't be finetuned: {why}. It is in a form for evaluation only; hand in "
             "the model as it was trained, or leave recover= out."
         )
+
+
+def _learned(node: fx.Node, *, tables: bool = False) -> tuple[int, ...]:
+    """The places of arguments that may be learned parameters."""
+    traits = of_node(node)
+    if traits is None:
+        return ()
+    return (*traits.learned, *traits.tables) if tables else traits.learned
+
+
+def _holds_codes(node: fx.Node) -> bool:
+    return traits_of(node.target).coded is Coded.IS
+
+
+def _is_flat(node: fx.Node) -> bool:
+    traits = of_node(node)
+    return traits is not None and traits.flat
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -166,7 +162,7 @@ def _part_vectors(program: Program) -> None:
     rw = Rewriter(program, "distill")
     taken: set[str] = set()
     for node in list(program.graph.nodes):
-        for index in _LEARNED.get(node.target, ()) if node.op == "call_function" else ():
+        for index in _learned(node):
             operand = node.args[index] if index < len(node.args) else None
             name = parameter_name(operand)
             if name is None or program.tensor(name).dim() != 1:

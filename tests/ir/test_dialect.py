@@ -8,6 +8,7 @@ import pytest
 import torch
 from rankc.optimizer.ir.dialect import define_op, dialect
 from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_EMBEDDING, ROWWISE_LINEAR
+from rankc.optimizer.ir.traits import Flops, OnRows
 from torch import Tensor
 
 X = torch.tensor([[-3.0, -0.26, 0.0, 0.26], [0.5, 1.5, 2.5, 900.0]])
@@ -159,7 +160,12 @@ def test_lookups_are_differentiable_in_their_scales() -> None:
 
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValueError, match="an op called 'quantize' already"):
-        define_op("quantize(Tensor x) -> Tensor", lambda x: x)
+        define_op("quantize(Tensor x) -> Tensor", lambda x: x, rows=OnRows.SAME, flops=Flops.FREE)
+
+
+def test_an_op_cannot_be_defined_without_its_traits() -> None:
+    with pytest.raises(TypeError, match="'rows' and 'flops'"):
+        define_op("untold(Tensor x) -> Tensor", lambda x: x)  # type: ignore[call-arg]
 
 
 def test_a_rowwise_linear_is_right_to_half_a_step_of_each_row() -> None:
