@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .._version import __version__
 from .amendments import with_recovery, with_requests, with_windows
 from .analysis.operator_forms import require_forms
 from .artifact.artifact import Artifact
-from .artifact.computed_ids import built_checks
-from .artifact.integrity import file_facts
-from .artifact.manifest import Manifest
 from .artifact.pending import Finish
-from .artifact.race import Race
 from .artifact.translation import Sample
 from .capture import captured, given_rows, rows_of
 from .compare.domain import naming_rows
 from .compare.lockstep import compare
 from .compare.ordinary import ordinary
-from .compare.parked import park
 from .data.parquet import Parquet
 from .data.rows import Rows, Split
 from .errors import (
     BudgetExceeded,
     DataError,
-    PluginError,
     RankcError,
-    TargetError,
     TranslationError,
-    UnsupportedError,
     VerifyError,
 )
 from .heads.windows import Windows
-from .ir.bounds import without_bounds
-from .ir.program import Program, with_defaults
-from .ir.scratch import Scratch
+from .ir.program import Program
 from .ir.signature import Signature
 from .ir.torchapi import forgetting
+from .lowering import Lowering, formats_had, lacking
 from .milestones import Milestones
 from .pipeline.instruments import Progress, Verify
 from .pipeline.passbase import Exactness, Instrument, PassContext
@@ -60,22 +48,16 @@ from .quality.gate import split_confidence
 from .quality.judge import Judge
 from .quality.scores import score
 from .quality.verdict import Status, Verdict, least
-from .registry import backend, served
 from .report.report import Report
-from .requests.ahead import entries_of
-from .requests.request import Request, as_flat, as_request
+from .requests.request import Request, as_request
 from .target import Target
 from .training.distill import Distill, Recovery, prepare
 
 #: Rows the numerics of passes are checked on.
 _CHECK_ROWS = 256
-#: Optimized programs up to this size are kept, to tell where their error enters if they fail.
-_KEPT_BYTES = 256 * 2**20
 #: Shares of the budget that a backend's plan may be expected to use, attempt by attempt; the last
 #: applies no lossy pass at all.
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)
-#: What a candidate that wasn't finetuned must gain of time over one that was, which was asked for.
-_WORTH = 0.98
 #: The same without data, of the damage on made-up rows, before no format is placed.
 _GUESSED_SHARES = (1.0, 0.25)
 
@@ -150,7 +132,7 @@ def optimize(
         RecoverError: A checkpoint of something else.
     """
     say = Milestones(progress)
-    goal = Target.of(target)
+    wanted = Target.of(target)
     low = chosen_formats(formats)
     if data is not None:
         _check_iterable(data)
@@ -158,7 +140,7 @@ def optimize(
     steps = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     say("capturing the model", 0.0)
     program, data = captured(model, data, inputs, signature, outputs, trust_code)
-    require_forms(program, goal)
+    require_forms(program, wanted)
     if windows is not None:
         steps = with_windows(steps, windows, program.signature)
         if data is None:
@@ -168,32 +150,48 @@ def optimize(
         shared, steps = request.features(program.signature), with_requests(steps)
     say("reading the data", 0.15)
     rows = rows_of(program, data, calibration, shared)
-    watching = tuple(instruments)
-    job = _Job(program, goal, limits, steps, batch_sizes, strict, seed, watching, say)
-    job.request, job.shared = request, shared
-    job.cache = None if cache is None else Path(cache)
-    if low is Formats.AUTO and rows is None:
-        job.example = example_of(program, inputs)
-    elif low is Formats.NONE and rows is not None:
-        job.pipeline = job.pipeline.keeping(lambda pass_: not (pass_.places or pass_.realises))
-    job.given = given_rows(program, model, inputs) if rows is None else None
+    if rows is not None and low is Formats.NONE:
+        steps = steps.keeping(lambda pass_: not (pass_.places or pass_.realises))
+    guesses = rows is None and low is Formats.AUTO
+    job = _Job(
+        program=program,
+        target=wanted,
+        budget=limits,
+        pipeline=steps,
+        batch_sizes=batch_sizes,
+        strict=strict,
+        seed=seed,
+        instruments=tuple(instruments),
+        say=say,
+        cache=None if cache is None else Path(cache),
+        request=request,
+        shared=shared,
+        example=example_of(program, inputs) if guesses else None,
+        given=given_rows(program, model, inputs) if rows is None else None,
+    )
     if recover is not None:
-        job.unasked = replace(job, pipeline=job.pipeline.without(Exactness.TRAINED))
-        job.recovery = prepare(recover, program, rows, seed, say.detail, trust_code=trust_code)
-        job.budget, job.pipeline = recover.relaxed(limits), with_recovery(job.pipeline)
+        recovery = prepare(recover, program, rows, seed, say.detail, trust_code=trust_code)
+        job = job.finetuned(recover, recovery)
     if rows is not None:
         subject = Subject.of(as_request(program, shared), rows.calibration, rows.choice)
-        knowledge = _knowledge(checkpoint, subject)
-        for arm in job.arms:
-            arm.read, arm.knowledge = rows.proof.notes, knowledge
+        job = job.reading(rows.proof.notes, _knowledge(checkpoint, subject))
     artifact = job.unverified() if rows is None else job.proved(rows)
     say("done", 1.0)
     return artifact
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One call of `optimize`, once its inputs are understood."""
+    """One call of `optimize`, once its inputs are understood.
+
+    Attributes:
+        recovery: What passes that finetune are given.
+        knowledge: What the probe needn't measure.
+        example: An example's features, where formats are placed without data.
+        read: What there is to say of how the rows were read.
+        given: Rows of the example, without data.
+        unasked: What the job would be had finetuning not been asked for.
+    """
 
     program: Program
     target: Target
@@ -204,17 +202,14 @@ class _Job:
     seed: int
     instruments: tuple[Instrument, ...]
     say: Milestones
+    cache: Path | None
+    request: Request | None
+    shared: tuple[str, ...]
+    example: Mapping[str, Tensor] | None
+    given: dict[str, Tensor] | None
     recovery: Recovery | None = None
     knowledge: Knowledge | None = None
-    cache: Path | None = None
-    request: Request | None = None
-    shared: tuple[str, ...] = ()
-    example: Mapping[str, Tensor] | None = None
     read: tuple[str, ...] = ()
-    given: dict[str, Tensor] | None = None
-    sample: Sample | None = None
-    #: What the last artifact that was refused scores otherwise than its program, if that is why.
-    wrong: str = ""
     unasked: _Job | None = None
 
     @property
@@ -222,31 +217,62 @@ class _Job:
         """This job, and what it would be had finetuning not been asked for."""
         return (self,) if self.unasked is None else (self, self.unasked)
 
+    def finetuned(self, plan: Distill, recovery: Recovery) -> _Job:
+        """The job that finetunes as well; it knows what it would be without."""
+        return replace(
+            self,
+            budget=plan.relaxed(self.budget),
+            pipeline=with_recovery(self.pipeline),
+            recovery=recovery,
+            unasked=replace(self, pipeline=self.pipeline.without(Exactness.TRAINED)),
+        )
+
+    def reading(self, notes: tuple[str, ...], knowledge: Knowledge) -> _Job:
+        """The job with what was read, and what is known of it."""
+        unasked = None if self.unasked is None else self.unasked.reading(notes, knowledge)
+        return replace(self, read=(*self.read, *notes), knowledge=knowledge, unasked=unasked)
+
+    def lowering(self, sample: Sample) -> Lowering:
+        """What builds; each build is compared with the model on the sample."""
+        return Lowering(
+            program=self.program,
+            target=self.target,
+            budget=self.budget,
+            batch_sizes=self.batch_sizes,
+            strict=self.strict,
+            seed=self.seed,
+            sample=sample,
+            request=self.request,
+            shared=self.shared,
+            rows=self.knowledge.subject.rows if self.knowledge else "",
+            say=self.say,
+        )
+
     def unverified(self) -> Artifact:
         """Without data: formats on assumed ranges, where there are any; checked on made-up rows."""
         rows = ordinary(self.program, _CHECK_ROWS, self.seed, self.given)
-        self.sample = Sample.of(self.program, rows, self.seed)
+        lowering = self.lowering(Sample.of(self.program, rows, self.seed))
         given_up: list[str] = []
         assumed = self._assumptions(given_up)
         for share in _GUESSED_SHARES if assumed is not None else ():
             assert assumed is not None
-            finish = self._first(rows, assumed.scaled(share))
+            finish = self._first(lowering, rows, assumed.scaled(share))
             verdict, why = self._guessed(finish, assumed, rows)
             if verdict is not None:
                 finish.report.notes += [f"a faster plan was given up: {why}" for why in given_up]
                 return finish(verdict)
             given_up.append(why)
             finish.discard()
-        finish = self._first(rows, None)
+        finish = self._first(lowering, rows, None)
         self._require_agreement(finish, rows)
         reason = "no data was given; give data= to measure ΔNE and to allow lossy formats"
         finish.report.notes += [f"no format was placed without data: {why}" for why in given_up]
         return finish(Verdict.unverified(reason, self.budget.confidence))
 
     def _require_agreement(self, finish: Finish, rows: Rows) -> None:
-        told = finish.disagreement(rows, self.budget)
-        if told:
-            raise VerifyError("; ".join(told))
+        reasons = finish.disagreement(rows, self.budget)
+        if reasons:
+            raise VerifyError("; ".join(reasons))
 
     def _guessed(
         self, finish: Finish, assumed: Assumptions, rows: Rows
@@ -256,13 +282,13 @@ class _Job:
             self._require_agreement(finish, rows)
             return assumed.verdict(None, finish.report), ""
         try:
-            told = finish.disagreement(rows, self.budget)
+            apart = finish.disagreement(rows, self.budget)
             found = assumed.measured(finish.run, self.program.signature)
         except DataError as error:
             return None, f"what was built can't be judged: {error}"
-        if not told and assumed.allows(found):
+        if not apart and assumed.allows(found):
             return assumed.verdict(found, finish.report), ""
-        return None, "; ".join([*told, *found.reasons])
+        return None, "; ".join([*apart, *found.reasons])
 
     def _assumptions(self, refused: list[str]) -> Assumptions | None:
         """What formats can be placed on without data; None where none can be, or none may."""
@@ -274,7 +300,7 @@ class _Job:
             refused.append(f"made-up rows can't be judged on: {error}")
             return None
 
-    def _first(self, rows: Rows, assumed: Assumptions | None) -> Finish:
+    def _first(self, lowering: Lowering, rows: Rows, assumed: Assumptions | None) -> Finish:
         """The fastest that can be built without data, with or without formats."""
         steps = self.pipeline.keeping(
             lambda pass_: (
@@ -285,9 +311,9 @@ class _Job:
         lossy = [p.spec() for p in self.pipeline.passes if p not in steps.passes]
 
         def context_for(target: Target) -> PassContext:
-            context = self._context(target, rows)
+            context = self._context(target, rows, lowering.sample)
             if assumed is not None:
-                contending = self._had() if self.target.measured else target.formats
+                contending = formats_had(self.target) if self.target.measured else target.formats
                 context = assumed.placing(context, contending)
             if lossy:
                 context.report.notes.append(
@@ -296,8 +322,8 @@ class _Job:
             return context
 
         refusals: list[RankcError] = []
-        found = self._built(self.target.backends, steps, context_for, rows, refusals)
-        finish, *others = self._ranked(found, rows, refusals)
+        found = lowering.built(self.target.backends, steps, context_for, rows, refusals)
+        finish, *others = lowering.ranked(found, rows, refusals)
         for other in others:
             other.discard()
         return finish
@@ -324,14 +350,13 @@ class _Job:
             judge.on(judge.reference)  # rows that can't be judged on are found before the work
         sample = Sample.of(self.program, rows.calibration, self.seed)
         known = proof.seen_by(choice)
-        for arm in self.arms:
-            arm.sample = sample
-            arm.read = (*arm.read, *known)
+        arms = tuple(replace(arm, read=(*arm.read, *known)) for arm in self.arms)
+        lowerings = {id(arm): arm.lowering(sample) for arm in arms}
         given_up: list[str] = []
         refusals: list[RankcError] = []
         smallest: float | None = None
         names = self.target.backends
-        shares = {(id(arm), name): iter(_SHARES) for arm in self.arms for name in names}
+        shares = {(id(arm), name): iter(_SHARES) for arm in arms for name in names}
         made: dict[Finish, _Job] = {}
         refused: set[tuple[str, str]] = set()
 
@@ -341,11 +366,14 @@ class _Job:
             steps = arm.pipeline
             if share == 0.0:
                 steps = steps.without(Exactness.LOSSY, Exactness.TRAINED)
-            context_for = partial(arm._planning, rows=rows, choice=choice, share=share)
-            found = arm._built(names, steps, context_for, rows.calibration, refusals)
+            context_for = partial(
+                arm._planning, sample=sample, rows=rows, choice=choice, share=share
+            )
+            build = lowerings[id(arm)].built
+            found = build(names, steps, context_for, rows.calibration, refusals)
             for finish in found:
                 made[finish] = arm
-                if arm is not self:
+                if arm is not arms[0]:
                     finish.entry = f"{finish.backend}, not finetuned"
             return found
 
@@ -361,18 +389,19 @@ class _Job:
                 found[0].discard()
             return []
 
-        standing = [finish for arm in self.arms for finish in planned(arm, *names)]
+        standing = [finish for arm in arms for finish in planned(arm, *names)]
         try:
             while True:
-                standing = self._ranked(standing, rows.calibration, refusals)
+                standing = lowerings[id(arms[0])].ranked(standing, rows.calibration, refusals)
                 finish = standing[0]
                 arm = made[finish]
                 self.say("proving on rows never seen before", 0.9)
-                verdict, damaged = arm._verdict(finish, choice, proof, len(given_up))
-                choice = replace(choice, slices=(*choice.slices, *damaged))
+                judged = arm._judged(finish, choice, proof, len(given_up))
+                verdict = judged.verdict
+                choice = replace(choice, slices=(*choice.slices, *judged.damaged))
                 if verdict.status is Status.PASS:
                     notes = [f"a faster plan was given up: {why}" for why in given_up]
-                    if arm is not self:
+                    if arm is not arms[0]:
                         notes.append(
                             "finetuned it was no faster, or failed: this is what is returned"
                         )
@@ -394,8 +423,8 @@ class _Job:
             for finish in standing:
                 finish.discard()
             gc.collect()
-        if arm.wrong:
-            raise TranslationError(arm.wrong)
+        if judged.wrong:
+            raise TranslationError(judged.wrong)
         raise BudgetExceeded(
             f"no program is within {self.budget.spec()}: even the original in "
             f"{self.target.name}'s highest format is not. {given_up[-1]}. {_reachable(smallest)} "
@@ -403,9 +432,7 @@ class _Job:
             smallest,
         )
 
-    def _verdict(
-        self, finish: Finish, choice: Judge, proof: Judge, attempt: int
-    ) -> tuple[Verdict, tuple[Slice, ...]]:
+    def _judged(self, finish: Finish, choice: Judge, proof: Judge, attempt: int) -> _Judged:
         """What the proof rows say of what was built, and the found cohorts it surely damages."""
         confidence = split_confidence(self.budget.confidence, attempt)
         proof = replace(proof, budget=self.budget)
@@ -417,17 +444,18 @@ class _Job:
             scores = score(finish.run, proof.rows, signature)
             mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
-            self.wrong = finish.differs(proof.rows)
-            reason = self.wrong or f"what was built can't be judged: {error}"
-            return Verdict(Status.FAIL, len(proof.rows), confidence, "none", reasons=(reason,)), ()
+            wrong = finish.differs(proof.rows)
+            reasons = (wrong or f"what was built can't be judged: {error}",)
+            count = len(proof.rows)
+            return _Judged(Verdict(Status.FAIL, count, confidence, "none", reasons=reasons), wrong)
         verdict = proof.on(scores, confidence)
         damaged = tuple(one for one in proof.slices if one.fails(verdict))
-        self.wrong = finish.differs(proof.rows)
-        told = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
-        told = (self.wrong, *told) if self.wrong else told
-        if told:
-            verdict = replace(verdict, status=Status.FAIL, reasons=(*told, *verdict.reasons))
-        return verdict, damaged
+        wrong = finish.differs(proof.rows)
+        reasons = (*too_far(mates, self.budget), *finish.disagreement(proof.rows, self.budget))
+        reasons = (wrong, *reasons) if wrong else reasons
+        if reasons:
+            verdict = replace(verdict, status=Status.FAIL, reasons=(*reasons, *verdict.reasons))
+        return _Judged(verdict, wrong, damaged)
 
     def _where(self, finish: Finish, rows: Split) -> list[str]:
         """Where the error of what was given up enters, as far as its program is at hand."""
@@ -437,9 +465,11 @@ class _Job:
         found = compare(self.program, finish.program, features)
         return [found.sentence] if found.worst else []
 
-    def _planning(self, target: Target, *, rows: Split, choice: Judge, share: float) -> PassContext:
+    def _planning(
+        self, target: Target, *, sample: Sample, rows: Split, choice: Judge, share: float
+    ) -> PassContext:
         """What passes work with when there is data; a plan may use this share of the budget."""
-        context = self._context(target, rows.calibration)
+        context = self._context(target, rows.calibration, sample)
         context.calibration = tuple(rows.calibration.batches())
         if share > 0.0:
             limits = self.budget.scaled(share)
@@ -455,33 +485,20 @@ class _Job:
             f"for {self.target.name}"
         )
         report.notes += [*self.program.notes, *self.read]
-        lacking = self._lacking()
-        if lacking:
+        absent = lacking(self.target)
+        if absent:
             report.notes.append(
-                f"no linear was tried in {', '.join(lacking)}: no backend of {self.target.name} "
+                f"no linear was tried in {', '.join(absent)}: no backend of {self.target.name} "
                 f"({', '.join(self.target.backends)}) has a product in it"
             )
         return report
 
-    def _lacking(self) -> list[str]:
-        """The target's formats that none of its backends has."""
-        had = self._had()
-        return [name for name in self.target.formats if name not in had]
-
-    def _had(self) -> frozenset[str]:
-        """The target's formats that any of its backends has."""
-        had: set[str] = set()
-        for name in self.target.backends:
-            with suppress(TargetError):  # told as what is not in the race
-                had.update(backend(name).formats(self.target))
-        return frozenset(had)
-
-    def _context(self, target: Target, rows: Rows) -> PassContext:
+    def _context(self, target: Target, rows: Rows, sample: Sample) -> PassContext:
         return PassContext(
             target=target,
             report=self._report(),
             rows=rows.part(0, _CHECK_ROWS).features,
-            hostile=self.sample.hostile if self.sample else None,
+            hostile=sample.hostile,
             original=self.program,
             instruments=(Verify(), Progress(self.say.detail), *self.instruments),
             strict=self.strict,
@@ -493,152 +510,20 @@ class _Job:
             cache=self.cache,
         )
 
-    def _built(
-        self,
-        names: Sequence[str],
-        steps: Pipeline,
-        context_for: Callable[[Target], PassContext],
-        rows: Rows,
-        refusals: list[RankcError],
-    ) -> list[Finish]:
-        """What some of the target's backends make of the program.
 
-        Where the target can't be timed here, what the first of them makes.
-        """
-        found: list[Finish] = []
-        lossless = steps.without(Exactness.LOSSY, Exactness.TRAINED)
-        for name in names:
-            try:
-                try:
-                    finish = self._build(steps, context_for(served(self.target, name)))
-                except TranslationError as error:
-                    if lossless.spec() == steps.spec():
-                        raise
-                    finish = self._build(lossless, context_for(served(self.target, name)))
-                    finish.report.notes.append(f"lower formats were given up: {error}")
-            except (TargetError, TranslationError, UnsupportedError) as error:
-                if self.strict and isinstance(error, PluginError):
-                    raise
-                refusals.append(error)
-                continue
-            gc.collect()  # graphs are cyclic; their tables must not wait for the collector
-            found.append(finish)
-            if not self.target.measured:
-                break
-            finish.split(self._timed(finish, rows), self.batch_sizes)
-        return found
+@dataclass(frozen=True)
+class _Judged:
+    """What came of a look at the proof rows.
 
-    def _timed(self, finish: Finish, rows: Rows) -> Rows:
-        """The rows as what was built takes them."""
-        return replace(rows, features=with_defaults(finish.signature, rows.features))
+    Attributes:
+        verdict: The verdict.
+        wrong: What was built scores otherwise than its program, if that is why; else empty.
+        damaged: The found cohorts it surely damages.
+    """
 
-    def _ranked(
-        self, found: list[Finish], rows: Rows, refusals: Sequence[RankcError]
-    ) -> list[Finish]:
-        """Candidates by measured time, and their reports with it.
-
-        Raises:
-            TranslationError: What was built scores otherwise than the model.
-            UnsupportedError: No backend takes the program.
-        """
-        if not found:
-            wrong = next((e for e in refusals if isinstance(e, TranslationError)), None)
-            raise wrong or UnsupportedError("\n".join(map(str, refusals)))
-        if not self.target.measured:
-            found = sorted(found, key=lambda f: f.seconds) if len(self.arms) > 1 else found
-            found[0].report.notes += [f"not served by another backend: {why}" for why in refusals]
-            return found
-        self.say("timing the backends", 0.8)
-        if len(found) == 1:
-            found[0].report.notes += [f"not in the race: {why}" for why in refusals]
-            return found
-        runs = {finish.entry: finish.open() for finish in found}
-        race = Race.of(runs, self._timed(found[0], rows), self.batch_sizes)
-        for finish in found:
-            finish.report.race = race
-        handicap = {f.entry: 1.0 if f.entry == f.backend else 1.0 / _WORTH for f in found}
-        return sorted(found, key=lambda f: race.relative[f.entry] * handicap[f.entry])
-
-    def _build(self, steps: Pipeline, context: PassContext) -> Finish:
-        """Runs the passes and lowers; the optimized program's tables, if large, are freed."""
-        self.say("optimizing", 0.3)
-        optimized = as_request(self.program, self.shared)
-        steps.run(optimized, context)
-        context.release()
-        return self._lower(optimized, context, steps)
-
-    def _lower(self, optimized: Program, context: PassContext, steps: Pipeline) -> Finish:
-        """Builds with the backend that the context's target names."""
-        (name,) = context.target.backends
-        self.say(f"lowering for {self.target.name} with {name}", 0.7)
-        scratch = Scratch()
-        folder = scratch.path
-        metadata = {
-            "rankc.target": self.target.name,
-            "rankc.batch_sizes": ",".join(map(str, self.batch_sizes)),
-            "rankc.version": __version__,
-            "rankc.recipe": ",".join(optimized.recipe),
-            "rankc.fingerprint": optimized.fingerprint(),
-        }
-        bare = optimized if backend(name).refuses else without_bounds(optimized)
-        flat = as_flat(bare, self.shared)
-        try:
-            built = backend(name).build(flat, context.target, folder, metadata)
-            entry, beside = entries_of(self.request, self.shared, bare)
-            for kind, program in beside.items():
-                more = backend(name).build_beside(kind, program, context.target, folder, metadata)
-                built = replace(built, files=(*built.files, *more.files))
-            checks, files = built_checks(self.program, name, context.target, folder)
-            built = replace(built, files=(*built.files, *files))
-            manifest = self._manifest(flat, steps, name, folder, built)
-            manifest = replace(manifest, request=entry, checks=checks)
-            if self.strict:
-                built.require_plan(name)
-            kept = flat if flat.nbytes <= _KEPT_BYTES else None
-            if kept is None:
-                park((optimized, bare, flat), folder, but=self.program)
-                gc.collect()
-            finish = Finish(scratch, manifest, context.report, kept)
-            assert self.sample is not None
-            self.say("comparing with the model", 0.75)
-            sizes = self.batch_sizes
-            finish.compare(self.program, flat, self.sample, context.target, sizes)
-        except BaseException as error:
-            scratch.failed(error)
-            raise
-        context.report.notes += built.notes
-        return finish
-
-    def _manifest(
-        self, optimized: Program, steps: Pipeline, backend_name: str, folder: Path, built: Any
-    ) -> Manifest:
-        return Manifest(
-            target=self.target.name,
-            backend=backend_name,
-            pipeline=steps.spec(),
-            budget=self.budget.spec(),
-            batch_sizes=self.batch_sizes,
-            recipe=optimized.recipe,
-            fingerprints={
-                "captured": self.program.fingerprint(),
-                "optimized": optimized.fingerprint(),
-                **({"rows": self.knowledge.subject.rows} if self.knowledge else {}),
-            },
-            versions={
-                "rankc": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                **built.versions,
-            },
-            seed=self.seed,
-            files=file_facts(folder, built.files),
-            signature=optimized.signature,
-            inputs=optimized.inputs,
-            outputs=optimized.outputs,
-            arguments=optimized.arguments,
-            verdict=Verdict.unverified("not judged yet"),
-            made_for=self.target,
-        )
+    verdict: Verdict
+    wrong: str
+    damaged: tuple[Slice, ...] = ()
 
 
 def _knowledge(checkpoint: str | Path | Artifact | None, subject: Subject) -> Knowledge:

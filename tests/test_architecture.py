@@ -125,7 +125,16 @@ LINE = (
     *("errors", "plugins", "fitting", "interrupts", "formats", "timing", "ir", "target", "backend"),
     *("registry", "data", "analysis", "compare", "quality", "report", "requests", "capture"),
     *("training", "pipeline", "heads", "precision", "pruning", "amendments", "artifact"),
-    *("diagnose", "milestones", "driver", "replan", "cli_verify", "progress_bar", "cli"),
+    *(
+        "milestones",
+        "lowering",
+        "diagnose",
+        "driver",
+        "replan",
+        "cli_verify",
+        "progress_bar",
+        "cli",
+    ),
 )
 
 

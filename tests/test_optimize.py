@@ -17,7 +17,7 @@ import pandas
 import pytest
 import rankc
 import torch
-from rankc.optimizer import driver
+from rankc.optimizer import driver, lowering
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
 from rankc.optimizer.pipeline import registry as pass_registry
 from rankc.optimizer.pipeline.passbase import PassContext
@@ -694,7 +694,7 @@ def test_ctrl_c_leaves_no_temporary_folder(
     place, name = {
         "pass": (CtrlC, "check"),
         "build": (Eager, "build"),
-        "manifest": (driver, "file_facts"),
+        "manifest": (lowering, "file_facts"),
         "open": (Eager, "open"),
         "proof": (driver, "score"),
     }[where]
