@@ -19,7 +19,7 @@ import torch
 from rankc import models
 from rankc.models.data import RankingData, load_census
 from rankc.models.train import train
-from rankc.optimizer.report.report import SiteRecord
+from rankc.optimizer.report.records import SiteRecord
 from torch import nn
 
 TASKS = ("income", "never_married", "college")

@@ -41,7 +41,7 @@ from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.ir.structure import Branch
 from rankc.optimizer.ir.torchapi import silenced
-from rankc.optimizer.report.report import Outcome, PassRecord
+from rankc.optimizer.report.records import Outcome, PassRecord
 from rankc.optimizer.timing import side_by_side
 from torch import Tensor, nn
 

@@ -17,7 +17,7 @@ from ..optimizer.ir.operators import moves
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, parameter_name, shape_of
 from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
-from ..optimizer.report.report import Kind
+from ..optimizer.report.records import Kind
 
 _aten = torch.ops.aten
 #: Views that keep elements in order, where they keep their number.

@@ -12,7 +12,7 @@ from ..optimizer.analysis.interactions import field_gates
 from ..optimizer.ir import Miss, Program, Rewriter, Rule, apply_rules
 from ..optimizer.ir.pattern import argument, dtype_of, is_op, shape_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext
-from ..optimizer.report.report import Kind
+from ..optimizer.report.records import Kind
 
 _aten = torch.ops.aten
 

@@ -17,9 +17,9 @@ from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.pattern import argument, parameter_name
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.precision.kernel_times import Kernel, KernelTimes, Trial
+from ..optimizer.pruning.moments import Moments, input_moments
 from ..optimizer.pruning.options import Option, choose
-from ..optimizer.pruning.removal import Moments, input_moments
-from ..optimizer.report.report import SiteRecord
+from ..optimizer.report.records import SiteRecord
 
 _aten = torch.ops.aten
 #: Shares of the FLOPs that two linears may take, each tried.

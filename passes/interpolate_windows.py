@@ -17,7 +17,7 @@ from ..optimizer.ir import BATCH, Feature, FeatureKind, Program, Rewriter, Side,
 from ..optimizer.ir.pattern import dtype_of, is_op, shape_of
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.verdict import Status
-from ..optimizer.report.report import Kind, SiteRecord
+from ..optimizer.report.records import Kind, SiteRecord
 
 _aten = torch.ops.aten
 

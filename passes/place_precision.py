@@ -36,7 +36,8 @@ from ..optimizer.precision.table_formats import (
     table_error,
     table_format,
 )
-from ..optimizer.report.report import AssumedRange, SiteRecord
+from ..optimizer.report.records import SiteRecord
+from ..optimizer.report.report import AssumedRange
 
 #: Rows of a site's input that are looked at.
 _SAMPLE_ROWS = 4096

@@ -10,7 +10,7 @@ from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.pruning.gradual import describe, prune_gradually
 from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
-from ..optimizer.report.report import SiteRecord
+from ..optimizer.report.records import SiteRecord
 from ..optimizer.training.checkpoint import Checkpoint
 from ..optimizer.training.distill import Recovery, State
 from ..optimizer.training.trainer import Trainer

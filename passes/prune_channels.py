@@ -14,8 +14,9 @@ from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.pruning.allocation import Goal, Plan, allocate, allocate_uniformly, too_little
 from ..optimizer.pruning.channels import Channels, channels
 from ..optimizer.pruning.importance import Worth, by_effect, by_magnitude
-from ..optimizer.pruning.removal import Moments, input_moments, remove, without
-from ..optimizer.report.report import Kind, SiteRecord
+from ..optimizer.pruning.moments import Moments, input_moments
+from ..optimizer.pruning.surgery import remove, without
+from ..optimizer.report.records import Kind, SiteRecord
 
 #: Plans that are tried, and how much more damage than is left they are predicted to do at most:
 #: fitting the linears anew on what stays makes up for most of it.

@@ -17,7 +17,8 @@ from ..optimizer.ir.program import Features
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.pruning.options import Option, choose
 from ..optimizer.quality.judge import Judge
-from ..optimizer.report.report import SiteRecord, readable_bytes
+from ..optimizer.report.records import SiteRecord
+from ..optimizer.report.report import readable_bytes
 from ..optimizer.training.distill import Recovery
 
 _aten = torch.ops.aten

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from ..optimizer.ir import Program, Rewriter, sweep
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.quality.verdict import Status
-from ..optimizer.report.report import SiteRecord, readable_bytes
+from ..optimizer.report.records import SiteRecord
+from ..optimizer.report.report import readable_bytes
 
 #: Parameters of fewer elements are compared with those of the same place in another model alone:
 #: many a bias or scale is near another by chance.

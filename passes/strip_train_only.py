@@ -16,7 +16,8 @@ from ..optimizer.ir.operators import lookup_of, moves
 from ..optimizer.ir.pattern import is_op, shape_of
 from ..optimizer.ir.traits import Move
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
-from ..optimizer.report.report import Kind, readable_bytes
+from ..optimizer.report.records import Kind
+from ..optimizer.report.report import readable_bytes
 
 _aten = torch.ops.aten
 

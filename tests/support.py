@@ -25,7 +25,8 @@ from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.metrics import ShiftSummary
 from rankc.optimizer.quality.scores import task_logits
 from rankc.optimizer.quality.verdict import Metrics, Status, TaskResult, Verdict
-from rankc.optimizer.report.report import Kind, Outcome, Report
+from rankc.optimizer.report.records import Kind, Outcome
+from rankc.optimizer.report.report import Report
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.optimizer.training.distill import Distill, Recovery
 from torch import Tensor, fx, nn

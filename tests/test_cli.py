@@ -472,7 +472,7 @@ def test_an_interrupt_after_saving_says_so(
     def printed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankc.optimizer.cli._console", printed)
+    monkeypatch.setattr("rankc.optimizer.cli.new_console", printed)
     assert main(optimize(place, tmp_path / "out")) == 130
     assert capsys.readouterr().err == f"interrupted; {tmp_path / 'out'} is complete\n"
     assert rankc.load(tmp_path / "out").verdict.status is rankc.Status.PASS

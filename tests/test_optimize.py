@@ -21,7 +21,7 @@ from rankc.optimizer import driver, lowering
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
 from rankc.optimizer.pipeline import registry as pass_registry
 from rankc.optimizer.pipeline.passbase import PassContext
-from rankc.optimizer.report.report import Kind, Outcome, PassRecord
+from rankc.optimizer.report.records import Kind, Outcome, PassRecord
 from rankers import (
     EAGER,
     EAGER_FP32,

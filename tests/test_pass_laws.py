@@ -24,7 +24,7 @@ from rankc.optimizer.pipeline.pipeline import run_pass
 from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR, ROUNDING_SLACK
 from rankc.optimizer.pipeline.registry import pass_class, pass_names
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from rankc.optimizer.requests.request import as_request
 from support import (
     EAGER_INT8,

@@ -14,7 +14,8 @@ import pytest
 import rankc
 import torch
 from rankc.models import zoo
-from rankc.optimizer.cli import _parser, _request, main
+from rankc.optimizer.cli import _parser, main
+from rankc.optimizer.cli_arguments import request_of
 from rankc.optimizer.errors import (
     ArtifactError,
     DataError,
@@ -22,7 +23,7 @@ from rankc.optimizer.errors import (
     SignatureError,
     TranslationError,
 )
-from rankc.optimizer.report.report import Kind
+from rankc.optimizer.report.records import Kind
 from rankc.optimizer.requests.entry import Entry
 from rankers import EAGER, EAGER_FP32, LOOSE
 from torch import Tensor, nn
@@ -287,9 +288,9 @@ def test_the_command_line_tells_an_unknown_feature(
 
 def test_a_bare_request_shares_what_is_known_to_be_the_users() -> None:
     arguments = _parser().parse_args(["optimize", MODEL, "--out", "out", "--request"])
-    assert _request(arguments) == rankc.Request()
-    assert _request(_parser().parse_args(["optimize", MODEL, "--out", "out"])) is None
+    assert request_of(arguments) == rankc.Request()
+    assert request_of(_parser().parse_args(["optimize", MODEL, "--out", "out"])) is None
     more = ["optimize", MODEL, "--out", "out", "--precompute-items"]
-    assert _request(_parser().parse_args([*more, "--request"])) == rankc.Request(None, True)
+    assert request_of(_parser().parse_args([*more, "--request"])) == rankc.Request(None, True)
     with pytest.raises(RankcError, match="give --request as well"):
-        _request(_parser().parse_args(more))
+        request_of(_parser().parse_args(more))

@@ -30,7 +30,8 @@ from ..precision.pareto import Pareto
 from ..precision.probe import Probe
 from ..quality.verdict import Verdict
 from ..registry import backend
-from ..report.report import Report, SiteRecord
+from ..report.records import SiteRecord
+from ..report.report import Report
 from ..requests.entry import ITEMS, REQUEST, Entry, one_user, without_copies
 from ..timing import Timing, side_by_side
 from .chunks import ArrayRunner, in_pieces

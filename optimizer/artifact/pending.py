@@ -14,7 +14,8 @@ from ..ir.signature import Signature
 from ..pipeline.passbase import Exactness
 from ..quality.budget import Budget
 from ..quality.verdict import Verdict
-from ..report.report import Outcome, Report
+from ..report.records import Outcome
+from ..report.report import Report
 from ..requests.entry import one_user
 from ..requests.equivalence import disagreement
 from ..target import Target

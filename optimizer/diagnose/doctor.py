@@ -32,7 +32,8 @@ from ..pipeline.instruments import Verify
 from ..pipeline.passbase import Exactness, PassContext
 from ..pipeline.pipeline import Pipeline
 from ..registry import backend, frontend
-from ..report.report import Kind, Outcome, Report, readable_bytes
+from ..report.records import Kind, Outcome
+from ..report.report import Report, readable_bytes
 from ..target import Target
 
 #: Scores of the built model may differ from the captured one's by this share of the largest.

@@ -10,7 +10,8 @@ from ..analysis.sites import linear_sites, table_sites
 from ..formats import UNPLACED
 from ..ir.facts import facts_of, set_precision, site_of
 from ..ir.program import Program
-from ..report.report import Report, SiteRecord
+from ..report.records import SiteRecord
+from ..report.report import Report
 
 REASON = "the plan was over budget once it was realised, and this is among what hurts most"
 

@@ -11,7 +11,7 @@ from ..errors import ArtifactError
 from ..ir.printer import diff, text
 from ..ir.scratch import write_whole
 from ..ir.verifier import verify
-from ..report.report import Outcome, PassRecord
+from ..report.records import Outcome, PassRecord
 from .passbase import Instrument
 
 if TYPE_CHECKING:

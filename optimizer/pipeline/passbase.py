@@ -24,7 +24,8 @@ from ..ir.forms import Form
 from ..ir.program import Features, Program
 from ..ir.rewrite import Rewriter
 from ..quality.verdict import Verdict
-from ..report.report import Kind, PassRecord, Remark, Report
+from ..report.records import Kind, PassRecord, Remark
+from ..report.report import Report
 from ..target import Target
 from .spec import coerce, split_spec
 

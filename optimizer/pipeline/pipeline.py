@@ -25,7 +25,7 @@ from ..ir.forms import Form
 from ..ir.program import Program
 from ..ir.rewrite import sweep
 from ..quality.verdict import Status, Verdict
-from ..report.report import Kind, Outcome, PassRecord, Remark
+from ..report.records import Kind, Outcome, PassRecord, Remark
 from .backoff import REASON, drop_costliest
 from .passbase import Exactness, Pass, PassContext, Skip
 from .promises import broken_promise

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ArtifactError
-from ..report.report import SiteRecord, readable_bytes
+from ..report.records import SiteRecord
+from ..report.report import readable_bytes
 
 
 def explain(sites: Sequence[SiteRecord], name: str | None = None) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..formats import UNPLACED
 from ..ir.facts import Precision
-from ..report.report import AssumedRange, SiteRecord
+from ..report.records import SiteRecord
+from ..report.report import AssumedRange
 from .knapsack import Choice, place
 
 TOGETHER = "over budget together with the others, and the dearest of them"

@@ -22,7 +22,7 @@ from ..errors import CheckpointError
 from ..fitting import MisfitError, is_finite, reading, require, require_fit
 from ..ir.program import Program, content_hash
 from ..ir.scratch import write_whole
-from ..report.report import SiteRecord
+from ..report.records import SiteRecord
 
 #: Raised when what is measured changes.
 _FORMAT = 1

@@ -85,3 +85,7 @@ def _owned(
                 gone[unit] = True
                 owned[node] = gone
     return owned
+
+
+#: What a whole branch may go from, a constant taking its place.
+REPLACED_IN = (*JOINS, _aten.add.Tensor, _aten.sub.Tensor)

@@ -14,7 +14,8 @@ from ..training.trainer import Trainer
 from .allocation import Goal, allocate, too_little
 from .channels import channels
 from .importance import by_effect
-from .removal import input_moments, without
+from .moments import input_moments
+from .surgery import without
 
 #: The least share of the time a round is worth, and what counts as having reached a share.
 _LEAST_STEP, _CLOSE = 0.06, 1e-6

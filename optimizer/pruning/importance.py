@@ -8,7 +8,7 @@ damage that `optimizer/precision/knapsack.py` counts formats in. Units of which 
 as heads and experts, are taken out one by one instead, and measured.
 
 What the linears behind lose by a unit, they make up for by its neighbours as far as these tell it
-(`optimizer/pruning/removal.py`), which first order doesn't see: most of a hidden layer, little of a
+(`optimizer/pruning/surgery.py`), which first order doesn't see: most of a hidden layer, little of a
 table's columns. So half of each group is taken out at once, and its units' moves are scaled to what
 scores moved by then.
 """
@@ -29,7 +29,9 @@ from ..ir.signature import Signature, Task, TaskKind
 from ..ir.traits import Values
 from ..quality.scores import task_logits
 from .channels import Channels, Exit, Group
-from .removal import Moments, Removal, emptied, without
+from .moments import Moments
+from .removal import Removal, emptied
+from .surgery import without
 
 _aten = torch.ops.aten
 #: What is large is measured where there are at most this many of it.

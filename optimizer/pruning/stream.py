@@ -32,7 +32,9 @@ from ..training.trainable import Trainable
 from .allocation import Goal, allocate, too_little
 from .channels import Channels, channels
 from .importance import Worth, by_effect
-from .removal import Removal, input_moments, without
+from .moments import input_moments
+from .removal import Removal
+from .surgery import without
 
 #: Rows of a window that tell what units are worth.
 _WORTH_ROWS = 2048

@@ -16,7 +16,7 @@ from rankc.optimizer.pipeline.backoff import REASON
 from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline.pipeline import Pipeline
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.report.report import Kind, Outcome, SiteRecord
+from rankc.optimizer.report.records import Kind, Outcome, SiteRecord
 from rankers import LOOSE, drawn_labels, small, small_batches, small_inputs
 from support import RuleJudge, verdict
 

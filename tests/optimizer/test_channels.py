@@ -13,7 +13,8 @@ from rankc.optimizer.ir import Program, Rewriter
 from rankc.optimizer.ir.verifier import verify
 from rankc.optimizer.pruning.channels import Channels, Group, channels
 from rankc.optimizer.pruning.dependence import Closure, Scene
-from rankc.optimizer.pruning.removal import Removal, emptied, without
+from rankc.optimizer.pruning.removal import Removal, emptied
+from rankc.optimizer.pruning.surgery import without
 from support import canonical, capture_small, made_up, run_passes
 from torch import Tensor, fx, nn
 

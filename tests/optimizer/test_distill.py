@@ -17,7 +17,7 @@ from rankc.optimizer.errors import CheckpointError, DataError, RecoverError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.ir.signature import Task
 from rankc.optimizer.quality.judge import Judge
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from rankc.optimizer.training import trainer as recovery
 from rankc.optimizer.training.auxiliary_head import attach, strip
 from rankc.optimizer.training.distill import Recovery, Update, prepare

@@ -6,7 +6,9 @@ import torch
 from rankc.optimizer.ir import Program
 from rankc.optimizer.pruning.channels import channels
 from rankc.optimizer.pruning.importance import by_effect
-from rankc.optimizer.pruning.removal import Removal, input_moments, without
+from rankc.optimizer.pruning.moments import input_moments
+from rankc.optimizer.pruning.removal import Removal
+from rankc.optimizer.pruning.surgery import without
 from support import capture_small, permissive_judge, run_passes
 from torch import Tensor, nn
 

@@ -16,7 +16,7 @@ from rankc.optimizer.ir import Program, Rewriter, Rule, apply_rules, site_of
 from rankc.optimizer.pipeline.instruments import Disable, Dump, Limit, Progress, Time, Verify
 from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext
 from rankc.optimizer.pipeline.pipeline import FixedPoint, Pipeline
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from torch import fx
 
 aten = torch.ops.aten

@@ -9,7 +9,7 @@ from rankc.optimizer.analysis.interactions import (
     matrix_crosses,
     sum_square_identities,
 )
-from rankc.optimizer.report.report import Kind, Outcome
+from rankc.optimizer.report.records import Kind, Outcome
 from support import canonical, run_passes
 from torch import Tensor, nn
 

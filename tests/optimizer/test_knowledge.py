@@ -12,7 +12,7 @@ import torch
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import CheckpointError
 from rankc.optimizer.precision.probe_cache import Knowledge, Subject
-from rankc.optimizer.report.report import SiteRecord
+from rankc.optimizer.report.records import SiteRecord
 from rankers import EAGER, LOOSE, dlrm, dlrm_batches
 
 SUBJECT = Subject("a" * 32, "b" * 32)

@@ -14,7 +14,8 @@ from rankc.optimizer.ir import Form, Program, Rewriter, Rule, apply_rules, verif
 from rankc.optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from rankc.optimizer.pipeline.pipeline import FixedPoint, Pipeline
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report.report import Kind, Outcome, Report, SiteRecord
+from rankc.optimizer.report.records import Kind, Outcome, SiteRecord
+from rankc.optimizer.report.report import Report
 from rankc.optimizer.target import Target
 from support import RuleJudge, verdict
 from torch import fx, nn

@@ -7,15 +7,8 @@ import json
 import pytest
 from rankc.optimizer.analysis.cost import Size
 from rankc.optimizer.quality.verdict import Verdict
-from rankc.optimizer.report.report import (
-    Kind,
-    Outcome,
-    PassRecord,
-    Remark,
-    Report,
-    SiteRecord,
-    readable_bytes,
-)
+from rankc.optimizer.report.records import Kind, Outcome, PassRecord, Remark, SiteRecord
+from rankc.optimizer.report.report import Report, readable_bytes
 
 SMALL, BIG = Size(3, 10, 1536, 20.0), Size(5, 10, 4096, 20.0)
 

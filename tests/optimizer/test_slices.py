@@ -23,7 +23,7 @@ from rankc.optimizer.quality.found_cohorts import Part, Slice, columns_of, find_
 from rankc.optimizer.quality.gate import COHORT_FACTOR, MIN_COHORT_ROWS, FoundCohort, judge
 from rankc.optimizer.quality.task_rows import TaskRows, task_rows
 from rankc.optimizer.quality.verdict import CohortStatus
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from rankers import EAGER_FP32
 from scipy import special
 

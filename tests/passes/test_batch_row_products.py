@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import BIT_EQUAL, Ran, assert_same_graph, canonical, operators, run_passes
 from torch import Tensor, nn
 

@@ -11,7 +11,7 @@ from rankc.models.mmoe import MMoE, MMoEConfig
 from rankc.models.ple import PLE, PLEConfig
 from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.pipeline.promises import ROUNDING_FLOOR
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import BIT_EQUAL, Ran, assert_same_graph, canonical, made_up, operators, run_passes
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     assert_same_graph,

@@ -8,7 +8,7 @@ from rankc.optimizer.compare.numerics import divergence
 from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.quality.budget import Budget
 from rankc.optimizer.quality.judge import Judge
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import Ran, capture_small, made_up, operators, run_passes
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     ONE_ROUNDING,
     Ran,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     ONE_ROUNDING,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rankc.optimizer.ir.ops import DEQUANTIZE
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     assert_same_graph,

@@ -6,7 +6,7 @@ from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import DEQUANTIZE, QUANTIZE
 from rankc.optimizer.precision.codes import quantize_weight
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     assert_same_graph,

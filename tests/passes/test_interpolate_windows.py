@@ -21,7 +21,7 @@ from rankc.optimizer.ir import Program, Side
 from rankc.optimizer.pipeline.registry import pass_names
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     Ran,
     RuleJudge,

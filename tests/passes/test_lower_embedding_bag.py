@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from rankc.optimizer.errors import PassError
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     assert_same_graph,

@@ -18,7 +18,7 @@ from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.precision.probe import TOGETHER, Probe
 from rankc.optimizer.precision.table_formats import table_format
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.report.report import Outcome, SiteRecord
+from rankc.optimizer.report.records import Outcome, SiteRecord
 from rankc.optimizer.target import DeviceSpec, Target
 from rankc.passes.place_precision import PlacePrecision
 from support import (

@@ -11,7 +11,7 @@ from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.quality.budget import Budget
 from rankc.optimizer.quality.judge import Judge
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     Ran,

@@ -13,7 +13,7 @@ from rankc.optimizer.errors import PruneError
 from rankc.optimizer.ir import Program
 from rankc.optimizer.quality.judge import Judge
 from rankc.optimizer.registry import backend
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     Ran,

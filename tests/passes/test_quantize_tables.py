@@ -6,7 +6,7 @@ from rankc.optimizer.ir import Precision, Program, set_precision
 from rankc.optimizer.ir.ops import ROWWISE_EMBEDDING, ROWWISE_EMBEDDING4
 from rankc.optimizer.precision.codes import quantize_rows, round_trip_rows
 from rankc.optimizer.quality.verdict import Status, Verdict
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     BIT_EQUAL,
     EAGER_INT8,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interactions import Attention, Sizes
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import (
     EAGER_INT8,
     ONE_ROUNDING,

@@ -7,7 +7,7 @@ import rankc
 import torch
 from rankc.optimizer.ir import Program
 from rankc.optimizer.quality.verdict import Status
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import BIT_EQUAL, Ran, RuleJudge, assert_same_graph, canonical, run_passes, verdict
 from torch import Tensor, nn
 

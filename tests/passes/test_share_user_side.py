@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from rankc.optimizer.ir import Program
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from rankc.optimizer.requests.request import as_request
 from support import (
     BIT_EQUAL,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from support import BIT_EQUAL, Ran, assert_same_graph, canonical, run_passes
 from torch import Tensor, nn
 

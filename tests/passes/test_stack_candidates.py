@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from rankc.optimizer.report.report import Outcome
+from rankc.optimizer.report.records import Outcome
 from rankc.optimizer.requests.request import as_request
 from support import Ran, canonical, operators, run_passes
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ from rankc.frontends.export import capture
 from rankc.models.early_stage import EarlyStage
 from rankc.optimizer.errors import SignatureError
 from rankc.optimizer.ir import FeatureKind, Program, site_of
-from rankc.optimizer.report.report import Kind, Outcome
+from rankc.optimizer.report.records import Kind, Outcome
 from support import (
     BIT_EQUAL,
     Ran,
