@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from .forms import forms
 from .tables import is_table
 
 #: The same scores as ``model.onnx``, over the same data file.
@@ -29,6 +30,7 @@ def write_emulated(path: Path, emulated: Path) -> bool:
         _gather_before_decoding(model.graph)
         + _decode_in_float(model.graph)
         + _multiply_in_float(model.graph)
+        + sum(form.emulate(model.graph) for form in forms())
     )
     if changed:
         ir.save(model, emulated)

@@ -17,7 +17,6 @@ from onnxscript import opset21
 from ...optimizer.errors import UnsupportedError
 from ...optimizer.ir import Program, site_of
 from ...optimizer.ir.ops import (
-    CODED_LINEAR,
     DEQUANTIZE,
     HALF_LINEAR,
     QUANTIZE,
@@ -31,6 +30,7 @@ from .arithmetic import ARITHMETIC
 from .attention import ATTENTION
 from .cleanup import clean_up
 from .double import DOUBLE
+from .forms import forms
 from .functions import FUNCTIONS
 from .indexing import INDEXING
 from .reductions import REDUCTIONS, drop_needless
@@ -72,23 +72,11 @@ def _half_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
-def _coded_linear(x: Any, codes: Any, scale: Any, bias: Any = None) -> Any:
-    """The reference; with a scale a block, `_pack_fours` makes codes of 4 bits of the bytes."""
-    if len(scale.shape) == 1:
-        weight = op.DequantizeLinear(codes, scale, axis=0)
-    else:
-        block = int(codes.shape[1]) // int(scale.shape[1])
-        weight = op.DequantizeLinear(codes, scale, axis=1, block_size=block)
-    low = op.Cast(x, to=int(scale.dtype))
-    product = op.MatMul(low, op.Transpose(weight, perm=[1, 0]))
-    product = op.Cast(product, to=ir.DataType.FLOAT)
-    return product if bias is None else op.Add(product, bias)
-
-
 def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
 
+_FORMS = forms()
 #: Dialect ops with an ONNX form of their own (all others are decomposed by their reference), and
 #: ATen's whose form by the exporter isn't what PyTorch computes.
 _TRANSLATIONS: dict[Any, Any] = {
@@ -101,11 +89,11 @@ _TRANSLATIONS: dict[Any, Any] = {
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     HALF_LINEAR.op: _half_linear,
-    CODED_LINEAR.op: _coded_linear,
     ROWWISE_EMBEDDING4.op: _rowwise_embedding4,
     ROWWISE_LINEAR.op: rowwise_linear,
     **bounds.TRANSLATIONS,
     **bags.TRANSLATIONS,
+    **{target: made for form in _FORMS for target, made in form.translations.items()},
 }
 
 
@@ -146,22 +134,9 @@ def to_onnx(program: Program) -> ir.Model:
     bounds.count_by_gather(model)
     bounds.bound_inputs(model, program.signature)
     bags.name_refusals(model)
-    _pack_fours(model)
+    for form in _FORMS:
+        form.finish(model)
     return model
-
-
-def _pack_fours(model: ir.Model) -> None:
-    """Codes with a scale a block have 4 bits, which PyTorch has no tensors of."""
-    for node in model.graph:
-        block = node.attributes.get("block_size")
-        if node.op_type != "DequantizeLinear" or block is None or block.as_int() == 0:
-            continue
-        codes = node.inputs[0]
-        assert codes is not None
-        assert codes.const_value is not None
-        fours = codes.const_value.numpy().astype(ir.DataType.INT4.numpy())
-        codes.const_value = ir.tensor(fours, ir.DataType.INT4, codes.name)
-        codes.type = ir.TensorType(ir.DataType.INT4)
 
 
 def _explain(error: BaseException, program: Program) -> str:

@@ -16,11 +16,13 @@ from torch import fx
 
 from ...optimizer.backend import Built, Here, Runner
 from ...optimizer.errors import TargetError, UnsupportedError
+from ...optimizer.formats import LINEAR
 from ...optimizer.ir import Program
 from ...optimizer.ir.ops import QUANTIZE, ROWWISE_LINEAR
 from ...optimizer.target import Target
 from ..inductor.gpu_kernels import gpu_sm
 from ..onnx.emulation import EMULATED, write_emulated
+from ..onnx.forms import forms
 from ..onnx.tables import decode_tables_first, tables_as_inputs
 from ..onnx.translate import save_onnx, to_onnx
 from ..onnxruntime.backend import MODEL, OrtRunner, PlainOnnx
@@ -189,8 +191,11 @@ def _plan_for(target: Target) -> _Plan:
         )
     if sm in RTX.sms:
         return _Plan(RTX, sm, kept=True)
-    # The newest that is no newer than the target, or the oldest with FP8: the same formats.
-    return _Plan(RTX, max((other for other in RTX.sms if other <= sm), default=89), kept=False)
+    # The newest with the same formats that is no newer than the target, or the oldest with them.
+    since = max((LINEAR[name].since for name in target.formats), default=0)
+    having = [other for other in RTX.sms if other >= since]
+    older = [other for other in having if other <= sm]
+    return _Plan(RTX, max(older) if older else min(having, default=RTX.sms[-1]), kept=False)
 
 
 def _serves_here(target: Target) -> bool:
@@ -230,6 +235,8 @@ def _engine(
     trt = plan.library.load()
     model = ir.load(source)
     tables = tables_as_inputs(model)
+    for form in forms():
+        form.for_tensorrt(model)
     graph = folder / "graph.onnx"
     ir.save(model, graph)
     weights = _weights_beside(model, source.parent, folder)

@@ -28,7 +28,8 @@ _FORMATS = {number.tensorrt: number.word for number in NUMBERS}
 #: What weights' codes are, by their dtype in the graph.
 _CODES = {ir.DataType[data.weight.onnx]: data.weight.word for data in LINEAR.values()}
 _PRODUCTS = ("Gemm", "MatMul")
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+#: What makes codes and decodes them; TensorRT's own operators have such names as well.
+_ENCODES, _DECODES = ("QuantizeLinear", "DynamicQuantize"), ("DequantizeLinear",)
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,17 @@ def _plan_of(node: ir.Node) -> str:
     source, weight = (_producer(node, index) for index in (0, 1))
     if weight is not None and weight.op_type == "Transpose":
         weight = _producer(weight, 0)
-    if weight is None or weight.op_type != "DequantizeLinear" or weight.inputs[0] is None:
+    if weight is None or not _decodes(weight) or weight.inputs[0] is None:
         return ""
     found = _CODES.get(weight.inputs[0].dtype, "")  # type: ignore[arg-type]
     while source is not None and source.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
         source = _producer(source, 0)
-    coded = source is not None and source.op_type == "DequantizeLinear"
+    coded = source is not None and _decodes(source)
     return found if coded or not found else f"{found} weights"
+
+
+def _decodes(node: ir.Node) -> bool:
+    return node.op_type.endswith(_DECODES)
 
 
 def _producer(node: ir.Node, index: int) -> ir.Node | None:
@@ -159,7 +164,7 @@ def _standing(node: ir.Node, by_node: dict[str, list[Kernel]]) -> tuple[str, ...
     decode = _producer(node, 0)
     encode = _producer(decode, 0) if decode is not None else None
     for conversion in (encode, decode):
-        if conversion is None or conversion.op_type not in _CONVERSIONS:
+        if conversion is None or not conversion.op_type.endswith(_ENCODES + _DECODES):
             continue
         alone = [
             kernel

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ...optimizer.errors import UnsupportedError
 from ...optimizer.formats import LINEAR, TABLE
 from ...optimizer.target import Target, targets_with
+from ..onnx.forms import DOMAIN
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ REFUSALS: tuple[Refusal, ...] = (
         "look text up before the model and feed ids",
     ),
 )
-_DOMAINS = ("", "ai.onnx")
+#: ONNX's own, and that of functions TensorRT has operators for (`Form.for_tensorrt`).
+_DOMAINS = ("", "ai.onnx", DOMAIN)
 
 
 def refused_by(node: ir.Node) -> Refusal | None:
