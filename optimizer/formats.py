@@ -40,8 +40,10 @@ INT8 = Number("int8", 8, "int8", "INT8", "Int8")
 #: PyTorch has no such dtype: a code is stored as a byte.
 INT4 = Number("int4", 4, "int8", "INT4", "Int4")
 E4M3 = Number("fp8", 8, "float8_e4m3fn", "FLOAT8E4M3FN", "FP8")
-#: All that weights, inputs and products are in.
-NUMBERS = (FP32, BF16, FP16, INT8, INT4, E4M3)
+#: A power of two alone: the scale of a block. PyTorch's exporter has no such dtype: a byte.
+E8M0 = Number("e8m0", 8, "uint8", "FLOAT8E8M0", "FP8UE8M0")
+#: All that weights, inputs, products and scales of blocks are in.
+NUMBERS = (FP32, BF16, FP16, INT8, INT4, E4M3, E8M0)
 #: What a site is in that no format was placed on.
 UNPLACED = FP32.word
 
@@ -58,7 +60,7 @@ class LinearData:
         product: What is multiplied: the codes, or what they are decoded to.
         operator: The operator it stands as in a program.
         block: Weights along K that share a scale; 0 where an output has one, or none.
-        beside: Bytes a weight that scales of blocks take, where they are counted.
+        scale: What the scale of a block is held in, where its bytes are counted.
         since: The first compute capability whose tensor cores have it, times ten.
         holders: What has it, in words.
         room: How many times the range of made-up rows its static range is where there is no data;
@@ -74,7 +76,7 @@ class LinearData:
     product: Number
     operator: str
     block: int = 0
-    beside: float = 0.0
+    scale: Number | None = None
     since: int = 0
     holders: str = ""
     room: float = 0.0
@@ -84,7 +86,7 @@ class LinearData:
     @property
     def weight_bytes(self) -> float:
         """Bytes a weight takes."""
-        return self.weight.nbytes + self.beside
+        return self.weight.nbytes + (self.scale.nbytes / self.block if self.scale else 0.0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,10 @@ class TableData:
 
 _TURING, _AMPERE = "SM75 (T4) and newer", "SM80 (A100) and newer"
 _ADA = "SM89 (L4, L40S), SM90 (H100, H200), SM100 (B200) and SM120 (RTX PRO 6000)"
+_BLACKWELL = "SM100 (B200) and SM120 (RTX PRO 6000)"
 _NO_KERNEL = "it has no product whose input rows have a range each"
 _NO_GAIN = "its CPU provider has no such product that pays"
+_EMULATES = "it has no product of blocks: it would decode them and multiply in fp32"
 _STATIC_ALONE = "it computes static INT8 and bf16 alone"
 
 #: What a linear may take below fp32.
@@ -138,6 +142,14 @@ LINEAR: dict[str, LinearData] = {
             room=8.0,  # E4M3 keeps its precision over 28,672 to 1
             before=("int8",),
             lacking={"openvino": _STATIC_ALONE},
+        ),
+        LinearData(
+            *("mxfp8", "mxfp8:MxFp8", E4M3, E4M3, E4M3, "mxfp8_linear"),
+            block=32,
+            scale=E8M0,
+            since=100,
+            holders=_BLACKWELL,
+            lacking=dict.fromkeys(("onnxruntime", "openvino", "inductor"), _EMULATES),
         ),
         LinearData(
             *("int8-weights", "coded_weights:Int8Weights", INT8, BF16, BF16, "coded_linear"),

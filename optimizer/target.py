@@ -234,7 +234,7 @@ TARGETS: dict[str, Target] = {
         _gpu("h100-bf16", _H100, "bf16"),
         _gpu("h100-fp8", _H100, "fp8", *_INT8, tables=_TABLES),
         _gpu("h200-fp8", _H200, "fp8", *_INT8, tables=_TABLES),
-        _gpu("b200-fp8", _B200, "fp8", *_INT8, tables=_TABLES),
+        _gpu("b200-fp8", _B200, "fp8", *_INT8, "mxfp8", tables=_TABLES),
         _gpu("rtx6000-fp8", _RTX6000, "fp8", *_INT8, tables=_TABLES),
     )
 }

@@ -38,7 +38,7 @@ class Form:
 
 
 #: Their classes, as ``module:Class``.
-_FORMS = ("coded_weights:CodedWeights",)
+_FORMS = ("coded_weights:CodedWeights", "mxfp8:MxFp8")
 
 
 def forms() -> tuple[Form, ...]:

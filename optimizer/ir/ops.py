@@ -216,6 +216,64 @@ CODED_LINEAR = define_op(
 )
 
 
+#: The least a scale may be: below, its reciprocal is no number.
+_LEAST_POWER = 2.0**-126
+#: Values that share a scale in MXFP8.
+MX_BLOCK = 32
+
+
+def _in_blocks(x: Tensor, width: int, block: int) -> Tensor:
+    """``[..., K]`` as blocks ``[..., width / block, block]``, zeros behind."""
+    missing = width - x.shape[-1]
+    if missing:
+        # `constant_pad_nd` would make the batch a constant.
+        x = torch.cat([x, x.new_zeros([*x.shape[:-1], missing])], -1)
+    return x.reshape([*x.shape[:-1], width // block, block])
+
+
+def mx_scales(blocks: Tensor) -> Tensor:
+    """Scales of blocks ``[..., 32]`` in MXFP8, ``[...]`` float32.
+
+    Powers of two, the least at which the block's largest value is one of E4M3: none saturates. A
+    block with NaN or infinity has NaN.
+    """
+    step = (blocks.abs().amax(-1) / _FLOAT8_MAX[torch.float8_e4m3fn]).clamp_min(_LEAST_POWER)
+    # Adding all of the mantissa's bits and cutting them off rounds up to a power of two.
+    power = ((step.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    return power + (blocks * 0.0).sum(-1)
+
+
+def mx_codes(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Codes ``[..., 32]`` float8_e4m3fn of blocks, by their scales ``[...]``."""
+    limit = _FLOAT8_MAX[torch.float8_e4m3fn]
+    return (blocks / scales.unsqueeze(-1)).clamp(-limit, limit).to(torch.float8_e4m3fn)
+
+
+def _mxfp8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Rounds blocks of each row of ``x`` to E4M3 at scales of their own, and multiplies."""
+    blocks = _in_blocks(x, codes.shape[1], MX_BLOCK)
+    scales = mx_scales(blocks)
+    rounded = mx_codes(blocks, scales).to(x.dtype) * scales.unsqueeze(-1)
+    weight = decoded_weight(codes, scale.view(torch.float8_e8m0fnu).to(x.dtype))
+    result: Tensor = torch.ops.aten.linear.default(rounded.flatten(-2), weight, bias)
+    return result
+
+
+#: x ``[..., K]`` float32, codes ``[N, K']`` float8_e4m3fn, scale ``[N, K' / 32]`` uint8, the bytes
+#: of E8M0, bias ``[N]`` float32 -> ``[..., N]`` float32: a linear in MXFP8 (OCP Microscaling
+#: Formats 1.0).
+#: K' is K rounded up to whole blocks; what is beyond K is zero. Each block of an input row finds
+#: its scale while running, so that a row's score doesn't depend on its batch.
+MXFP8_LINEAR = define_op(
+    "mxfp8_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias) -> Tensor",
+    _mxfp8_linear,
+    rows=OnRows.LINEAR,
+    flops=Flops.LINEAR,
+    coded=Coded.IS,
+    not_finite=NotFinite.SPREAD,
+)
+
+
 def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
     """As many rows as ``rows`` has; all of ``x`` where it has as many itself."""
     return x.expand([rows.shape[0], *[-1] * (x.dim() - 1)])

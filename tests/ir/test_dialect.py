@@ -82,6 +82,14 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
             torch.tensor([2.0]),
         ),
     ],
+    "mxfp8_linear": [
+        (
+            X,
+            torch.ones(2, 32).to(torch.float8_e4m3fn),
+            torch.tensor([[127], [130]], dtype=torch.uint8),
+            ROWS,
+        ),
+    ],
     "half_linear": [
         (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
         (X, torch.ones(2, 4, dtype=torch.float16), ROWS),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rankc.optimizer.errors import TargetError
+from rankc.optimizer.formats import product_of
 from rankc.optimizer.registry import backend
 from rankc.optimizer.target import TARGETS, DeviceSpec, Target
 
@@ -20,7 +21,7 @@ def test_presets_are_sound(name: str) -> None:
     assert target.device.source
     assert target.device.bandwidth > 0
     rates = dict(target.device.peaks)
-    formats = {name.removesuffix("-rows") for name in target.formats}
+    formats = {product_of(name) for name in target.formats}
     assert formats <= set(rates)
     for number_format in formats:
         assert target.device.peak(number_format) > target.device.peak("fp32")
