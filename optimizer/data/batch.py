@@ -21,12 +21,16 @@ class Batch:
     Attributes:
         inputs: What the model takes: a tuple of arguments, a dict, or one tensor; the first
             dimension of every tensor is the row.
-        labels: A tensor ``[B]`` in [0, 1], or one per task; None without labels.
+        labels: A tensor ``[B]`` in [0, 1], or one per task; None without labels. NaN is a missing
+            label, as of a conversion where nobody clicked: the row isn't judged for that task.
         group: ``[B]`` integers, the user or request a row belongs to: rows of one group aren't
             independent, and top-k is taken within it.
         cohorts: ``{name: [B]}`` integers or strings, slices that are judged apart.
         time: ``[B]`` numbers, dates or text that sorts by time: when each row came. Rows are put in
             its order, and judged on the latest; without it the order they are given in counts.
+        weights: ``[B]`` numbers that aren't negative, how many rows of traffic a row stands for:
+            10 for a negative of which one in ten was kept. Losses, NE, AUC, calibration, intervals
+            and what is finetuned on count rows by them; recall and shifts of scores don't.
     """
 
     inputs: Any
@@ -34,6 +38,7 @@ class Batch:
     group: Any = None
     cohorts: Mapping[str, Any] | None = None
     time: Any = None
+    weights: Any = None
 
 
 class Contract(Protocol):
@@ -73,8 +78,8 @@ def call_of(arguments: tuple[str, ...], inputs: Any) -> dict[str, Any]:
 def as_batch(item: Any, arguments: tuple[str, ...]) -> Batch:
     """What an iterable of data yields, as a `Batch`.
 
-    Accepted: a `Batch`; ``(inputs, labels)``; and what a DataLoader over a TensorDataset yields,
-    the model's arguments with the labels last.
+    Accepted: a `Batch`; ``(inputs, labels)``; what a DataLoader over a TensorDataset yields, the
+    model's arguments with the labels last; and a dict of arguments with the labels among them.
     """
     if isinstance(item, Batch):
         return item
@@ -83,6 +88,9 @@ def as_batch(item: Any, arguments: tuple[str, ...]) -> Batch:
             return Batch(item[0], item[1])
         if len(item) == len(arguments) + 1:
             return Batch(tuple(item[:-1]), item[-1])
+    if isinstance(item, Mapping) and len(arguments) > 1 and set(arguments) < set(item):
+        labels = {name: value for name, value in item.items() if name not in arguments}
+        return Batch({name: item[name] for name in arguments}, labels)
     return Batch(item)
 
 

@@ -38,6 +38,7 @@ class Parquet:
         group: The column of users or requests.
         cohorts: Columns of slices that are judged apart.
         time: The column of when a row came.
+        weights: The column of how many rows of traffic a row stands for.
     """
 
     path: str | Path
@@ -45,6 +46,7 @@ class Parquet:
     group: str | None = None
     cohorts: tuple[str, ...] = ()
     time: str | None = None
+    weights: str | None = None
 
     def batches(self, program: Program) -> Iterator[Batch]:
         """The rows, as batches the program's model would take.
@@ -64,7 +66,11 @@ class Parquet:
             raise DataError(f"{self.path} is no parquet file: {error}") from error
         columns = set(file.schema_arrow.names)
         labels = self._label_columns(program, columns)
-        wanted = [*labels.values(), *filter(None, (self.group, self.time)), *self.cohorts]
+        wanted = [
+            *labels.values(),
+            *filter(None, (self.group, self.time, self.weights)),
+            *self.cohorts,
+        ]
         missing = [column for column in wanted if column not in columns]
         if missing:
             raise DataError(f"{self.path} has no column {missing}; it has {sorted(columns)}.")
@@ -80,10 +86,11 @@ class Parquet:
             leaves = with_defaults(program.signature, leaves)
             yield Batch(
                 program.inputs.unflatten(leaves),
-                {task: values[column].to_numpy() for task, column in labels.items()} or None,
+                {task: _numbers(values[column]) for task, column in labels.items()} or None,
                 values[self.group].to_numpy() if self.group else None,
                 {name: values[name].to_numpy() for name in self.cohorts} or None,
                 values[self.time].to_numpy() if self.time else None,
+                values[self.weights].to_numpy() if self.weights else None,
             )
 
     def _label_columns(self, program: Program, columns: set[str]) -> dict[str, str]:
@@ -93,6 +100,25 @@ class Parquet:
             return {task: task for task in tasks if task in columns}
         pairs = [text.rpartition("=") for text in self.labels]
         return {task or column: column for task, _, column in pairs}
+
+
+def _numbers(column: Any) -> np.ndarray[Any, Any]:
+    """A column of labels; what is null in it is NaN, a missing label."""
+    if column.isna().any():
+        column = column.astype(object).where(column.notna(), np.nan)
+    return np.asarray(column.to_numpy())
+
+
+def _check_whole(name: str, column: np.ndarray[Any, Any], path: str | Path) -> None:
+    """Raises where numbers that are to be ids have a fraction."""
+    broken = np.flatnonzero((column != np.floor(column)).reshape(len(column), -1).any(1))
+    if len(broken):
+        row = int(broken[0])
+        raise DataError(
+            f"{path}: column {name!r} holds {column.dtype} with fractions, {column[row].tolist()} "
+            f"in row {row} of a row group, and its feature takes whole numbers. Write it as "
+            "integers; if it is no id, let the model take floats."
+        )
 
 
 def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
@@ -121,6 +147,8 @@ def _from_columns(feature: Feature, values: Any, path: str | Path) -> Tensor:
             f"{path}: column {feature.name!r} has empty values. Fill them with the id of a known "
             "row first."
         )
+    if feature.is_integer and column.dtype.kind == "f":
+        _check_whole(feature.name, column, path)
     tensor = torch.tensor(np.ascontiguousarray(column)).to(dtype)
     # A column of single numbers may stand for [batch, 1].
     return tensor.unsqueeze(1) if tensor.dim() == 1 and feature.shape[1:] == (1,) else tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DataError, SignatureError
 from ..ir.program import with_defaults
 from ..ir.signature import Signature, TaskKind
-from .batch import Contract, as_batch, call_of
+from .batch import Batch, Contract, as_batch, call_of
 from .checks import check_features
 from .delimiters import Ragged, ragged_of, row_count
 from .ragged import join, take
@@ -33,7 +33,7 @@ class Rows:
 
     Attributes:
         features: ``{name: [N, …]}``.
-        labels: ``{task: [N]}`` float64, or None.
+        labels: ``{task: [N]}`` float64, NaN where one is missing, or None.
         group: ``[N]`` int64, or None.
         cohorts: ``{name: [N]}``.
         synthetic: Whether they were made up from the signature.
@@ -41,6 +41,8 @@ class Rows:
         ragged: What delimits the features whose rows hold different numbers of ids.
         time: ``[N]``, when each row came, never falling; None where the order is all that tells.
         notes: What there is to say of how they were read.
+        weights: ``[N]`` float64, how many rows of traffic each stands for; None where all count
+            the same.
     """
 
     features: Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class Rows:
     ragged: tuple[Ragged, ...] = ()
     time: np.ndarray[Any, Any] | None = None
     notes: tuple[str, ...] = ()
+    weights: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return row_count(self.features, self.ragged)
@@ -73,6 +76,7 @@ class Rows:
             else {name: value[piece] for name, value in self.cohorts.items()},
             first=self.first + start,
             time=None if self.time is None else self.time[piece],
+            weights=None if self.weights is None else self.weights[piece],
         )
 
     def filled(self, count: int) -> Rows:
@@ -99,6 +103,7 @@ class Rows:
             if self.cohorts is None
             else {name: value[picked] for name, value in self.cohorts.items()},
             time=None if self.time is None else self.time[picked],
+            weights=None if self.weights is None else self.weights[picked],
         )
 
     def in_order(self) -> Rows:
@@ -151,17 +156,19 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
 
     Raises:
         SignatureError: Names, dtypes or shapes don't fit; ids are beyond their table.
-        DataError: NaN or Inf in the inputs, labels outside [0, 1] or of unknown tasks, no rows.
+        DataError: NaN or Inf in the inputs, labels outside [0, 1] or of unknown tasks, weights
+            that are negative, no rows.
     """
     ragged = ragged_of(program.signature)
     features: list[dict[str, Tensor]] = []
     labels: dict[str, list[Any]] = {}
     groups: list[Any] = []
     times: list[Any] = []
+    weights: list[Any] = []
     cohorts: dict[str, list[Any]] = {}
     rows = 0
     for item in data:
-        batch = as_batch(item, program.arguments)
+        batch = _with_labels(as_batch(item, program.arguments), program.signature)
         found = features_of(program, batch.inputs)
         check_features(program.signature, found, first_row=rows)
         features.append(found)
@@ -172,6 +179,8 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
             groups.append(_column("group", batch.group, count))
         if batch.time is not None:
             times.append(_column("time", batch.time, count))
+        if batch.weights is not None:
+            weights.append(_weights(_column("weights", batch.weights, count), rows))
         for name, values in (batch.cohorts or {}).items():
             cohorts.setdefault(name, []).append(_column(f"cohort {name}", values, count))
         rows += count
@@ -196,6 +205,15 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
     time = time_column(np.concatenate(times), sum(map(len, times))) if times else None
     if time is not None and len(time) != rows:
         raise DataError(f"time is missing from some batches: {len(time):,} of {rows:,} rows.")
+    weight = np.concatenate(weights) if weights else None
+    if weight is not None and len(weight) != rows:
+        raise DataError(f"weights are missing from some batches: {len(weight):,} of {rows:,} rows.")
+    for name, column in together["labels"].items():
+        if np.isnan(column).all():
+            raise DataError(
+                f"label {name!r} is missing in every row. Leave the task out of the labels: it is "
+                "then judged by the original's own scores."
+            )
     return Rows(
         join(features, ragged),
         together["labels"] or None,
@@ -203,7 +221,51 @@ def collect(data: Iterable[Any], program: Contract, max_rows: int = 1_000_000) -
         together["cohorts"] or None,
         ragged=ragged,
         time=time,
+        weights=weight,
     ).in_order()
+
+
+def _tasks_of(signature: Signature) -> dict[str, str]:
+    """The task a label may be called after: its own name, or the output's in the model.
+
+    They differ where a feature has the output's name, as where labels lay among an example's.
+    """
+    names = [task.name for task in signature.tasks]
+    short = {name.removesuffix("_out"): name for name in names}
+    return {**{k: v for k, v in short.items() if k in signature.names}, **{n: n for n in names}}
+
+
+def _with_labels(batch: Batch, signature: Signature) -> Batch:
+    """The batch with the labels that lie among its features, called like the model's tasks."""
+    if batch.labels is not None or not isinstance(batch.inputs, Mapping):
+        return batch
+    read = set(signature.names) - set(signature.unused)
+    names = set(_tasks_of(signature)) - read
+    labels = {name: value for name, value in batch.inputs.items() if name in names}
+    if not labels:
+        return batch
+    kept = {
+        name: value
+        for name, value in batch.inputs.items()
+        if name not in labels or name in signature.unused
+    }
+    return replace(batch, inputs=kept, labels=labels)
+
+
+def _weights(column: np.ndarray[Any, Any], first_row: int) -> np.ndarray[Any, Any]:
+    try:
+        weights = column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the weights aren't numbers: {error}.") from error
+    bad = ~(np.isfinite(weights) & (weights >= 0.0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"the weights are negative, NaN or Inf in {int(bad.sum()):,} rows, first in row "
+            f"{first_row + row}: {weights[row]}. Give each row the number of rows it stands for, 0 "
+            "for one that doesn't count."
+        )
+    return weights
 
 
 def _labels(
@@ -232,6 +294,8 @@ def _labels(
             )
     elif len(names) == 1 and len(labels) == 1:
         labels = {names[0]: next(iter(labels.values()))}
+    own = _tasks_of(signature)
+    labels = {own.get(name, name): values for name, values in labels.items()}
     # What is only learned isn't judged.
     auxiliary = {task.name for task in signature.tasks if task.auxiliary}
     labels = {name: values for name, values in labels.items() if name not in auxiliary}
@@ -252,13 +316,12 @@ def _checked_label(
     except (TypeError, ValueError) as error:
         raise DataError(f"label {name!r} isn't a number: {error}.") from error
     (task,) = (task for task in signature.served if task.name == name)
-    bad, what, remedy = ~np.isfinite(label), "NaN or Inf", ""
+    if task.missing is not None:
+        label = np.where(label == task.missing, np.nan, label)
+    bad, what, remedy = np.isinf(label), "Inf", " NaN is a missing label."
     if task.kind is TaskKind.BINARY and not bad.any():
         bad, what = (label < 0) | (label > 1), "outside [0, 1]"
-        remedy = (
-            " If the task is a regression, say so: signature=rankc.capture(model, inputs).signature"
-            f".with_task({name!r}, kind=rankc.TaskKind.REGRESSION)."
-        )
+        remedy = _outside(name, label[bad])
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -266,6 +329,18 @@ def _checked_label(
             f"{first_row + row}: {label[row]}.{remedy}"
         )
     return label
+
+
+def _outside(name: str, found: np.ndarray[Any, Any]) -> str:
+    """What to do about labels that are no probability: a sentinel is one value, others aren't."""
+    said = f"signature=rankc.capture(model, inputs).signature.with_task({name!r}, "
+    if len(np.unique(found)) == 1:
+        value = f"{found[0]:g}"
+        return (
+            f" If {value} stands for a missing label, say so: {said}missing={value}). If the task "
+            "is a regression, say kind=rankc.TaskKind.REGRESSION in its place."
+        )
+    return f" If the task is a regression, say so: {said}kind=rankc.TaskKind.REGRESSION)."
 
 
 def _column(what: str, values: Any, rows: int) -> np.ndarray[Any, Any]:

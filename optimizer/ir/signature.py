@@ -124,6 +124,7 @@ class Task:
         kind: Binary (judged by NE) or regression (judged by squared error).
         score: Whether the output is a logit, a probability or a plain value.
         auxiliary: Train-only; not served, and not judged.
+        missing: What stands for a missing label, besides NaN; None for nothing.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Task:
     kind: TaskKind = TaskKind.BINARY
     score: Score = Score.LOGIT
     auxiliary: bool = False
+    missing: float | None = None
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ class Signature:
                     kind=TaskKind(t["kind"]),
                     score=Score(t["score"]),
                     auxiliary=t["auxiliary"],
+                    missing=t.get("missing"),
                 )
                 for t in data["tasks"]
             ),

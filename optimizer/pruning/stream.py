@@ -291,16 +291,22 @@ class _Arm:
         """``{task: mean loss}`` before anything is learned."""
         trainable, tasks = self._trainable, self._trainable.program.signature.served
         total = {task.name: 0.0 for task in tasks}
+        count = dict(total)
         start = 0
         for features in rows.batches(4096):
             outputs = trainable(features)
             for task in tasks:
                 scores = task_logits(task, outputs).detach()
-                target = torch.from_numpy(_labels(rows)[task.name][start : start + len(scores)])
-                lost = loss_of(task, scores, target.float(), soft=False)
-                total[task.name] += float(lost) * len(scores)
+                part = slice(start, start + len(scores))
+                target = torch.from_numpy(_labels(rows)[task.name][part])
+                weights = _weights(rows, part)
+                lost = loss_of(task, scores, target.float(), soft=False, weights=weights)
+                known = ~target.isnan()
+                counted = float(known.sum() if weights is None else weights[known].sum())
+                total[task.name] += float(lost) * counted
+                count[task.name] += counted
             start += len(next(iter(outputs.values())))
-        return {name: value / start for name, value in total.items()}
+        return {name: value / max(count[name], 1e-30) for name, value in total.items()}
 
     def learn(self, rows: Rows, number: int) -> None:
         """Passes over a window.
@@ -316,7 +322,13 @@ class _Arm:
             for picked in torch.split(order, stream.batch_size):
                 outputs = self._trainable(take(rows.features, rows.ragged, picked))
                 losses = [
-                    loss_of(task, task_logits(task, outputs), labels[task.name][picked], soft=False)
+                    loss_of(
+                        task,
+                        task_logits(task, outputs),
+                        labels[task.name][picked],
+                        soft=False,
+                        weights=_weights(rows, picked),
+                    )
                     for task in tasks
                 ]
                 loss = torch.stack(losses).sum()
@@ -339,6 +351,11 @@ class _Arm:
     def smaller(self) -> Program:
         """The program without the units that are gone."""
         return without(self.now(), self.gone.found, self.gone.removal, {})
+
+
+def _weights(rows: Rows, picked: Tensor | slice) -> Tensor | None:
+    """How much some rows count; None where all count the same."""
+    return None if rows.weights is None else torch.from_numpy(rows.weights)[picked].float()
 
 
 def _labels(rows: Rows) -> Mapping[str, Any]:

@@ -112,6 +112,7 @@ def judge(
     regression: Collection[str] = (),
     confidence: float | None = None,
     min_cohort_rows: int = MIN_COHORT_ROWS,
+    weights: ArrayLike | None = None,
 ) -> Verdict:
     """Judges an optimized model against the original on the same rows.
 
@@ -135,6 +136,7 @@ def judge(
         regression: Names of the regression tasks.
         confidence: In place of the budget's, for repeated looks (`split_confidence`).
         min_cohort_rows: Cohorts with fewer are unknown.
+        weights: ``[N]``, how many rows of traffic each stands for; None where all count the same.
 
     Raises:
         DataError: no rows, rows that don't match, NaN or infinite scores, labels outside [0, 1] or
@@ -143,7 +145,7 @@ def judge(
     """
     if confidence is not None:
         budget = replace(budget, confidence=confidence)
-    rows = task_rows(reference, optimized, labels or {}, frozenset(regression))
+    rows = task_rows(reference, optimized, labels or {}, frozenset(regression), weights)
     count = len(rows[0].reference)
     clusters, axes = _hung_together(rows, budget, group, time, cohorts)
 
@@ -172,7 +174,7 @@ def judge(
         tasks=tasks,
         cohorts=damage,
         reasons=tuple(filter(None, reasons)),
-        notes=notes(tasks, soft, clusters, damage, unlisted),
+        notes=(*_counted(rows, weights), *notes(tasks, soft, clusters, damage, unlisted)),
     )
 
 
@@ -186,12 +188,13 @@ def status_of(
     time: ArrayLike | None = None,
     cohorts: Mapping[str, ArrayLike] | None = None,
     regression: Collection[str] = (),
+    weights: ArrayLike | None = None,
 ) -> Status:
     """What `judge` comes to, without its description; for simulations of many sets of rows.
 
     Arguments and errors as `judge`.
     """
-    rows = task_rows(reference, optimized, labels or {}, frozenset(regression))
+    rows = task_rows(reference, optimized, labels or {}, frozenset(regression), weights)
     clusters, axes = _hung_together(rows, budget, group, time, cohorts)
     statuses = []
     for task in rows:
@@ -241,7 +244,7 @@ def _judge_task(seen: Seen, budget: Budget) -> TaskResult:
         after=_metrics(task, task.optimized, task.loss, clusters.own),
         shift=seen.shift,
         checks=found,
-        ranking=tuple(_ranking(task, own, clusters)),
+        ranking=tuple(_ranking(seen.all, own, seen.hung)),
         blocks=blocks_of(task, clusters),
     )
 
@@ -262,25 +265,44 @@ def _ranking(task: TaskRows, budget: Budget, clusters: Clusters) -> Iterable[Ran
 def _metrics(
     task: TaskRows, scores: FloatArray, loss: FloatArray, codes: IntArray | None
 ) -> Metrics:
-    mean = float(loss.mean())
+    w = task.weights
+    mean = float(loss.sum() / w.sum())
     size = np.abs(scores)
     ended = np.isin(size, _LARGEST) if task.regression else size >= SATURATED_LOGIT
     saturated = int(ended.sum())
     if task.regression:
-        spread = float(task.labels.var())
+        middle = np.average(task.labels, weights=w)
+        spread = float(np.average(np.square(task.labels - middle), weights=w))
         return Metrics(mean, mean / spread if spread else None, saturated=saturated)
     try:
-        gauc = None if codes is None else quality.gauc(scores, task.labels, codes)
+        gauc = None if codes is None else quality.gauc(scores, task.labels, codes, w)
     except DataError:
         gauc = None  # no group holds both classes: nothing to average
     return Metrics(
         loss=mean,
-        ne=quality.normalized_entropy(scores, task.labels),
-        auc=quality.auc(scores, task.labels),
+        ne=quality.normalized_entropy(scores, task.labels, w),
+        auc=quality.auc(scores, task.labels, w),
         gauc=gauc,
-        calibration=quality.calibration_ratio(scores, task.labels),
+        calibration=quality.calibration_ratio(scores, task.labels, w),
         saturated=saturated,
     )
+
+
+def _counted(rows: Sequence[TaskRows], weights: ArrayLike | None) -> Iterable[str]:
+    """What there is to say of rows that a task leaves out, and of rows that count more."""
+    for task in rows:
+        if task.known is not None:
+            yield (
+                f"task {task.name!r}: judged on the {int(task.known.sum()):,} of "
+                f"{len(task.known):,} rows that have a label"
+            )
+    if weights is not None:
+        w = rows[0].weights
+        worth = float(w.sum()) ** 2 / float(np.square(w).sum())
+        yield (
+            f"rows count by their weights, {w.min():.4g} to {w.max():.4g}, which tell as much as "
+            f"{worth:,.0f} that count the same"
+        )
 
 
 def _worst(statuses: Iterable[Status]) -> Status:
@@ -336,13 +358,17 @@ def _judge_cohorts(
     tested: list[CohortResult] = []
     unknown: list[CohortResult] = []
     unlisted = 0
-    limited = [task for task in tasks if budget.for_task(task.name).ne is not None]
+    every = [task.labelled for task in tasks]
+    limited = [task for task in every if budget.for_task(task.name).ne is not None]
     for axis, column in axes.items():
-        parts = _largest_first(column)
+        whole = _largest_first(column)
         for task in limited:
+            own = task.places
+            parts = whole if own is None else _largest_first(column[own])
+            hung = clusters if own is None else clusters.part(own)
             tiny: list[CohortResult] = []
             for value, part in parts:
-                result = _cohort(task, axis, value, part, clusters, budget.confidence, min_rows)
+                result = _cohort(task, axis, value, part, hung, budget.confidence, min_rows)
                 (tiny if result.soft is None else tested).append(result)
             unknown += tiny[:_UNKNOWN_LISTED]
             unlisted += len(tiny[_UNKNOWN_LISTED:])
@@ -350,8 +376,11 @@ def _judge_cohorts(
     for one in found:
         if one.task not in by_name:
             continue
-        part, task = np.flatnonzero(one.members), by_name[one.task]
-        result = _cohort(task, one.axis, one.value, part, clusters, budget.confidence, min_rows)
+        task = by_name[one.task]
+        own = task.places
+        part = np.flatnonzero(one.members if own is None else one.members[own])
+        hung = clusters if own is None else clusters.part(own)
+        result = _cohort(task, one.axis, one.value, part, hung, budget.confidence, min_rows)
         result = replace(result, found=True)
         (unknown if result.status is CohortStatus.UNKNOWN else tested).append(result)
     corrected = sorted(_decided(tested, budget), key=_severity)
@@ -396,8 +425,8 @@ def _cohort(
         return result
     return replace(
         result,
-        calibration_before=quality.calibration_ratio(rows.reference, rows.labels),
-        calibration_after=quality.calibration_ratio(rows.optimized, rows.labels),
+        calibration_before=quality.calibration_ratio(rows.reference, rows.labels, rows.weights),
+        calibration_after=quality.calibration_ratio(rows.optimized, rows.labels, rows.weights),
     )
 
 

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from ..errors import DataError
 from .clusters import Clusters, Spread
 from .metrics import (
+    FloatArray,
     IntArray,
     auc_influence,
     cluster_codes,
@@ -188,6 +189,7 @@ def auc_delta(
     labels: ArrayLike,
     group: Group = None,
     confidence: float = 0.95,
+    weights: FloatArray | None = None,
 ) -> Interval:
     """``AUC(scores) - AUC(reference)`` on the same rows, with a clustered interval.
 
@@ -200,6 +202,7 @@ def auc_delta(
         labels: ``[N]`` in [0, 1].
         group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: bad rows, one class only, or fewer than two clusters.
@@ -210,8 +213,8 @@ def auc_delta(
     )
     _, y = paired(after, label_rows(labels, "labels"))
     clusters = _clusters(group, len(y))
-    old_auc, old = auc_influence(before, y)
-    new_auc, new = auc_influence(after, y)
+    old_auc, old = auc_influence(before, y, weights)
+    new_auc, new = auc_influence(after, y, weights)
     units = len(clusters)
     spread = clusters.spread(new - old, np.zeros(len(y)), confidence)
     spread = replace(spread, error=spread.error * units / (units - 1))
@@ -224,6 +227,7 @@ def gauc_delta(
     labels: ArrayLike,
     group: ArrayLike | Clusters,
     confidence: float = 0.95,
+    weights: FloatArray | None = None,
 ) -> Interval:
     """``GAUC(scores) - GAUC(reference)``, groups being the independent units.
 
@@ -237,16 +241,17 @@ def gauc_delta(
     )
     _, y = paired(after, label_rows(labels, "labels"))
     codes, count, units = _requests(group, len(y))
-    old, weight = group_aucs(before, y, codes, count)
-    new, _ = group_aucs(after, y, codes, count)
+    old, weight = group_aucs(before, y, codes, count, weights)
+    new, _ = group_aucs(after, y, codes, count, weights)
     if len(weight) < 2:
         raise DataError("GAUC: found 1 group with both classes; its interval needs at least 2")
-    positives = sum_by(codes, y, count)
-    rows = np.bincount(codes, minlength=count)
-    kept = np.flatnonzero((positives > 0.0) & (positives < rows) & (rows > 1))
+    w = np.ones_like(y) if weights is None else weights
+    positives, whole = sum_by(codes, w * y, count), sum_by(codes, w, count)
+    rows = np.bincount(codes[w > 0.0], minlength=count)
+    kept = np.flatnonzero((positives > 0.0) & (positives < whole) & (rows > 1))
     inside = units.of_groups(kept) if len(kept) == len(weight) else None
     result = ratio_interval(weight * (new - old), weight, inside, confidence)
-    return replace(result, rows=int(weight.sum()))
+    return replace(result, rows=int(rows[kept].sum()))
 
 
 def recall_interval(
@@ -292,6 +297,7 @@ def calibration_delta(
     logits: ArrayLike,
     group: Group = None,
     confidence: float = 0.95,
+    weights: FloatArray | None = None,
 ) -> Interval:
     """The relative change of the calibration ratio, ``ratio_new / ratio_base - 1``.
 
@@ -303,6 +309,7 @@ def calibration_delta(
         logits: ``[N]`` logits of the optimized model.
         group: What rows are clustered by; None takes rows as independent.
         confidence: Of the two-sided interval.
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: as `ratio_interval`.
@@ -311,6 +318,8 @@ def calibration_delta(
 
     before = special.expit(finite_rows(reference, "reference logits"))
     after = special.expit(finite_rows(logits, "logits"))
+    if weights is not None:
+        before, after = weights * before, weights * after
     return paired_delta(before, after, group, confidence)
 
 

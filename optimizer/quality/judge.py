@@ -35,6 +35,8 @@ from .verdict import Status, Verdict
 
 #: Soft labels have no noise, so this many rows measure a damage to a few percent.
 _DAMAGE_ROWS = 4096
+#: So many rows with a label tell what a task loses; with fewer, all rows do.
+_LABELLED_ROWS = 256
 #: Where a plan may use less of its budget than this, more rows would help much.
 _FEW = 0.25
 
@@ -130,11 +132,20 @@ class Judge:
             lambda features: self._replay.run(program), rows, program.signature, _DAMAGE_ROWS
         )
         found = {}
-        for task in task_rows(before, after, {}, self._regressions):
+        for task in task_rows(before, after, {}, self._regressions, rows.weights):
             lost = task.loss - task.reference_loss
             for name, members in self._watched(task.name, rows).items():
-                found[name] = max(float(lost[members].mean()), 0.0) / self._bases[name]
+                known = members & self._known(task.name, rows)
+                kept = known if known.sum() >= _LABELLED_ROWS else members
+                mean = float(lost[kept].sum() / max(float(task.weights[kept].sum()), 1e-300))
+                found[name] = max(mean, 0.0) / self._bases[name]
         return found
+
+    @staticmethod
+    def _known(task: str, rows: Rows) -> np.ndarray[Any, Any]:
+        """Which rows are judged for a task: those with a label, all where none has one."""
+        labels = (rows.labels or {}).get(task)
+        return np.ones(len(rows), dtype=bool) if labels is None else ~np.isnan(labels)
 
     @cached_property
     def _so_far(self) -> Verdict | None:
@@ -157,12 +168,14 @@ class Judge:
                 delta = self._so_far.delta_ne[task]
                 narrower = math.sqrt(len(self.rows) / self._proof_rows)
                 estimate, margin = delta.estimate, (delta.high - delta.estimate) * narrower
-            for name, members in self._watched(task, self.rows).items():
+            known = self._known(task, self.rows)
+            for name, every in self._watched(task, self.rows).items():
+                members = every & known
                 if name != task:
                     found[name] = COHORT_FACTOR * limit
                     if name in given:  # must surely be within; damages of rows differ twofold
-                        known = max(float(members.mean()) * self._proof_rows, 1.0)
-                        found[name] /= 1.0 + 2.0 * z / math.sqrt(known)
+                        expected = max(float(members.mean()) * self._proof_rows, 1.0)
+                        found[name] /= 1.0 + 2.0 * z / math.sqrt(expected)
                     continue
                 if task not in (self.rows.labels or {}):
                     # Soft labels have no noise to leave room for.
@@ -227,8 +240,10 @@ class Judge:
                 continue
             entropy = 0.5 if task in self._regressions else self._bases[task]
             needed = rows_to_use(0.5, limit, entropy, self.confidence or self.budget.confidence)
+            known = int(self._known(task, self.rows).sum())
+            with_label = " with a label" if known < len(self.rows) else ""
             found.append(
-                f"task {task!r}: {len(self.rows):,} rows that prove are few for ΔNE within "
+                f"task {task!r}: {known:,} rows{with_label} that prove are few for ΔNE within "
                 f"{100 * limit:.3g} %: a plan may use {allowed / limit:.1%} of it, since the noise "
                 f"of labels takes the rest; with about {needed:,} it may use half"
             )
@@ -246,7 +261,8 @@ class Judge:
             for name in both
             if name in mine and name in theirs
         }
-        known = shared(task_rows(both, both, labels, self._regressions), len(other.rows))
+        rows = task_rows(both, both, labels, self._regressions)
+        known = shared(rows, len(other.rows))
         if not known:
             return ()
         return (
@@ -270,12 +286,16 @@ class Judge:
     def _bases(self) -> dict[str, float]:
         """What a rise of loss is relative to: the original's mean loss."""
         labels = {k: v for k, v in (self.rows.labels or {}).items() if k in self.reference}
-        rows = task_rows(self.reference, self.reference, labels, self._regressions)
-        return {
-            name: max(float(task.base[members].mean()), 1e-12)
-            for task in rows
-            for name, members in self._watched(task.name, self.rows).items()
-        }
+        found = {}
+        for task in task_rows(
+            self.reference, self.reference, labels, self._regressions, self.rows.weights
+        ):
+            for name, members in self._watched(task.name, self.rows).items():
+                known = members & self._known(task.name, self.rows)
+                kept = known if known.any() else members
+                mean = float(task.base[kept].sum() / max(float(task.weights[kept].sum()), 1e-300))
+                found[name] = max(mean, 1e-12)
+        return found
 
     def found_slices(self, scores: Scores, proving: int) -> tuple[Slice, ...]:
         """The slices of these rows on which scores differ most from the original's.
@@ -289,7 +309,7 @@ class Judge:
         least = rows_needed(len(self.rows), proving, MIN_COHORT_ROWS)
         before = {name: self.reference[name] for name in scores}
         found: list[Slice] = []
-        for task in task_rows(before, scores, {}, self._regressions):
+        for task in task_rows(before, scores, {}, self._regressions, self.rows.weights):
             limit = self.budget.for_task(task.name).ne
             if limit is not None and least <= len(self.rows) // 2:
                 found += find_slices(task, self._columns, COHORT_FACTOR * limit, least)
@@ -341,4 +361,5 @@ class Judge:
             ],
             regression=self._regressions,
             confidence=confidence or self.confidence,
+            weights=self.rows.weights,
         )

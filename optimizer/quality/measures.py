@@ -45,16 +45,27 @@ class Seen:
     """The rows of one task, as measures see them.
 
     Attributes:
-        task: Scores, labels and losses.
-        clusters: What rows are clustered by.
+        all: Every row: scores, labels and losses.
+        hung: What all rows are clustered by.
         confidence: Of intervals.
-        columns: ``{feature: [N, …]}`` of what measures of other packages ask for.
+        columns: ``{feature: [N, …]}`` of what measures of other packages ask for, of all rows.
     """
 
-    task: TaskRows
-    clusters: Clusters
+    all: TaskRows
+    hung: Clusters
     confidence: float
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    @property
+    def task(self) -> TaskRows:
+        """The rows that are judged: where labels are missing, those that have one."""
+        return self.all.labelled
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """What those are clustered by."""
+        places = self.task.places
+        return self.hung if places is None else self.hung.part(places)
 
     @cached_property
     def delta_ne(self) -> Interval:
@@ -63,8 +74,8 @@ class Seen:
 
     @cached_property
     def shift(self) -> ShiftSummary:
-        """How far scores moved."""
-        return quality.shift_summary(self.task.reference, self.task.optimized)
+        """How far scores moved, of all rows."""
+        return quality.shift_summary(self.all.reference, self.all.optimized)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,8 @@ class MeasuredRows:
     Attributes:
         task: The task's name.
         scores: ``[N]`` logits of the model that is measured; a regression's scores.
-        labels: ``[N]`` in [0, 1], or a regression's; None where there are none.
+        labels: ``[N]`` in [0, 1], or a regression's; None where there are none. A measure that
+            says it needs labels sees the rows that have one; for others, NaN where one is missing.
         group: ``[N]`` codes from 0 of the user or request; None where there are none.
         columns: ``{feature: [N, …]}`` of the features it asks for.
     """
@@ -206,26 +218,32 @@ def _scores(seen: Seen) -> tuple[FloatArray, FloatArray]:
 
 
 def _rms(seen: Seen, label: str) -> Interval:
-    return intervals.relative_shift_interval(*_scores(seen), seen.clusters, seen.confidence)
+    scores = seen.all.reference, seen.all.optimized
+    return intervals.relative_shift_interval(*scores, seen.hung, seen.confidence)
 
 
 def _auc(seen: Seen, label: str) -> Interval:
-    labels = seen.task.labels
-    return intervals.auc_delta(*_scores(seen), labels, seen.clusters, seen.confidence).negated
+    return intervals.auc_delta(
+        *_scores(seen), seen.task.labels, seen.clusters, seen.confidence, seen.task.weights
+    ).negated
 
 
 def _calibration(seen: Seen, label: str) -> Interval:
-    return intervals.calibration_delta(*_scores(seen), seen.clusters, seen.confidence).folded
+    return intervals.calibration_delta(
+        *_scores(seen), seen.clusters, seen.confidence, seen.task.weights
+    ).folded
 
 
 def _gauc(seen: Seen, label: str) -> Interval:
-    labels = seen.task.labels
-    return intervals.gauc_delta(*_scores(seen), labels, seen.clusters, seen.confidence).negated
+    return intervals.gauc_delta(
+        *_scores(seen), seen.task.labels, seen.clusters, seen.confidence, seen.task.weights
+    ).negated
 
 
 def _recall(seen: Seen, label: str) -> Interval:
     k = int(label.removeprefix("recall@").removesuffix(" loss"))
-    kept = intervals.recall_interval(*_scores(seen), seen.clusters, k, seen.confidence)
+    scores = seen.all.reference, seen.all.optimized  # a request's candidates, labelled or not
+    kept = intervals.recall_interval(*scores, seen.hung, k, seen.confidence)
     return kept.moved(1.0 - kept.estimate, 1.0 - kept.high, 1.0 - kept.low)
 
 
@@ -296,7 +314,10 @@ def _plugged(name: str, limit: float) -> Row:
     measure = measure_named(name)
 
     def lost(seen: Seen, label: str) -> Interval:
-        before, after = (_values(measure, seen, scores) for scores in _scores(seen))
+        rows = seen.task if measure.labels else seen.all
+        before, after = (
+            _values(measure, seen, scores) for scores in (rows.reference, rows.optimized)
+        )
         change = before - after if measure.larger_is_better else after - before
         base = before if measure.relative else np.ones(len(before))
         if measure.relative and bool((before < 0.0).any()):
@@ -305,7 +326,8 @@ def _plugged(name: str, limit: float) -> Row:
                 f"measure {name!r} is {before[row]:g} in row {row}: a loss can be no share of what "
                 "is below 0; declare relative = False"
             )
-        return ratio_interval(change, base, seen.clusters, seen.confidence)
+        clusters = seen.clusters if measure.labels else seen.hung
+        return ratio_interval(rows.weights * change, rows.weights * base, clusters, seen.confidence)
 
     return Row(
         name,
@@ -317,15 +339,19 @@ def _plugged(name: str, limit: float) -> Row:
 
 
 def _values(measure: Measure, seen: Seen, scores: FloatArray) -> FloatArray:
-    name, task = measure.name, seen.task
+    name, task = measure.name, seen.task if measure.labels else seen.all
     if measure.labels and task.soft:
         raise DataError(f"measure {name!r} needs labels, and task {task.name!r} has none")
     missing = [column for column in measure.columns if column not in seen.columns]
     if missing:
         raise DataError(f"measure {name!r} reads {', '.join(missing)}, which is no feature")
-    given = {column: seen.columns[column] for column in measure.columns}
+    places = slice(None) if task.places is None else task.places
+    given = {column: seen.columns[column][places] for column in measure.columns}
     labels = None if task.soft else task.labels
-    rows = MeasuredRows(task.name, scores, labels, seen.clusters.own, given)
+    if task.known is not None:
+        labels = np.where(task.known, task.labels, np.nan)
+    own = (seen.clusters if measure.labels else seen.hung).own
+    rows = MeasuredRows(task.name, scores, labels, own, given)
     try:
         found = np.asarray(measure.values(rows), dtype=np.float64)
     except DataError:

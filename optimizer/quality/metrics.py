@@ -213,26 +213,29 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(log_loss_per_row(logits, labels).mean())
 
 
-def normalized_entropy(logits: ArrayLike, labels: ArrayLike) -> float:
+def normalized_entropy(
+    logits: ArrayLike, labels: ArrayLike, weights: FloatArray | None = None
+) -> float:
     """Log loss over the entropy of the label mean (He et al., ADKDD 2014); 1 is a constant guess.
 
     Args:
         logits: ``[N]``.
         labels: ``[N]`` in [0, 1].
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: as `log_loss_per_row`, or the labels are all 0 or all 1 (the entropy is 0).
     """
     from scipy import special  # slow to import, and a verdict is read without
 
-    loss = log_loss(logits, labels)
-    mean = float(label_rows(labels, "labels").mean())
+    loss = float(np.average(log_loss_per_row(logits, labels), weights=weights))
+    mean = float(np.average(label_rows(labels, "labels"), weights=weights))
     if mean in (0.0, 1.0):
         raise DataError(f"normalized entropy needs both classes; every label is {mean:g}")
     return loss / float(special.entr(mean) + special.entr(1.0 - mean))
 
 
-def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+def auc(scores: ArrayLike, labels: ArrayLike, weights: FloatArray | None = None) -> float:
     """Area under the ROC curve: how often a positive row outscores a negative one, ties half.
 
     A soft label ``y`` makes the row a positive of weight ``y`` and a negative of weight ``1 - y``;
@@ -241,31 +244,37 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Args:
         scores: ``[N]`` logits or probabilities, only their order counts.
         labels: ``[N]`` in [0, 1].
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: bad rows, or no pair of a positive and a negative row.
     """
     s, y = paired(finite_rows(scores, "scores"), label_rows(labels, "labels"))
-    return auc_influence(s, y)[0]
+    return auc_influence(s, y, weights)[0]
 
 
-def auc_influence(scores: FloatArray, labels: FloatArray) -> tuple[float, FloatArray]:
+def auc_influence(
+    scores: FloatArray, labels: FloatArray, weights: FloatArray | None = None
+) -> tuple[float, FloatArray]:
     """The AUC, and what each row adds to it to first order, ``[N]``, which sums to 0.
 
     Raises:
         DataError: no pair of a positive and a negative row.
     """
-    pairs = _count_pairs(scores, labels, np.zeros(len(scores), dtype=np.int64), 1)
+    w = np.ones_like(labels) if weights is None else weights
+    pairs = _count_pairs(scores, labels, w, np.zeros(len(scores), dtype=np.int64), 1)
     total = float(pairs.total[0])
     if total <= 0.0:
         raise DataError(f"AUC needs both classes; every label is {labels[0]:g}")
     value = float(pairs.won[0]) / total
-    as_positive = labels * (pairs.beaten - value * pairs.negatives)
-    as_negative = (1.0 - labels) * (pairs.lost_to - value * pairs.positives)
+    as_positive = w * labels * (pairs.beaten - value * pairs.negatives)
+    as_negative = w * (1.0 - labels) * (pairs.lost_to - value * pairs.positives)
     return value, (as_positive + as_negative) / total
 
 
-def gauc(scores: ArrayLike, labels: ArrayLike, group: ArrayLike) -> float:
+def gauc(
+    scores: ArrayLike, labels: ArrayLike, group: ArrayLike, weights: FloatArray | None = None
+) -> float:
     """AUC within each group, averaged with the groups' rows as weights (Zhou et al., KDD 2018).
 
     Groups of one class have no pair to order and are left out.
@@ -274,32 +283,40 @@ def gauc(scores: ArrayLike, labels: ArrayLike, group: ArrayLike) -> float:
         scores: ``[N]``.
         labels: ``[N]`` in [0, 1].
         group: ``[N]``, the user or request of each row.
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: bad rows, or no group holds both classes.
     """
     s, y = paired(finite_rows(scores, "scores"), label_rows(labels, "labels"))
-    value, weight = group_aucs(s, y, *cluster_codes(group, len(s)))
+    value, weight = group_aucs(s, y, *cluster_codes(group, len(s)), weights)
     return float(np.average(value, weights=weight))
 
 
 def group_aucs(
-    scores: FloatArray, labels: FloatArray, codes: IntArray, count: int
+    scores: FloatArray,
+    labels: FloatArray,
+    codes: IntArray,
+    count: int,
+    weights: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """AUC and rows of each group that holds both classes.
+    """AUC and rows, by their weights, of each group that holds both classes.
 
     Raises:
         DataError: no group does.
     """
-    pairs = _count_pairs(scores, labels, codes, count)
+    w = np.ones_like(labels) if weights is None else weights
+    pairs = _count_pairs(scores, labels, w, codes, count)
     usable = pairs.total > 0.0
     if not usable.any():
         raise DataError("GAUC needs a group with both classes; none has")
-    rows = np.bincount(codes, minlength=count).astype(np.float64)
+    rows = sum_by(codes, w, count)
     return pairs.won[usable] / pairs.total[usable], rows[usable]
 
 
-def calibration_ratio(logits: ArrayLike, labels: ArrayLike) -> float:
+def calibration_ratio(
+    logits: ArrayLike, labels: ArrayLike, weights: FloatArray | None = None
+) -> float:
     """Mean predicted probability over the label mean; 1 is calibrated, above 1 is overconfident.
 
     Raises:
@@ -310,7 +327,7 @@ def calibration_ratio(logits: ArrayLike, labels: ArrayLike) -> float:
     z, y = paired(finite_rows(logits, "logits"), label_rows(labels, "labels"))
     if not y.any():
         raise DataError("the calibration ratio needs a positive row; every label is 0")
-    return float(special.expit(z).mean() / y.mean())
+    return float(np.average(special.expit(z), weights=weights) / np.average(y, weights=weights))
 
 
 def recall_per_group(
@@ -425,14 +442,16 @@ class _Pairs:
     total: FloatArray
 
 
-def _count_pairs(scores: FloatArray, labels: FloatArray, codes: IntArray, count: int) -> _Pairs:
-    other = 1.0 - labels
+def _count_pairs(
+    scores: FloatArray, labels: FloatArray, weights: FloatArray, codes: IntArray, count: int
+) -> _Pairs:
+    mine, other = weights * labels, weights * (1.0 - labels)
     negatives = sum_by(codes, other, count)[codes] - other
-    positives = sum_by(codes, labels, count)[codes] - labels
+    positives = sum_by(codes, mine, count)[codes] - mine
     beaten = _weight_below(scores, other, codes, count)
-    lost_to = positives - _weight_below(scores, labels, codes, count)
-    won = sum_by(codes, labels * beaten, count)
-    total = sum_by(codes, labels * negatives, count)
+    lost_to = positives - _weight_below(scores, mine, codes, count)
+    won = sum_by(codes, mine * beaten, count)
+    total = sum_by(codes, mine * negatives, count)
     return _Pairs(beaten, lost_to, negatives, positives, won, total)
 
 

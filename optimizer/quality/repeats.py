@@ -38,8 +38,10 @@ def found(tasks: Sequence[TaskRows]) -> IntArray | None:
     if int(scores.max()) + 1 == count:
         return None
     labelled = [task for task in tasks if not task.soft]
-    if any(by_chance(scores, task.labels, chance_of(task)) for task in labelled):
-        return None
+    for task in (one.labelled for one in labelled):
+        own = scores if task.places is None else scores[task.places]
+        if by_chance(own, task.labels, chance_of(task)):
+            return None
     whole = codes_of([scores.astype(np.float64), *(task.labels for task in labelled)])
     return whole if int(whole.max()) + 1 < count else None
 
@@ -90,7 +92,8 @@ def by_chance(codes: IntArray, labels: NDArray[np.float64], chance: FloatArray) 
     count = int(codes.max()) + 1
     size = np.bincount(codes, minlength=count).astype(np.float64)
     pairs = size * (size - 1.0) / 2.0
-    expected = float((pairs * np.bincount(codes, chance, minlength=count) / size).sum())
+    mean = np.bincount(codes, chance, minlength=count) / np.maximum(size, 1.0)
+    expected = float((pairs * mean).sum())
     inner = codes_of([codes.astype(np.float64), labels])
     same = np.bincount(inner).astype(np.float64)
     differ = float(pairs.sum() - (same * (same - 1.0) / 2.0).sum())

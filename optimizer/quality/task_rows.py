@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from ..errors import DataError
@@ -23,7 +23,10 @@ class TaskRows:
     """Rows of one task: scores, labels and losses, ``[N]`` float64 each.
 
     ``base`` is what a change of loss is relative to: the original's loss, or the variance of its
-    scores where a regression has no labels and the original's loss against itself is 0.
+    scores where a regression has no labels and the original's loss against itself is 0. Losses and
+    base are times the rows' ``weights``. Where labels are missing, ``known`` says of which rows
+    there is one (the others have the original's own answer in its place), and ``labelled`` is those
+    alone: ``places`` says which of all rows they are.
     """
 
     name: str
@@ -35,6 +38,17 @@ class TaskRows:
     reference_loss: FloatArray
     loss: FloatArray
     base: FloatArray
+    weights: FloatArray
+    known: NDArray[np.bool_] | None = None
+    places: IntArray | None = None
+
+    @cached_property
+    def labelled(self) -> TaskRows:
+        """The rows that have a label, which are judged; all where none has."""
+        if self.known is None:
+            return self
+        places = np.flatnonzero(self.known)
+        return replace(self.of(places), known=None, places=places)
 
     def of(self, rows: IntArray) -> TaskRows:
         """The same for some rows only."""
@@ -60,7 +74,8 @@ class TaskRows:
         base = float(self.base.sum())
         if self.regression or not base:
             return 0.0 if bool((self.optimized == self.reference).all()) else math.inf
-        return rare_bound(np.abs(self.optimized - self.reference), confidence) / base
+        shift = self.weights * np.abs(self.optimized - self.reference)
+        return rare_bound(shift, confidence) / base
 
     def delta_ne(self, clusters: Clusters, confidence: float) -> Interval:
         """The relative change of NE with its interval.
@@ -88,10 +103,11 @@ class TaskRows:
         if self.soft:
             return self.loss - self.reference_loss, self.base
         if self.regression:
-            return np.square(self.optimized - self.reference), self.base
+            return self.weights * np.square(self.optimized - self.reference), self.base
         own = np.asarray(special.expit(self.reference), dtype=np.float64)
         base = quality.log_loss_per_row(self.reference, own)
-        return np.maximum(quality.log_loss_per_row(self.optimized, own) - base, 0.0), base
+        damage = np.maximum(quality.log_loss_per_row(self.optimized, own) - base, 0.0)
+        return self.weights * damage, self.weights * base
 
     @cached_property
     def drawn(self) -> bool:
@@ -102,7 +118,8 @@ class TaskRows:
     def probability(self) -> FloatArray:
         """The original's probability of each row, ``[N]``, scaled to the labels' mean."""
         p = special.expit(self.reference)
-        scale = float(self.labels.mean()) / max(float(p.mean()), 1e-300)
+        positive = float(self.weights @ self.labels)
+        scale = positive / max(float(self.weights @ p), 1e-300)
         return np.asarray(np.minimum(p * scale, 1.0), dtype=np.float64)
 
     def _label_noise(self) -> Spread | None:
@@ -114,7 +131,7 @@ class TaskRows:
         """
         if self.regression or not self.drawn:
             return None
-        shift = self.optimized - self.reference
+        shift = self.weights * (self.optimized - self.reference)
         total = float(self.base.sum())
         p = self.probability
         q = 1.0 - p
@@ -172,8 +189,16 @@ def task_rows(
     optimized: Mapping[str, ArrayLike],
     labels: Mapping[str, ArrayLike],
     regression: frozenset[str],
+    weights: ArrayLike | None = None,
 ) -> tuple[TaskRows, ...]:
     """Checks the rows of all tasks; a task without labels takes the original's own answers.
+
+    Args:
+        reference: ``{task: [N]}``, the original's scores.
+        optimized: The same of the copy.
+        labels: ``{task: [N]}``, NaN where a label is missing.
+        regression: Names of the regression tasks.
+        weights: ``[N]``, how much each row counts; None where all count the same.
 
     Raises:
         DataError: no tasks or rows, rows that don't match, or values that can't be judged on.
@@ -189,7 +214,9 @@ def task_rows(
     if strangers:
         raise DataError(f"unknown task {', '.join(strangers)}; the model has {sorted(reference)}")
     rows = tuple(
-        _one_task(name, reference[name], optimized[name], labels.get(name), name in regression)
+        _one_task(
+            name, reference[name], optimized[name], labels.get(name), name in regression, weights
+        )
         for name in reference
     )
     lengths = {task.name: len(task.reference) for task in rows}
@@ -204,6 +231,7 @@ def _one_task(
     optimized: ArrayLike,
     labels: ArrayLike | None,
     regression: bool,
+    weights: ArrayLike | None,
 ) -> TaskRows:
     before = quality.finite_rows(reference, f"original logits of task {name!r}")
     after = quality.finite_rows(optimized, f"optimized logits of task {name!r}")
@@ -211,26 +239,58 @@ def _one_task(
         raise DataError(
             f"task {name!r}: {len(before)} rows of the original, {len(after)} of the optimized"
         )
-    truth = _truth(name, before, labels, regression)
+    count = np.ones_like(before) if weights is None else _weights(weights, len(before))
+    truth, known = _truth(name, before, labels, regression)
     if len(truth) != len(before):
         raise DataError(f"task {name!r}: {len(truth)} labels for {len(before)} rows")
     loss_of = quality.squared_error_per_row if regression else quality.log_loss_per_row
-    reference_loss, loss = loss_of(before, truth), loss_of(after, truth)
+    reference_loss, loss = count * loss_of(before, truth), count * loss_of(after, truth)
     base = reference_loss
     if regression and labels is None:
-        base = np.square(before - before.mean())
+        base = count * np.square(before - np.average(before, weights=count))
+    soft = labels is None
     return TaskRows(
-        name, regression, labels is None, before, after, truth, reference_loss, loss, base
+        name, regression, soft, before, after, truth, reference_loss, loss, base, count, known
     )
+
+
+def _weights(weights: ArrayLike, rows: int) -> FloatArray:
+    found = quality.finite_rows(weights, "weights")
+    if len(found) != rows or (found < 0.0).any() or not found.any():
+        raise DataError(
+            f"weights: {len(found)} for {rows} rows, the least {found.min():g}, the largest "
+            f"{found.max():g}; expected one a row, none negative and not all 0"
+        )
+    return found
 
 
 def _truth(
     name: str, reference: FloatArray, labels: ArrayLike | None, regression: bool
-) -> FloatArray:
-    if labels is None and regression:
-        return reference
+) -> tuple[FloatArray, NDArray[np.bool_] | None]:
+    """The labels, and of which rows there is one; None for all."""
+    own = reference
+    if not regression:
+        own = np.asarray(special.expit(reference), dtype=np.float64)
     if labels is None:
-        return np.asarray(special.expit(reference), dtype=np.float64)
+        return own, None
+    given = np.asarray(labels)
+    missing = np.isnan(given.astype(np.float64)).reshape(-1)
+    if missing.all() and len(missing):
+        raise DataError(
+            f"none of the {len(missing):,} evaluation rows of task {name!r} has a label: give more "
+            "rows, or leave the task's labels out"
+        )
+    truth = _checked(name, given.reshape(-1)[~missing] if missing.any() else given, regression)
+    if not missing.any():
+        return truth, None
+    if len(missing) != len(own):
+        raise DataError(f"task {name!r}: {len(missing)} labels for {len(own)} rows")
+    filled = own.copy()
+    filled[~missing] = truth
+    return filled, ~missing
+
+
+def _checked(name: str, labels: ArrayLike, regression: bool) -> FloatArray:
     if regression:
         return quality.finite_rows(labels, f"labels of task {name!r}")
     truth = quality.label_rows(labels, f"labels of task {name!r}")

@@ -212,6 +212,8 @@ def _asked(
 
 def _signature(plan: Distill, program: Program, rows: Rows) -> str:
     columns = {**rows.features, **{k: torch.from_numpy(v) for k, v in (rows.labels or {}).items()}}
+    if rows.weights is not None:
+        columns["weights of rows"] = torch.from_numpy(rows.weights)
     parts = [program.fingerprint(), repr(_settings(plan))]
     parts += [f"{name}:{content_hash(value).hex()}" for name, value in columns.items()]
     if plan.teacher is not None:
@@ -253,6 +255,7 @@ def _row_hashes(rows: Rows) -> np.ndarray[Any, np.dtype[np.uint64]]:
         if not rows.ragged or len(rows.features[name]) == len(rows)
     ]
     columns += [values for _, values in sorted((rows.labels or {}).items())]
+    columns += [] if rows.weights is None else [rows.weights]
     for column in columns:
         numbers = np.asarray(column).reshape(len(rows), -1).astype(np.float64).view(np.uint64)
         for bits in numbers.T:
@@ -267,28 +270,51 @@ def losses(
     labels: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     share: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of a batch: the labels' times a share, the teacher's times the rest."""
     total = torch.zeros(())
     for task in tasks:
         scores = task_logits(task, outputs)
-        soft = loss_of(task, scores, teacher[task.name], soft=True)
+        soft = loss_of(task, scores, teacher[task.name], soft=True, weights=weights)
         if task.name not in labels:
             total = total + soft
             continue
-        hard = loss_of(task, scores, labels[task.name], soft=False)
+        hard = loss_of(task, scores, labels[task.name], soft=False, weights=weights)
         total = total + share * hard + (1.0 - share) * soft
     return total
 
 
 def loss_of(
-    task: Task, scores: Tensor, target: Tensor, *, soft: bool, scale: float = 1.0
+    task: Task,
+    scores: Tensor,
+    target: Tensor,
+    *,
+    soft: bool,
+    scale: float = 1.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Log loss of logits on labels, or on a teacher's logits; squared error for a regression."""
+    """Log loss of logits on labels, or on a teacher's logits; squared error for a regression.
+
+    The mean over rows by their weights; a row whose target is NaN, a missing label, is left out.
+    """
+    missing = target.isnan()
+    if bool(missing.any()):
+        weights = (torch.ones_like(target) if weights is None else weights) * ~missing
+        target = target.where(~missing, scores.detach().sigmoid())
     if task.kind.value == "regression":
-        return (scores - target).square().mean()
+        return _mean((scores - target).square(), weights)
     wanted = torch.sigmoid(target).mul(scale).clamp(0.0, 1.0) if soft else target
-    return nn.functional.binary_cross_entropy_with_logits(scores, wanted)
+    if weights is None:
+        return nn.functional.binary_cross_entropy_with_logits(scores, wanted)
+    each = nn.functional.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+    return _mean(each, weights)
+
+
+def _mean(each: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return each.mean()
+    return (each * weights).sum() / weights.sum().clamp_min(1e-30)
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,24 @@ class Trainer:
         plan, signature = self.recovery.plan, trainable.program.signature
         outputs = trainable(batch.features)
         if not heads:
-            return losses(signature.served, outputs, batch.labels, batch.teacher, plan.labels)
+            every = signature.served
+            return losses(every, outputs, batch.labels, batch.teacher, plan.labels, batch.weights)
         headed = {head.task for head in heads}
         total = torch.zeros(())
         for task in signature.served:
             share = 1.0 if task.name in headed else plan.labels
-            total = total + losses((task,), outputs, batch.labels, batch.teacher, share)
+            total = total + losses(
+                (task,), outputs, batch.labels, batch.teacher, share, batch.weights
+            )
         for head in heads:
             scores = outputs[head.own.output].squeeze(-1)
             total = total + plan.head_weight * loss_of(
-                head.own, scores, batch.teacher[head.task], soft=True, scale=plan.label_scale
+                head.own,
+                scores,
+                batch.teacher[head.task],
+                soft=True,
+                scale=plan.label_scale,
+                weights=batch.weights,
             )
         return total
 
@@ -155,6 +163,7 @@ class _Batch:
     features: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor]
+    weights: Tensor | None
 
 
 class _Order:
@@ -183,6 +192,7 @@ class _Order:
             take(rows.features, rows.ragged, picked),
             {name: values[picked] for name, values in self._labels.items()},
             {name: values[picked] for name, values in recovery.teacher.items()},
+            None if rows.weights is None else torch.from_numpy(rows.weights)[picked].float(),
         )
 
 

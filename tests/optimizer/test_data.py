@@ -208,7 +208,11 @@ def test_a_list_of_numbers_is_a_tensor(single: Program) -> None:
             r"'click' is outside \[0, 1\] in 1 rows.* row 2: 2",
         ),
         ({"click": torch.tensor([0, -1.0, 2, 1])}, "in 2 rows, first in row 1: -1"),
-        ({"click": torch.tensor([0, 1, 1, math.nan])}, "'click' is NaN or Inf in 1 rows.* row 3"),
+        (
+            {"click": torch.tensor([0, 1, 1, math.inf])},
+            "'click' is Inf in 1 rows.* row 3: inf. NaN is",
+        ),
+        ({"click": torch.full((4,), math.nan)}, "label 'click' is missing in every row. Leave"),
         ({"click": np.array(["a"] * 4)}, "label 'click' isn't a number"),
     ],
 )
@@ -229,7 +233,7 @@ def test_a_regression_label_is_any_number(single: Program) -> None:
     program.signature = program.signature.with_task("score", kind=TaskKind.REGRESSION)
     rows = collect([Batch(torch.zeros(2, 2), torch.tensor([-3.0, 17.0]))], program)
     assert rows.labels is not None
-    with pytest.raises(DataError, match="'score' is NaN or Inf"):
+    with pytest.raises(DataError, match="'score' is Inf"):
         collect([Batch(torch.zeros(1, 2), torch.tensor([math.inf]))], program)
 
 

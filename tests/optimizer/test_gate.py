@@ -500,7 +500,16 @@ LABELS = {"ctr": np.array([1.0, 0.0, 1.0])}
             {},
             "labels of task 'ctr': 2 of 3 rows are outside [0, 1], the first in row 1 (2)",
         ),
-        (GOOD, GOOD, {"ctr": [1.0, math.nan, 0.0]}, {}, "labels of task 'ctr': 1 of 3 rows is NaN"),
+        (GOOD, GOOD, {"ctr": [1.0, math.inf, 0.0]}, {}, "labels of task 'ctr': 1 of 3 rows is NaN"),
+        (
+            GOOD,
+            GOOD,
+            {"ctr": [math.nan] * 3},
+            {},
+            "none of the 3 evaluation rows of task 'ctr' has",
+        ),
+        (GOOD, GOOD, {}, {"weights": [1.0, -1.0, 1.0]}, "weights: 3 for 3 rows, the least -1"),
+        (GOOD, GOOD, {}, {"weights": [0.0] * 3}, "expected one a row, none negative and not all 0"),
         (
             GOOD,
             GOOD,
