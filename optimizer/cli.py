@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .cli_arguments import add_model, add_trust, parquet_of, request_of, sizes_of
+from .cli_arguments import add_model, add_trust, model_of, parquet_of, request_of, sizes_of
 from .cli_console import ERROR, OK, OVER, new_console, new_table
 from .cli_diagnose import add_bisect, add_debug, add_doctor
 from .cli_show import add_explain, add_inspect, list_passes, list_targets
@@ -212,7 +212,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
         instruments.append(Dump(arguments.dump))
     with progress_bar(hidden=arguments.quiet or arguments.json) as progress:
         artifact = optimize(
-            arguments.model,
+            model_of(arguments),
             arguments.target,
             data=parquet_of(arguments),
             budget=Budget.parse(arguments.budget) if arguments.budget else None,

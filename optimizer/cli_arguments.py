@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import RankcError
+from .errors import RankcError, SignatureError
 
 if TYPE_CHECKING:
     from .data.parquet import Parquet
@@ -33,7 +33,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--group", help="column of the user or request a row belongs to")
     parser.add_argument("--time", help="column of when a row came; rows are sorted by it")
+    parser.add_argument("--weights", help="column of how many rows of traffic a row stands for")
     parser.add_argument("--cohort", action="append", default=[], help="column judged by slice")
+    parser.add_argument(
+        "--regression",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="a task whose labels are amounts, such as seconds watched; repeatable",
+    )
+    parser.add_argument(
+        "--missing",
+        action="append",
+        default=[],
+        metavar="TASK=VALUE",
+        help="what stands for a missing label of a task, besides null and NaN; repeatable",
+    )
     parser.add_argument("--pipeline", default="default", help="passes (default: default)")
     parser.add_argument(
         "--cache", type=Path, help="folder of measured kernel times (default ~/.cache/rankc)"
@@ -65,14 +80,38 @@ def parquet_of(arguments: argparse.Namespace) -> Parquet | None:
         arguments.group,
         tuple(arguments.cohort),
         arguments.time,
+        arguments.weights,
     )
 
 
-def capture_of(place: str, trust_code: bool) -> Program:
-    """The program of a named model."""
-    from .capture import capture
+def model_of(arguments: argparse.Namespace) -> str | Program:
+    """The model that was named, captured where something is said of its tasks."""
+    if not arguments.regression and not arguments.missing:
+        return str(arguments.model)
+    return capture_of(arguments)
 
-    return capture(place, trust_code=trust_code)
+
+def capture_of(arguments: argparse.Namespace) -> Program:
+    """The program of the model that was named, its tasks as they were declared."""
+    from .capture import capture
+    from .ir.signature import TaskKind
+
+    program = capture(arguments.model, trust_code=arguments.trust_code)
+    declared: list[tuple[str, dict[str, object]]] = [
+        (task, {"kind": TaskKind.REGRESSION}) for task in arguments.regression
+    ]
+    for text in arguments.missing:
+        task, _, value = text.rpartition("=")
+        try:
+            declared.append((task, {"missing": float(value)}))
+        except ValueError:
+            raise RankcError(f"--missing takes task=value, such as buy=-1, got {text!r}") from None
+    for task, changes in declared:
+        try:
+            program.signature = program.signature.with_task(task, **changes)
+        except KeyError as error:
+            raise SignatureError(f"{arguments.model}: {error.args[0]}") from error
+    return program
 
 
 def sizes_of(text: str) -> tuple[int, ...]:

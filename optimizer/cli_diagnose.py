@@ -81,7 +81,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .registry import served
     from .target import Target
 
-    program = capture_of(arguments.model, arguments.trust_code)
+    program = capture_of(arguments)
     parquet = parquet_of(arguments)
     rows = (
         ordinary(program, 256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import rankc
 import torch
 from numpy.typing import NDArray
 from rankc.frontends.export import capture
+from rankc.optimizer.cli import main
 from rankc.optimizer.data.batch import Batch
 from rankc.optimizer.data.parquet import Parquet
 from rankc.optimizer.data.rows import collect
@@ -331,3 +333,35 @@ def test_a_model_of_traffic_is_optimized_on_what_its_tasks_have(program: Program
     (watch,) = (task for task in verdict.tasks if task.task == "watch")
     right = float((w * (before.detach() - y).square()).sum() / w.sum())
     assert watch.before.loss == pytest.approx(right, rel=1e-5)
+
+
+def ranker() -> nn.Module:
+    """What the command line is given."""
+    return Traffic().eval()
+
+
+def example_inputs() -> tuple[Tensor, Tensor]:
+    rows = traffic(4)
+    return rows["dense"], rows["item"]
+
+
+def test_the_command_line_declares_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Traffic, "example_inputs", staticmethod(example_inputs), raising=False)
+    monkeypatch.setitem(sys.modules, "a_ranker", sys.modules[__name__])
+    rows = traffic(6000, seed=7)
+    frame = pd.DataFrame({k: v.numpy() for k, v in rows.items() if k != "dense"})
+    frame = frame.assign(**{f"dense_{i}": rows["dense"][:, i] for i in range(4)})
+    frame["buy"] = frame["buy"].fillna(-1.0)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    given = ["optimize", "a_ranker:ranker", "--data", str(tmp_path / "rows.parquet"), "--quiet"]
+    given += ["--out", str(tmp_path / "out"), "--weights", "weights", "--budget", "ne=0.05"]
+    assert main([*given, "--regression", "watch"]) == 1
+    assert "missing=-1" in capsys.readouterr().err
+    assert main([*given, "--regression", "seconds"]) == 1
+    assert "no task is called 'seconds'; there are ['click'" in capsys.readouterr().err
+    assert main([*given, "--missing", "buy"]) == 1
+    assert "--missing takes task=value, such as buy=-1" in capsys.readouterr().err
+    assert main([*given, "--regression", "watch", "--missing", "buy=-1"]) == 0
+    assert "rows that have a label" in capsys.readouterr().out
