@@ -97,7 +97,7 @@ bench-comparison: $(VENV)/test
 
 # Random rankers held against eager PyTorch, an hour; FUZZ="--models 50 --seed 3" for fewer, others.
 fuzz-models: $(VENV)/test
-	$(BIN)/python tests/fuzz_models.py $(FUZZ)
+	$(BIN)/python tests/support/fuzz_models.py $(FUZZ)
 
 # Every operator alone on every backend, at length; the table goes to docs/operators.md.
 conformance: $(VENV)/test

@@ -23,7 +23,7 @@ from rankc.optimizer.registry import backend
 from rankc.optimizer.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from placed import coded, optimized, with_coded_tables  # noqa: E402
 
 #: One target of each kind of build: H200 and B200 are built like H100.

@@ -97,7 +97,10 @@ def gpu_tests(clock: Clock, dry: bool) -> Any:
         raise RuntimeError("pytest isn't installed")
     paths = os.pathsep.join([*sys.path[:2], str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    command += ["tests/backends/test_inductor.py", "tests/backends/test_tensorrt.py"]
+    command += [
+        "tests/backends/inductor/test_backend.py",
+        "tests/backends/tensorrt/test_backend.py",
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -12,6 +12,7 @@ from typing import Any
 import sanitized
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import onnx
 import rankc
 from attack import folders, kills, models

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rankc
+import rankers
 from rankc.optimizer.artifact.artifact import MANIFEST
 from rankc.optimizer.errors import ArtifactError
 from rankers import EAGER_FP32, contents, small, small_inputs
@@ -105,7 +106,7 @@ def test_forked_children_score_and_end_and_leave_the_parent_alone(tmp_path: Path
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=Path(str(rankers.__file__)).parent,
     )
     assert done.returncode == 0, done.stderr
     for path in paths:

@@ -16,6 +16,7 @@ import onnx
 import pandas
 import pytest
 import rankc
+import rankers
 import torch
 from rankc.optimizer import driver, lowering
 from rankc.optimizer.errors import BudgetExceeded, DataError, PassError
@@ -170,7 +171,7 @@ def test_same_bytes_in_another_process(tmp_path: Path, monkeypatch: pytest.Monke
     subprocess.run(
         [sys.executable, "-c", "\n".join(script)],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONPATH": str(Path(rankers.__file__).parent), "PYTHONHASHSEED": "7"},
         timeout=300,
     )
     assert contents(there) == contents(tmp_path / "here")
