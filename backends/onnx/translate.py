@@ -24,7 +24,7 @@ from ...optimizer.ir.ops import (
     ROWWISE_LINEAR,
 )
 from ...optimizer.ir.printer import operator
-from ...optimizer.ir.torchapi import operator_name, silenced
+from ...optimizer.ir.torchapi import exported_as_onnx, operator_name, silenced
 from . import bags, bounds
 from .arithmetic import ARITHMETIC
 from .attention import ATTENTION
@@ -72,6 +72,13 @@ def _half_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
+def _squeeze(x: Any, dims: Any) -> Any:
+    """``aten.squeeze.dims``: the exporter has none, and traces the whole anew."""
+    asked = [dim % len(x.shape) for dim in dims]
+    axes = [axis for axis in asked if x.shape[axis] == 1]
+    return op.Squeeze(x, op.Constant(value_ints=axes)) if axes else op.Identity(x)
+
+
 def _byte(value: int) -> Any:
     return onnx.numpy_helper.from_array(np.array(value, dtype=np.uint8))
 
@@ -86,6 +93,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     **REDUCTIONS,
     **ATTENTION,
     **DOUBLE,
+    torch.ops.aten.squeeze.dims: _squeeze,
     QUANTIZE.op: _quantize,
     DEQUANTIZE.op: _dequantize,
     HALF_LINEAR.op: _half_linear,
@@ -114,19 +122,9 @@ def to_onnx(program: Program) -> ir.Model:
     exported = program.exported()
     try:
         with silenced():
-            made = torch.onnx.export(
-                exported,
-                dynamo=True,
-                opset_version=_OPSET,
-                custom_translation_table=_TRANSLATIONS,
-                verbose=False,
-                # It isn't exact; `clean_up` is.
-                optimize=False,
-            )
+            model: ir.Model = exported_as_onnx(exported, _OPSET, _TRANSLATIONS)
     except Exception as error:
         raise UnsupportedError(_explain(error, program)) from error
-    assert made is not None
-    model: ir.Model = made.model
     drop_needless(model)
     clean_up(model)
     _name(model, program)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import linecache
 import logging
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from traceback import FrameSummary, StackSummary
 from typing import Any
@@ -32,6 +34,7 @@ from torch.fx.experimental.symbolic_shapes import (
     free_unbacked_symbols,
 )
 from torch.fx.proxy import TracerBase
+from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -53,6 +56,7 @@ __all__ = [
     "core_decompositions",
     "core_program",
     "detect_fake_mode",
+    "exported_as_onnx",
     "fake_call",
     "fake_mode_of",
     "fake_of",
@@ -99,18 +103,79 @@ def fake_of(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
 def fake_call(
     target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], mode: FakeTensorMode
 ) -> Any:
-    """The value ``target`` would return, without computing it."""
+    """The value ``target`` would return, without computing it.
+
+    Inference takes milliseconds an operator, and passes ask for the same one over and over: what
+    was inferred in ``mode`` from values of the same shapes and dtypes is returned again.
+    """
 
     def value_of(node: fx.Node) -> Any:
         return node.meta["val"]
 
     fake_args = fx.map_arg(args, value_of)
     fake_kwargs = fx.map_arg(dict(kwargs), value_of)
+    known: dict[Any, Any] = mode.__dict__.setdefault("rankc_inferred", {})
+    key = _inference_key(target, fake_args, fake_kwargs)
+    if key is not None and key in known:
+        return known[key]
     # C++ takes a composite operator apart with plain numbers for sizes, which fixes the batch;
     # Python's own decompositions, such as those of recurrent layers, don't.
     apart = enable_python_dispatcher() if _has_parts(target) else contextlib.nullcontext()
     with mode, torch.no_grad(), quiet(mode), apart:
-        return target(*fake_args, **fake_kwargs)
+        value = target(*fake_args, **fake_kwargs)
+    if key is not None and not _of_unknown_size(value):
+        known[key] = value
+    return value
+
+
+def _inference_key(target: object, args: Any, kwargs: Any) -> Hashable | None:
+    """What inference looks at; None if that can't be said, as of values known at inference."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    looked_at: list[Hashable] = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            if (
+                not isinstance(leaf, FakeTensor)
+                or leaf.constant is not None
+                or _of_unknown_size(leaf)
+            ):
+                return None
+            sizes = (*leaf.shape, *leaf.stride(), leaf.storage_offset())
+            looked_at.append((leaf.dtype, leaf.device, leaf.ndim, *map(_size_key, sizes)))
+        elif isinstance(leaf, torch.SymInt):
+            looked_at.append(_size_key(leaf))
+        elif isinstance(leaf, _PLAIN):
+            looked_at.append((type(leaf), repr(leaf)))
+        else:
+            return None
+    return (target, structure, tuple(looked_at))
+
+
+#: What an operator takes beside tensors and sizes.
+_PLAIN = (
+    bool,
+    int,
+    float,
+    str,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    type(None),
+)
+
+
+def _size_key(size: int | torch.SymInt) -> Hashable:
+    return size if isinstance(size, int) else size.node.expr
+
+
+def _of_unknown_size(value: Any) -> bool:
+    """Whether a size in it is only known when the values are: each inference has its own."""
+    leaves = pytree.tree_leaves(value)
+    return any(
+        isinstance(leaf, torch.Tensor | torch.SymInt) and free_unbacked_symbols(leaf)
+        for leaf in leaves
+    )
 
 
 def fixed_size(size: int | torch.SymInt) -> int | None:
@@ -163,6 +228,73 @@ def silenced() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+_EXPORTING = threading.Lock()
+
+
+def exported_as_onnx(
+    exported: torch.export.ExportedProgram, opset: int, forms: Mapping[Any, Callable[..., Any]]
+) -> Any:
+    """What ``torch.onnx.export`` writes of a program, its own optimizer left out: it isn't exact.
+
+    Half of its time goes where nothing is to be done. Its table of operators, read anew at every
+    call, is read once here, and a program of whose operators each has a form isn't traced again to
+    take them apart. ``exported`` may be changed.
+
+    Args:
+        exported: The program.
+        opset: ONNX's version of the operators.
+        forms: What operators are written as that aren't written as torch would.
+
+    Returns:
+        The model, an ``onnx_ir.Model``.
+    """
+    from torch.onnx._internal.exporter import _fx_passes, _registration
+
+    with _EXPORTING:
+        table = functools.partial(_copied, _onnx_table(opset))
+        apart = functools.partial(_taken_apart, _fx_passes.decompose_with_registry)
+        with (
+            mock.patch.object(_registration.ONNXRegistry, "from_torchlib", staticmethod(table)),
+            mock.patch.object(_fx_passes, "decompose_with_registry", apart),
+        ):
+            made = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=dict(forms),
+                verbose=False,
+                optimize=False,
+            )
+    assert made is not None
+    return made.model
+
+
+@functools.cache
+def _onnx_table(opset: int) -> Any:
+    """Torch's table of operators in ONNX."""
+    from torch.onnx._internal.exporter import _registration
+
+    return _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+
+
+def _copied(table: Any, opset_version: int) -> Any:
+    """A table that forms can be added to."""
+    copied = copy.copy(table)
+    copied.functions = {target: list(forms) for target, forms in table.functions.items()}
+    return copied
+
+
+def _taken_apart(
+    decompose: Callable[..., Any], exported: torch.export.ExportedProgram, registry: Any
+) -> Any:
+    """The program in operators that have a form; itself where it is already."""
+    calls = [node for node in exported.graph.nodes if node.op == "call_function"]
+    nested = any(node.op == "get_attr" for node in exported.graph.nodes)
+    if nested or not all(registry.is_registered(node.target) for node in calls):
+        return decompose(exported, registry)
+    return exported
 
 
 @contextlib.contextmanager

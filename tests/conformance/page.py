@@ -182,9 +182,8 @@ def page(table: Table) -> str:
         "## What differed at first",
         "",
         f"{len(own)} of the exporter's forms aren't what PyTorch computes somewhere (or lose it on "
-        "ONNX Runtime) and are written by rankc instead: *lowered* below. They are: "
-        + ", ".join(f"`{name}`" for name in own)
-        + ".",
+        "ONNX Runtime, or take a trace of the whole program) and are written by rankc instead: "
+        "*lowered* below. They are: " + ", ".join(f"`{name}`" for name in own) + ".",
         "",
         "What still differs is of numbers near the largest there is:",
         "",
