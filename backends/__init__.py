@@ -5,8 +5,16 @@ BACKENDS: dict[str, str] = {
     "eager": "eager:Eager",
     "inductor": "inductor.backend:Inductor",
     "mlir": "mlir:Mlir",
-    "onnx": "onnxruntime.backend:PlainOnnx",
+    "onnx": "onnx.backend:PlainOnnx",
     "onnxruntime": "onnxruntime.backend:OnnxRuntime",
     "openvino": "openvino:OpenVino",
     "tensorrt": "tensorrt.backend:TensorRT",
+}
+
+#: What opens the artifacts of those that build with more than they run with.
+RUNTIMES: dict[str, str] = {
+    "onnx": "onnx.runtime:EmulatedRuntime",
+    "onnxruntime": "onnxruntime.runtime:OrtRuntime",
+    "openvino": "openvino_runtime:OpenVinoRuntime",
+    "tensorrt": "tensorrt.runtime:TensorRTRuntime",
 }

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..optimizer.backend import Arrays, Backend, Built
+from ..optimizer.backend import Backend, Built
 from ..optimizer.ir import Program
+from ..optimizer.runtime import Arrays
 from ..optimizer.target import Target
 
 MODEL = "model"

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..optimizer.backend import Arrays, Backend, Built
+from ..optimizer.backend import Backend, Built
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.ir import Program, site_of
 from ..optimizer.ir.torchapi import core_program, silenced
+from ..optimizer.runtime import Arrays
 from ..optimizer.target import Target
 
 WEIGHTS, ARGUMENTS, COMPILED = "weights.bin", "arguments.json", "model.vmfb"

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from torch import fx
 
-from ..optimizer.backend import Arrays, Built, Here
+from ..optimizer.backend import Built, Here
 from ..optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ..optimizer.formats import BF16, FP32
 from ..optimizer.ir import Program
 from ..optimizer.ir.ops import HALF_LINEAR
+from ..optimizer.runtime import Runner
 from ..optimizer.target import Target
 from . import openvino_limits
+from .onnx.base import OnnxBackend
+from .onnx.files import MODEL
 from .onnx.rowwise_linear import inline_rowwise
-from .onnxruntime.backend import MODEL, OnnxRuntime
+from .openvino_runtime import FACTS, OpenVinoRunner, OpenVinoRuntime, opened, openvino_package
 
-FACTS = "openvino.json"
 _PIP = "pip install openvino"
-#: OpenVINO's own names of the precision that everything is computed in that has no codes.
-_PRECISIONS = {FP32.word: "f32", BF16.word: "bf16"}
 
 
-class OpenVino(OnnxRuntime):
+class OpenVino(OpenVinoRuntime, OnnxBackend):
     """Builds standard ONNX, which OpenVINO compiles when the artifact is opened.
 
     Q/DQ run in INT8. All the rest runs in one precision: bf16 if every linear that is not in INT8
     was placed in bf16, and fp32 otherwise.
     """
 
-    name: ClassVar[str] = "openvino"
-    _native: ClassVar[bool] = False
+    times: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def missing(self) -> str:
         """The pip line, where it isn't installed."""
@@ -51,7 +50,7 @@ class OpenVino(OnnxRuntime):
 
     def versions(self) -> dict[str, str]:
         """OpenVINO's."""
-        return {"openvino": _openvino().__version__}
+        return {"openvino": openvino_package().__version__}
 
     def supports(self, node: fx.Node, target: Target) -> str | None:
         """None, or why OpenVINO has no form for the node, or one that computes something else."""
@@ -72,117 +71,39 @@ class OpenVino(OnnxRuntime):
         """
         if self.missing():
             raise TargetError(f"openvino isn't installed: {self.missing()}")
-        built = super().build(program, target, folder, metadata)
-        precision = _precision(program)
-        (folder / FACTS).write_text(json.dumps({"precision": precision}) + "\n")
-        try:
-            self.open(folder, 1)
-        except ArtifactError as error:
-            raise UnsupportedError(str(error)) from error
-        notes = (f"openvino computes in {precision} what isn't INT8",)
-        versions = {**built.versions, **self.versions()}
-        return Built((*built.files, FACTS), versions, notes, built.fused)
+        return super().build(program, target, folder, metadata)
 
-    def build_beside(
-        self,
-        entry: str,
-        program: Program,
-        target: Target,
-        folder: Path,
-        metadata: Mapping[str, str],
-    ) -> Built:
-        """Writes ``<entry>.onnx``, which is computed in the precision of ``model.onnx``.
+    def finish(self, built: Built, program: Program, path: Path) -> Built:
+        """Writes ``openvino.json`` beside ``model.onnx``, whose precision others have; compiles it.
 
         Raises:
-            UnsupportedError: OpenVINO doesn't take it.
+            UnsupportedError: OpenVINO doesn't take the model.
         """
-        built = super().build_beside(entry, program, target, folder, metadata)
+        if path.name == MODEL:
+            precision = _precision(program)
+            path.with_name(FACTS).write_text(json.dumps({"precision": precision}) + "\n")
+            notes = (f"openvino computes in {precision} what isn't INT8",)
+            built = replace(built, files=(*built.files, FACTS), notes=notes)
         try:
-            self.open_beside(entry, folder, 1)
+            opened(path, 1)
         except ArtifactError as error:
             raise UnsupportedError(str(error)) from error
         return built
 
-    def open(self, folder: Path, threads: int | None = None) -> OpenVinoRunner:
-        """Compiles ``model.onnx``."""
-        return self._open(folder / MODEL, threads)
+    def written_by(self) -> dict[str, str]:
+        """OpenVINO's version as well."""
+        return {**super().written_by(), **self.versions()}
 
-    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> OpenVinoRunner:
-        """Compiles ``<entry>.onnx``."""
-        return self._open(folder / f"{entry}.onnx", threads)
-
-    def _open(self, path: Path, threads: int | None) -> OpenVinoRunner:
-        facts = path.with_name(FACTS)
-        try:
-            precision = json.loads(facts.read_text())["precision"]
-        except (OSError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{facts} is damaged or foreign: {error!r}") from error
-        return OpenVinoRunner(path, precision, threads)
-
-    def _fuse(self, model: ir.Model) -> Mapping[str, int]:
+    def rewrite(self, model: ir.Model) -> Mapping[str, int]:
+        """Products in bf16 become products in fp32, whose precision OpenVINO sets."""
         inline_rowwise(model)
         return {BF16.word: _without_casts(model.graph)}
 
-    def _run_part(self, model: bytes) -> Any:
-        half = ir.from_proto(_proto(model)).graph
+    def run_part(self, model: bytes) -> Runner:
+        """Compiles a part of a model for one thread."""
+        half = ir.from_proto(onnx.ModelProto.FromString(model)).graph
         precision = BF16.word if any("rankc.half" in n.metadata_props for n in half) else FP32.word
         return OpenVinoRunner(model, precision, 1)
-
-    def _notes(self) -> tuple[str, ...]:
-        return ()
-
-
-class OpenVinoRunner:
-    """A compiled model that takes and returns numpy arrays by name."""
-
-    def __init__(self, model: Path | bytes, precision: str, threads: int | None = None) -> None:
-        openvino = _openvino()
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        core = openvino.Core()
-        try:
-            read = (
-                core.read_model(model, b"") if isinstance(model, bytes) else core.read_model(model)
-            )
-            compiled = core.compile_model(read, "CPU", settings)
-        except RuntimeError as error:
-            reasons = [line for line in str(error).splitlines() if line.strip()]
-            why = "; ".join(reasons[:4])
-            raise ArtifactError(f"openvino can't open the model: {why}") from error
-        self._request = compiled.create_infer_request()
-        # A value has every name that what it is equal to had: an input that of what a no-op makes
-        # of it, an output that of a second output.
-        self._asked = _output_names(model)
-        self._inputs = [value.get_names() for value in compiled.inputs]
-        self._outputs = {name: value for value in compiled.outputs for name in value.get_names()}
-
-    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Scores one batch."""
-        given = [features[next(iter(names & features.keys()))] for names in self._inputs]
-        found = self._request.infer(given, share_inputs=True)
-        return {name: found[self._outputs[name]] for name in self._asked}
-
-
-def _openvino() -> Any:
-    """The package; its telemetry is not asked for anything."""
-    return importlib.import_module("openvino")
-
-
-def _output_names(model: Path | bytes) -> list[str]:
-    """What the file calls its outputs; OpenVINO knows them by other names as well."""
-    proto = (
-        _proto(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
-    )
-    return [value.name for value in proto.graph.output]
-
-
-def _proto(model: bytes) -> Any:
-
-    return onnx.ModelProto.FromString(model)
 
 
 def _precision(program: Program) -> str:

@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import rankc
 import torch
-from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, OrtRunner
+from rankc.backends.onnx.files import MODEL
+from rankc.backends.onnxruntime.backend import OnnxRuntime
+from rankc.backends.onnxruntime.runtime import OrtRunner
 from rankc.models import DLRM
 from rankc.optimizer.analysis.sites import table_sites
 from rankc.optimizer.data.synthetic import synthesize

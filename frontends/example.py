@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer.data.delimiters import Ragged, row_count
-from ..optimizer.data.ragged import take
+from ..optimizer.data.ragged import bounds_of, delimiter_of, take
 from ..optimizer.errors import CaptureError, SignatureError
 from ..optimizer.ir.structure import Structure
 
@@ -194,9 +194,9 @@ def as_rows(
         extra = next(more for more in count() if held + more not in known)
         if extra == 0:
             continue
-        lengths = one.bounds(rows).diff()
+        lengths = bounds_of(one, rows).diff()
         lengths[-1] += extra
-        rows[one.delimiter] = one.delimiter_of(lengths, rows[one.delimiter].dtype)
+        rows[one.delimiter] = delimiter_of(one, lengths, rows[one.delimiter].dtype)
         for name in one.values:
             values = rows[name]
             last = values[-1:] if held else values.new_zeros(1, *values.shape[1:])

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from torch import Tensor, fx
-
-from .errors import ArtifactError, TargetError, UnsupportedError
+from .errors import TargetError, UnsupportedError
 from .formats import LINEAR
-from .ir import Program, facts_of, site_of
+from .runtime import Runtime
 from .target import Target
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+if TYPE_CHECKING:
+    from torch import Tensor, fx
 
-
-class Runner(Protocol):
-    """An opened artifact: feature arrays by name in, output arrays by name out."""
-
-    def __call__(self, features: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Scores one batch."""
+    from .ir.program import Program
 
 
 @dataclass(frozen=True)
@@ -67,14 +60,11 @@ class Here:
     run: str
 
 
-class Backend(ABC):
+class Backend(Runtime):
     """Turns programs into files, and runs them."""
 
-    name: ClassVar[str]
     #: Whether it can time parts of a program on this machine (`seconds_apart`).
     times: ClassVar[bool] = False
-    #: Whether what it builds refuses ids beyond their tables; else they are checked before it runs.
-    refuses: ClassVar[bool] = False
 
     def formats(self, target: Target) -> tuple[str, ...]:
         """The target's formats for linears that the backend has a form for, and that pay there."""
@@ -132,34 +122,6 @@ class Backend(ABC):
             UnsupportedError: A node the backend doesn't take, by the user's name of it.
         """
 
-    @abstractmethod
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
-        """Opens what `build` wrote.
-
-        Args:
-            folder: Where it is.
-            threads: How many to use; None leaves it to the runtime.
-
-        Raises:
-            ArtifactError: The files can't be read.
-        """
-
-    def code_in(self, files: Collection[str]) -> str:
-        """What of an artifact's files is code that `open` would run; empty where they are data.
-
-        Args:
-            files: That the artifact's manifest lists.
-        """
-        return ""
-
-    def emulates(self, files: Collection[str]) -> bool:
-        """Whether `open` computes them on the CPU in place of the device they are for.
-
-        Args:
-            files: That the artifact's manifest lists.
-        """
-        return False
-
     def build_beside(
         self,
         entry: str,
@@ -181,14 +143,6 @@ class Backend(ABC):
             UnsupportedError: A node the backend doesn't take; or it holds one program a folder.
         """
         raise UnsupportedError(f"{self.name} has no entry for requests, only one for flat batches")
-
-    def open_beside(self, entry: str, folder: Path, threads: int | None = None) -> Runner:
-        """Opens what `build_beside` wrote.
-
-        Raises:
-            ArtifactError: The files can't be read.
-        """
-        raise ArtifactError(f"{self.name} has no entry {entry!r} in {folder}")
 
     def missing(self) -> str:
         """The pip line for what a build needs and isn't installed; empty if nothing is missing."""
@@ -235,6 +189,8 @@ class Backend(ABC):
         """
         refused = self.refusals(program, target)
         if refused:
+            from .ir.facts import site_of  # a backend is defined, and runs, without torch
+
             lines = [f"  {site_of(node)}: {reason}{_place(node)}" for node, reason in refused[:8]]
             raise UnsupportedError(
                 f"{self.name} can't build {len(refused)} nodes for {target.name}:\n"
@@ -244,5 +200,7 @@ class Backend(ABC):
 
 def _place(node: fx.Node) -> str:
     """Its operator and the user's line, where that is known."""
+    from .ir.facts import facts_of
+
     source = facts_of(node).source
     return f" ({node.target}, {source})" if source else ""

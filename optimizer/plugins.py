@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import RankcError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 T = TypeVar("T")
 
 
 def plugin_names(group: str) -> set[str]:
     """What packages announce in a group."""
-    return set(entry_points(group=group).names)
+    return set(_announced(group).names)
 
 
 def plugin_places(group: str, name: str) -> set[str]:
     """Where packages say that what is called so is found."""
-    return {point.value for point in entry_points(group=group, name=name)}
+    return {point.value for point in _announced(group).select(name=name)}
 
 
 def plugin(
@@ -36,7 +38,7 @@ def plugin(
         RankcError: As ``error``: two packages announce it, it can't be loaded, or it is something
             else. Named with its package.
     """
-    points = sorted(entry_points(group=group, name=name), key=lambda point: point.value)
+    points = sorted(_announced(group).select(name=name), key=lambda point: point.value)
     if not points:
         return None
     if len({point.value for point in points}) > 1:
@@ -55,6 +57,12 @@ def plugin(
         called = getattr(found, "name", None)
         raise error(f"{whose}: {point.value} is called {called!r}")
     return found
+
+
+def _announced(group: str) -> EntryPoints:
+    from importlib.metadata import entry_points  # slow to import, and seldom asked for
+
+    return entry_points(group=group)
 
 
 def _package(point: EntryPoint) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from .backend import Backend
 from .errors import CaptureError, PluginError, TargetError
 from .plugins import plugin, plugin_names
+from .runtime import Runtime
 from .target import Target
 
 #: The entry point group other packages announce backends under: ``my-backend = pkg.mod:MyBackend``.
@@ -31,14 +32,34 @@ def backend(name: str) -> Backend:
     ours = _builtin()
     if name not in ours:
         return _plugged(name)
-    module, _, attribute = ours[name].partition(":")
-    try:
-        made: Backend = getattr(importlib.import_module(f"rankc.backends.{module}"), attribute)()
-    except ImportError as error:
-        raise TargetError(
-            f"backend {name!r} needs {error.name}, which isn't installed: pip install {error.name}"
-        ) from error
+    made: Backend = _made(name, ours[name])
     return made
+
+
+def runtime(name: str) -> Runtime:
+    """What opens what the backend called ``name`` built, without what it builds with.
+
+    Raises:
+        TargetError: There is none, or a library it needs isn't installed.
+        PluginError: It comes from another package, and can't be used; which, and why.
+    """
+    apart: dict[str, str] = importlib.import_module("rankc.backends").RUNTIMES
+    if name not in apart:
+        return backend(name)
+    made: Runtime = _made(name, apart[name])
+    return made
+
+
+def _made(name: str, place: str) -> Any:
+    """An instance of a class of ours, by its place."""
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(importlib.import_module(f"rankc.backends.{module}"), attribute)()
+    except ImportError as error:
+        needed = error.name or "torch"
+        raise TargetError(
+            f"backend {name!r} needs {needed}, which isn't installed: pip install {needed}"
+        ) from error
 
 
 def _builtin() -> dict[str, str]:

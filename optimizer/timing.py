@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,5 +55,7 @@ def side_by_side(
 def _summary(values: list[float]) -> Timing:
     if len(values) < 2:
         return Timing(values[0], 0.0)
+    import statistics  # slow to import, and who serves times nothing
+
     low, middle, high = statistics.quantiles(values, n=4)
     return Timing(middle, high - low)

@@ -14,6 +14,7 @@ from typing import Any
 import networkx as nx
 import pytest
 import rankc
+from rankc.backends import RUNTIMES
 from rankc.optimizer.formats import LINEAR, TABLE, UNPLACED
 from rankc.optimizer.ir.torchapi import captured_operators
 from rankc.optimizer.precision.linear_format import linear_format
@@ -122,8 +123,18 @@ def test_imports_inside_the_library_are_relative(path: Path) -> None:
 #: The parts of `optimizer/`, ground first. What a part imports stands before it, also where it only
 #: does for a type or inside of a function.
 LINE = (
-    *("errors", "plugins", "fitting", "interrupts", "formats", "timing", "ir", "target", "backend"),
-    *("registry", "data", "analysis", "compare", "quality", "report", "requests", "capture"),
+    *("errors", "plugins", "fitting", "interrupts", "formats", "timing", "ir", "target", "runtime"),
+    *(
+        "backend",
+        "registry",
+        "data",
+        "analysis",
+        "compare",
+        "quality",
+        "report",
+        "requests",
+        "capture",
+    ),
     *("training", "pipeline", "heads", "precision", "pruning", "amendments", "artifact"),
     *("milestones", "lowering", "diagnose", "driver", "replan", "cli_verify", "progress_bar"),
     *("cli_console", "cli_arguments", "cli_diagnose", "cli_show", "cli"),
@@ -206,10 +217,15 @@ def test_an_import_the_wrong_way_is_found(tmp_path: Path, planted: str, told: st
 
 #: Where opening an artifact begins.
 OPENED = (
-    Path("optimizer/formats.py"),
-    Path("optimizer/target.py"),
-    Path("optimizer/quality/verdict.py"),
+    Path("optimizer/artifact/artifact.py"),
+    Path("optimizer/backend.py"),
+    Path("optimizer/precision/explain.py"),
     Path("optimizer/report/report.py"),
+    Path("optimizer/cli.py"),
+    *(
+        Path("backends", *place.partition(":")[0].split(".")).with_suffix(".py")
+        for place in RUNTIMES.values()
+    ),
 )
 #: What takes long to import, and what a machine that serves needn't have.
 HEAVY = {"torch", "scipy", "onnx", "onnx_ir", "onnxscript", "networkx", "rich", "pandas"}

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ...optimizer.backend import Arrays, Backend, Built, Here
+from ...optimizer.backend import Backend, Built, Here
 from ...optimizer.errors import ArtifactError, TargetError, UnsupportedError
 from ...optimizer.ir import Program, site_of
 from ...optimizer.ir.ops import DEQUANTIZE, QUANTIZE, ROWWISE_LINEAR
 from ...optimizer.ir.torchapi import aoti_compile, aoti_load, compiled, silenced
+from ...optimizer.runtime import Arrays
 from ...optimizer.target import Target
 from .gpu_kernels import (
     BF16,

@@ -9,37 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx.parser
 import onnxruntime
 
-_log = logging.getLogger(__name__)
+from .trial import MODEL
 
 #: Of the operators, in model files.
 DOMAIN = "rankc"
-
-#: A dense feature, its dot product with a bag of two rows, and a row; as floats and as codes.
-_TEST = """
-<ir_version: 10, opset_import: ["": 21, "rankc": 1]>
-test (float[B, 3] dense, int64[B, 3] ids, uint8[4, 3] codes, float[4, 2] scales) => (
-    float[B, 7] floats, uint8[B, 7] rounded) {
-  floats = rankc.Features <PLAN> (dense, ids, codes, scales)
-  rounded = rankc.FeatureCodes <PLAN, scale = 0.25, zero_point = 100> (dense, ids, codes, scales)
-}
-"""
-_PLAN = (
-    "plan = [0, 0, 0, 3, 0, -1, -1, -1, -1, -1, 0, 0, 1, 1, 0,"
-    " 1, 0, 0, 3, 0, -1, -1, -1, -1, -1, 0, 0, 1, 1, 0,"
-    " 1, 1, 2, 3, 2, 1, 3, -1, -1, -1, 0, 0, 1, 2, 2, 0, 0,"
-    " 0, 1, 2, 3, 2, 1, 3, -1, -1, -1, 2, 0, 1, 1, 1, 1],"
-    " factors = [1.0, 1.0, 0.5, 1.0], pairs = [0, 1], shape = [7]"
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,9 @@ def library() -> Library:
     try:
         _try_out(found[0])
     except Exception as error:
-        _log.warning("native operators are not used: %s", error)
+        import logging  # slow to import, and hardly ever needed
+
+        logging.getLogger(__name__).warning("native operators are not used: %s", error)
         return Library(None, f"it fails here: {error}")
     return Library(found[0])
 
@@ -92,10 +75,7 @@ def _try_out(path: Path) -> None:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.register_custom_ops_library(str(path))
-    model = onnx.parser.parse_model(_TEST.replace("PLAN", _PLAN))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
     feeds: dict[str, np.ndarray[Any, Any]] = {
         "dense": np.array([[1, 2, 3], [-2, 0.5, 4]], np.float32),
         "ids": np.array([[0, 3, 1], [2, 2, -2]]),

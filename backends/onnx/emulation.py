@@ -9,8 +9,6 @@ import onnx_ir as ir
 from .forms import forms
 from .tables import is_table
 
-#: The same scores as ``model.onnx``, over the same data file.
-EMULATED = "emulated.onnx"
 _HALF = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 

@@ -5,30 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import fx
 
-from ...optimizer.backend import Built, Here, Runner
+from ...optimizer.backend import Built, Here
 from ...optimizer.errors import TargetError, UnsupportedError
 from ...optimizer.formats import LINEAR
 from ...optimizer.ir import Program
 from ...optimizer.ir.ops import QUANTIZE, ROWWISE_LINEAR
 from ...optimizer.target import Target
 from ..inductor.gpu_kernels import gpu_sm
-from ..onnx.emulation import EMULATED, write_emulated
+from ..onnx.backend import PlainOnnx
+from ..onnx.emulation import write_emulated
+from ..onnx.files import EMULATED, MODEL
 from ..onnx.forms import forms
 from ..onnx.tables import decode_tables_first, tables_as_inputs
 from ..onnx.translate import save_onnx, to_onnx
-from ..onnxruntime.backend import MODEL, OrtRunner, PlainOnnx
 from .build_log import LinearRun, kernels, linear_runs, mismatches
-from .engine import ENGINE, FACTS, EngineFacts, EngineRunner
+from .engine import FACTS, EngineFacts
 from .rules import FULL, RTX, Library, require_formats, require_legal, site_of
+from .runtime import ENGINE, TensorRTRuntime
 
 FUSION = "fusion.json"
 _UNCHECKED = "ONNX, not checked by TensorRT"
@@ -57,7 +59,7 @@ class _Plan:
     kept: bool
 
 
-class TensorRT(PlainOnnx):
+class TensorRT(TensorRTRuntime, PlainOnnx):
     """Builds ONNX that TensorRT takes, and the engine where a package for that GPU is here.
 
     Where none is, the file is written all the same, says what is missing, and `complete` makes the
@@ -67,8 +69,6 @@ class TensorRT(PlainOnnx):
     or BF16 is cast, and TF32 is off, so that the engine computes what was verified. Without the
     target's GPU the scores come from ONNX Runtime's CPU kernels, on the same ONNX file.
     """
-
-    name: ClassVar[str] = "tensorrt"
 
     def missing(self) -> str:
         """The line that installs what a build needs; empty if it is here."""
@@ -104,10 +104,6 @@ class TensorRT(PlainOnnx):
             return "TensorRT has no uint8 codes; a target with int8_activations='int8' has int8"
         return None
 
-    def code_in(self, files: Collection[str]) -> str:
-        """An engine is machine code of a GPU; the ONNX file alone is none."""
-        return f"{ENGINE} is compiled code, which TensorRT loads" if ENGINE in files else ""
-
     def build(
         self, program: Program, target: Target, folder: Path, metadata: Mapping[str, str]
     ) -> Built:
@@ -126,7 +122,7 @@ class TensorRT(PlainOnnx):
         if write_emulated(folder / MODEL, folder / EMULATED):
             files += (EMULATED,)
         if plan is None:
-            return Built(files, {"onnx": ir.__version__}, (*self._notes(), lacking))
+            return Built(files, {"onnx": ir.__version__}, (*self.notes(), lacking))
         stored = metadata.get("rankc.batch_sizes", "")
         sizes = tuple(int(size) for size in stored.split(",")) if stored else _BATCHES
         runs, version = _engine(folder / MODEL, folder, plan, sizes)
@@ -136,7 +132,7 @@ class TensorRT(PlainOnnx):
         return Built(
             files,
             {"onnx": ir.__version__, plan.library.module: version},
-            (*self._notes(), _note(plan, version, target, runs), *unmet),
+            (*self.notes(), _note(plan, version, target, runs), *unmet),
             {f"{run.runs} linears": _count(runs, run.runs) for run in runs},
             unmet,
         )
@@ -158,18 +154,6 @@ class TensorRT(PlainOnnx):
         runs, version = _engine(folder / MODEL, made, plan, tuple(batch_sizes))
         _write_report(made, plan, version, runs)
         return (FUSION, ENGINE, FACTS)
-
-    def emulates(self, files: Collection[str]) -> bool:
-        """Unless there are an engine and a GPU."""
-        return gpu_sm() is None or ENGINE not in files
-
-    def open(self, folder: Path, threads: int | None = None) -> Runner:
-        """Opens the engine where there is a GPU, and the ONNX file elsewhere."""
-        sm = gpu_sm()
-        if sm is None or not (folder / ENGINE).exists():
-            emulated = (folder / EMULATED).exists()
-            return OrtRunner(folder / (EMULATED if emulated else MODEL), threads, self._broken())
-        return EngineRunner(folder, ir.load(folder / MODEL), sm)
 
 
 def _plan_for(target: Target) -> _Plan:

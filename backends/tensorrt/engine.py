@@ -13,12 +13,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ...optimizer.backend import Arrays
 from ...optimizer.errors import ArtifactError, SignatureError
 from ...optimizer.report.report import readable_bytes
+from ...optimizer.runtime import Arrays
 from .rules import LIBRARIES
+from .runtime import ENGINE
 
-ENGINE, FACTS = "model.engine", "engine.json"
+FACTS = "engine.json"
 
 
 @dataclass(frozen=True)

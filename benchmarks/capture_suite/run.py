@@ -95,7 +95,8 @@ def onnx(program: Any, batches: Mapping[int, Any], expected: Mapping[int, Any]) 
     """ONNX Runtime's scores against the model's, and what the file holds."""
     import onnx as onnx_package
     import torch
-    from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime
+    from rankc.backends.onnx.files import MODEL
+    from rankc.backends.onnxruntime.backend import OnnxRuntime
     from rankc.optimizer.data.rows import features_of
     from rankc.optimizer.target import Target
 

@@ -5,33 +5,25 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ..data.arrays import arrays_of, is_tensor, tensors_like
 from ..data.batch import Batch, call_of
-from ..data.checks import check_features
-from ..data.rows import Rows, tensors_of
-from ..data.synthetic import synthesize
+from ..data.checks import Plan
 from ..errors import ArtifactError, SignatureError
 from ..fitting import reading, require_fit
-from ..ir.program import with_defaults
 from ..ir.scratch import Scratch, remove_left, written_folder
 from ..ir.signature import Signature
 from ..ir.structure import bind_arguments
-from ..precision.explain import explain
-from ..precision.pareto import Pareto
-from ..precision.probe import Probe
 from ..quality.verdict import Verdict
-from ..registry import backend
-from ..report.records import SiteRecord
-from ..report.report import Report
+from ..registry import runtime
 from ..requests.entry import ITEMS, REQUEST, Entry, one_user, without_copies
 from ..timing import Timing, side_by_side
 from .chunks import ArrayRunner, in_pieces
@@ -54,6 +46,11 @@ from .manifest import Manifest, manifest_and_reports
 from .refusal import Guard, opened_checks
 from .reopened import reopened
 from .travel import packed
+
+if TYPE_CHECKING:
+    from ..precision.pareto import Pareto
+    from ..report.records import SiteRecord
+    from ..report.report import Report
 
 
 class Artifact:
@@ -81,10 +78,12 @@ class Artifact:
         self._files = files
         self.scratch = scratch
         self.saved: Path | None = None
+        self._plan = Plan(manifest.signature)
         self._guard = self._guarded(manifest.signature)
         self._runner = self._opened(None)
         entry = manifest.request
         self._request = self.open_request() if entry else None
+        self._request_plan = Plan(entry.signature(manifest.signature)) if entry else None
         self._items: ArrayRunner | None = None
         if entry is not None and entry.ahead:
             self._items = self._guard.around(self._opened(ITEMS))
@@ -93,7 +92,7 @@ class Artifact:
         """What tells why a batch, or a request, can't be scored."""
         made = self.manifest
         opening = partial(opened_checks, self.folder, self._files, self.scratch)
-        first = not backend(made.backend).refuses
+        first = not runtime(made.backend).refuses
         return Guard(signature, made.checks, opening, first=first, shared=shared)
 
     def _watched(self, run: ArrayRunner) -> ArrayRunner:
@@ -136,10 +135,10 @@ class Artifact:
             SignatureError: The batch doesn't fit; which feature, and what was expected.
             DataError: NaN or Inf in a feature.
         """
-        given, as_torch = self._given(args, kwargs)
-        features = with_defaults(self.signature, given)
-        check_features(self.signature, features)
-        return self._returned(self.run(features), as_torch)
+        given, like = self._given(args, kwargs)
+        arrays = self._plan.filled(self._plan.arrays(given))
+        self._plan.check(arrays)
+        return self._returned(self._scored(arrays), like)
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
         """Scores the candidates of one request, nested as the original model takes its inputs.
@@ -151,14 +150,14 @@ class Artifact:
             SignatureError: The request doesn't fit; which feature, and what was expected.
             DataError: No candidate, a shared feature that varies, or NaN or Inf in a feature.
         """
-        entry = self._entry()
-        given, as_torch = self._given(args, kwargs)
-        once = without_copies(self.signature, given, entry.shared)
+        entry, plan = self._entry(), self._request_plan
+        assert plan is not None
+        given, like = self._given(args, kwargs)
+        once = without_copies(self.signature, plan.arrays(given), entry.shared)
         candidates_first = dict(sorted(once.items(), key=lambda item: item[0] in entry.shared))
-        wanted = entry.signature(self.signature)
-        features = with_defaults(wanted, candidates_first)
-        check_features(wanted, features)
-        return self._returned(self.run_request(features), as_torch)
+        arrays = plan.filled(candidates_first)
+        plan.check(arrays)
+        return self._returned(self.run_request(arrays), like)
 
     def run_request(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """A request's output arrays by name, from features by name, unchecked: the fast path.
@@ -170,7 +169,7 @@ class Artifact:
         """
         self._entry()
         assert self._request is not None
-        return self._request(_arrays(features))
+        return self._request(arrays_of(features))
 
     def precompute(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """What requests take of candidates, ``{name: [N, …]}``, to be kept with each candidate.
@@ -196,10 +195,11 @@ class Artifact:
         missing = [n for n in own.names if n not in features and n not in own.optional]
         if missing:
             raise SignatureError(f"features {missing} of the candidates are missing.")
+        plan = Plan(own)
         found = {name: features[name] for name in own.names if name in features}
-        given = with_defaults(own, tensors_of(own, found))
-        check_features(own, given)
-        return entry.made_ahead(self._items, _arrays(given))
+        arrays = plan.filled(plan.arrays(found))
+        plan.check(arrays)
+        return entry.made_ahead(self._items, arrays)
 
     def open(self, threads: int | None = None) -> ArrayRunner:
         """What scores flat batches, feature arrays by name, opened anew.
@@ -246,19 +246,15 @@ class Artifact:
             )
         return self.manifest.request
 
-    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, bool]:
-        """A call's features as tensors by name, and whether they were tensors."""
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """A call's features by name, and the first of them that is a tensor."""
         found = self.manifest.inputs.flatten(self._bind(args, kwargs), self.signature.optional)
-        as_torch = any(isinstance(value, Tensor) for value in found.values())
-        return tensors_of(self.signature, found), as_torch
+        return found, next((value for value in found.values() if is_tensor(value)), None)
 
-    def _returned(self, results: Mapping[str, np.ndarray[Any, Any]], as_torch: bool) -> Any:
-        """Outputs as the original nests them."""
-        if as_torch:
-            return self.manifest.outputs.unflatten(
-                {name: torch.from_numpy(value) for name, value in results.items()}
-            )
-        return self.manifest.outputs.unflatten(results)
+    def _returned(self, results: Mapping[str, np.ndarray[Any, Any]], like: Any) -> Any:
+        """Outputs as the original nests them, as tensors where there is one that they are like."""
+        found = results if like is None else tensors_like(results, like)
+        return self.manifest.outputs.unflatten(found)
 
     def run(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Output arrays by name, from features by name: the fast path.
@@ -269,18 +265,23 @@ class Artifact:
             SignatureError: Ids beyond their table, or what doesn't fit; which feature and row.
         """
         if any(name not in features for name in self.signature.optional):
-            given = {name: torch.as_tensor(value) for name, value in features.items()}
-            features = with_defaults(self.signature, given)
+            features = self._plan.filled(self._plan.arrays(features))
+        return self._scored(arrays_of(features))
+
+    def _scored(self, arrays: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         runner = in_pieces(self._runner, self.manifest.pieces, None)
-        return self._guard.run(runner, _arrays(features))
+        return self._guard.run(runner, arrays)
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
         """The decision per table and linear."""
-        if isinstance(self.report, Report):
-            return tuple(self.report.sites)
+        report = self.report
+        if not isinstance(report, Mapping):
+            return tuple(report.sites)
+        from ..report.records import SiteRecord
+
         with reading(self.folder / REPORT_JSON, ArtifactError):
-            sites = tuple(SiteRecord.from_json(site) for site in self.report["sites"])
+            sites = tuple(SiteRecord.from_json(site) for site in report["sites"])
             for index, site in enumerate(sites):
                 require_fit(site, f"sites[{index}]")
         return sites
@@ -294,6 +295,8 @@ class Artifact:
         Raises:
             ArtifactError: No format was decided there; the nearest names are given.
         """
+        from ..precision.explain import explain
+
         sites = self.sites
         with reading(self.folder / REPORT_JSON, ArtifactError):
             return explain(sites, site)
@@ -302,12 +305,15 @@ class Artifact:
         """The plans that are best for some budget, of which this artifact's is one.
 
         Raises:
-            ArtifactError: Its formats were not chosen on data, so nothing was measured.
+            ArtifactError: Its formats were not chosen on data, so nothing was measured; or torch
+                isn't installed.
         """
-        report = self.report
-        placement = (report.to_json() if isinstance(report, Report) else report).get("placement")
+        placement = self._plain_report().get("placement")
         if not placement:
             raise ArtifactError("no formats were chosen on data, so there is no curve to draw.")
+        with _needing("the curve of plans"):
+            from ..precision.pareto import Pareto
+            from ..precision.probe import Probe
         sites = self.sites
         with reading(self.folder / REPORT_JSON, ArtifactError):
             probe = Probe.from_records(sites, placement["measured"], placement["memory_weight"])
@@ -320,7 +326,7 @@ class Artifact:
         Its scores are those of the file, each Q and DQ as written; its times say nothing of the
         device.
         """
-        found: bool = backend(self.manifest.backend).emulates(tuple(self.manifest.files))
+        found: bool = runtime(self.manifest.backend).emulates(tuple(self.manifest.files))
         return found
 
     def benchmark(
@@ -334,15 +340,17 @@ class Artifact:
         """Seconds a call at each batch size, on made-up rows; as requests where that is asked for.
 
         Raises:
-            ArtifactError: It takes flat batches alone.
+            ArtifactError: It takes flat batches alone; or torch, which makes rows up, isn't
+                installed.
         """
+        with _needing("making rows up"):
+            from ..data.synthetic import synthesize
         shared = self._entry().shared if requests else ()
         runner = self.open_request(threads) if requests else self.open(threads)
         found: dict[int, Timing] = {}
         for size in batch_sizes:
-            rows: Rows = synthesize(self.signature, size, seed)
-            features = one_user(rows.features, shared)
-            arrays = _arrays(features)
+            rows = synthesize(self.signature, size, seed)
+            arrays = arrays_of(one_user(rows.features, shared))
             if requests and self._items is not None:
                 arrays |= self.precompute(arrays)
             found[size] = side_by_side({"artifact": lambda a=arrays: runner(a)})["artifact"]  # type: ignore[misc]
@@ -374,9 +382,7 @@ class Artifact:
         """
         for name in self.manifest.files:
             shutil.copyfile(self._file(name), place / name)
-        report = self.report
-        plain = report.to_json() if isinstance(report, Report) else report
-        (place / REPORT_JSON).write_text(json_text(plain))
+        (place / REPORT_JSON).write_text(json_text(self._plain_report()))
         (place / REPORT_TEXT).write_text(self._report_text())
         whole = sealed(self.manifest.to_json(), file_facts(place, REPORTS))
         (place / MANIFEST).write_text(json_text(whole))
@@ -392,10 +398,14 @@ class Artifact:
             raise ArtifactError(f"{path} is gone: this artifact's folder was removed.")
         return path
 
+    def _plain_report(self) -> Mapping[str, Any]:
+        report = self.report
+        return report if isinstance(report, Mapping) else report.to_json()
+
     def _report_text(self) -> str:
-        if isinstance(self.report, Report):
-            return str(self.report)
-        return read_text(self._file(REPORT_TEXT))
+        if isinstance(self.report, Mapping):
+            return read_text(self._file(REPORT_TEXT))
+        return str(self.report)
 
     def __reduce__(self) -> tuple[Callable[..., Artifact], tuple[Any, ...]]:
         """It travels as its folder: by its path where it is saved, else with all its files."""
@@ -429,8 +439,7 @@ class Artifact:
         place = Path(folder)
         manifest, reports = manifest_and_reports(place, key)
         check_listed(place, manifest.files)
-        opened = backend(manifest.backend)
-        code = opened.code_in(tuple(manifest.files))
+        code = runtime(manifest.backend).code_in(tuple(manifest.files))
         if code and not trust_code:
             raise ArtifactError(
                 f"{place} holds code, which opening it would run: {code}. If you trust whoever "
@@ -458,11 +467,20 @@ class Artifact:
         return bind_arguments(arguments, args, kwargs)
 
 
-def _arrays(features: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.numpy() if isinstance(value, Tensor) else value
-        for name, value in features.items()
-    }
+@contextmanager
+def _needing(what: str) -> Iterator[None]:
+    """Says what an import is for that fails.
+
+    Raises:
+        ArtifactError: Which package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        needed = error.name or "torch"
+        raise ArtifactError(
+            f"{what} needs {needed}, which isn't installed: pip install {needed}"
+        ) from error
 
 
 def check_destination(folder: Path) -> None:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.rows import Rows
 from ..ir.signature import BATCH, FeatureKind, Signature
 from ..timing import side_by_side
+
+if TYPE_CHECKING:
+    from ..data.rows import Rows
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 ArrayRunner = Callable[[Mapping[str, Any]], dict[str, np.ndarray[Any, Any]]]

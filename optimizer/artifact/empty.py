@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.delimiters import ragged_of
 from ..ir.signature import BATCH, Feature, Signature
@@ -47,7 +46,7 @@ def scores_of_nothing(
     for one in ragged_of(signature):
         if one.delimiter not in arrays:
             continue
-        made = one.delimiter_of(torch.zeros(1, dtype=torch.int64), torch.int64).numpy()
+        made = one.delimiter_of(np.zeros(1, np.int64))
         given[one.delimiter] = made.astype(arrays[one.delimiter].dtype)
         given |= {name: arrays[name][:0] for name in one.values if name in arrays}
     return {name: value[:0] for name, value in run(given).items()}

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..data.checks import check_features
-from ..data.delimiters import check_delimiters, ragged_of
+from ..data.checks import Plan, check_features
 from ..errors import RankcError, SignatureError
 from ..ir.signature import BATCH, Signature
 from .chunks import ArrayRunner
@@ -96,17 +94,10 @@ class Guard:
         self._opened: ArrayRunner | None = None
         self._first = first
         self._shared = shared
-        self._delimited = tuple(
-            name for one in ragged_of(signature) for name in (one.delimiter, *one.values)
-        )
+        self._plan = Plan(signature)
         rowwise = (f.name for f in signature if f.shape[:1] == (BATCH,))
         #: A feature that tells whether there are rows.
         self._counted = next(rowwise, signature.names[0] if signature.names else "")
-        self._limits = tuple(
-            (f.name, *_limits(f.least, f.cardinalities, f.axis, len(f.shape)))
-            for f in signature
-            if any(f.cardinalities)
-        )
 
     def run(self, runner: ArrayRunner, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """What the runner makes of some features.
@@ -142,13 +133,9 @@ class Guard:
         Raises:
             SignatureError: Which feature, row and id.
         """
-        for name, low, high in self._limits:
-            ids = arrays.get(name)
-            if ids is not None and (np.less(ids, low).any() or np.greater_equal(ids, high).any()):
-                self._tell(arrays)
-        if self._delimited and all(name in arrays for name in self._delimited):
-            given = {name: torch.as_tensor(arrays[name]) for name in self._delimited}
-            check_delimiters(self._signature, given)
+        if not self._plan.bounds_fit(arrays):
+            self._tell(arrays)
+        self._plan.check_delimiters(arrays)
         if self._checks:
             self._check_computed(arrays)
 
@@ -168,7 +155,7 @@ class Guard:
             for f in self._signature
             if f.name in arrays and (not f.delimiter or f.delimiter in arrays)
         )
-        given = {f.name: torch.as_tensor(arrays[f.name]) for f in known}
+        given = {f.name: arrays[f.name] for f in known}
         check_features(replace(self._signature, features=known), given)
         if not missing:
             self._check_computed(arrays)
@@ -216,19 +203,6 @@ class Guard:
     def _by_row(self, name: str) -> bool:
         shape = self._signature.feature(name).shape
         return name in self._shared or shape[:1] == (BATCH,)
-
-
-def _limits(
-    least: tuple[int, ...], cardinalities: tuple[int, ...], axis: int, rank: int
-) -> tuple[Any, Any]:
-    """The least and one more than the largest id, a number, or an array that broadcasts."""
-    if len(cardinalities) == 1:
-        return least[0], cardinalities[0]
-    whole = np.iinfo(np.int64)
-    low = [a if b else whole.min for a, b in zip(least, cardinalities, strict=True)]
-    high = [b or whole.max for b in cardinalities]
-    shape = [-1 if place == axis else 1 for place in range(rank)]
-    return np.array(low).reshape(shape), np.array(high).reshape(shape)
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError
-from ..registry import backend
+from ..registry import runtime
 from .chunks import ArrayRunner
 
 
@@ -47,7 +47,7 @@ def reopened(
             f"threads is {threads!r}, expected a whole number of at least 1, or None to leave it "
             "to the backend."
         )
-    opener = backend(backend_name)
+    opener = runtime(backend_name)
     count = None if threads is None else int(threads)
     if entry is None:
         return Reopened(partial(opener.open, folder, count), held)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..data.ragged import bounds_of, delimiter_of
 from ..data.rows import Rows
 from ..ir.program import Program, with_defaults
 from ..ir.signature import BATCH, Feature, FeatureKind
@@ -355,7 +356,7 @@ def _shuffled(edits: Sequence[_Edit], generator: torch.Generator) -> list[_Edit]
 def _edited(base: Rows, origins: Sequence[int], plans: Sequence[Sequence[_Edit]]) -> Rows:
     """Rows of the base with some features' values in place of theirs."""
     features = picked(base, origins)
-    sizes = {one.delimiter: one.bounds(features).diff() for one in base.ragged}
+    sizes = {one.delimiter: bounds_of(one, features).diff() for one in base.ragged}
     for row, plan in enumerate(plans):
         for edit in plan:
             if edit.feature in sizes:
@@ -382,7 +383,7 @@ def _resized(
 ) -> dict[str, Tensor]:
     """Rows of other lengths: cut, or filled up with values of all of the base's rows."""
     (one,) = (found for found in base.ragged if found.delimiter == delimiter)
-    bounds = one.bounds(features)
+    bounds = bounds_of(one, features)
     pool = len(base.features[one.values[0]])
     places: list[Tensor] = []
     held = len(features[one.values[0]])
@@ -396,5 +397,5 @@ def _resized(
     result = dict(features)
     for name in one.values:
         result[name] = torch.cat([features[name], base.features[name]])[picked]
-    result[delimiter] = one.delimiter_of(sizes, features[delimiter].dtype)
+    result[delimiter] = delimiter_of(one, sizes, features[delimiter].dtype)
     return result

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import DataError
 from ..ir.signature import Signature
 from ..ir.structure import Structure, bind_arguments
+from .arrays import is_tensor
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def as_batch(item: Any, arguments: tuple[str, ...]) -> Batch:
     if isinstance(item, Batch):
         return item
     if isinstance(item, (tuple, list)):
-        if len(item) == 2 and (len(arguments) == 1 or not isinstance(item[0], Tensor | np.ndarray)):
+        if len(item) == 2 and (len(arguments) == 1 or not _is_leaf(item[0])):
             return Batch(item[0], item[1])
         if len(item) == len(arguments) + 1:
             return Batch(tuple(item[:-1]), item[-1])
@@ -111,3 +111,7 @@ def first_inputs(data: Any, arguments: tuple[str, ...]) -> tuple[Any, Iterable[A
         yield from iterator
 
     return as_batch(first, arguments).inputs, (data if data is not iterator else again())
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or is_tensor(value)

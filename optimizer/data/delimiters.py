@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import SignatureError
 from ..ir.signature import FeatureKind, Signature
+from .arrays import Array, array_of
 
-Features = Mapping[str, Tensor]
+_NOUGHT = np.zeros(1, np.int64)
 
 
 class Delimits(StrEnum):
@@ -37,29 +38,26 @@ class Ragged:
     delimits: Delimits
     values: tuple[str, ...]
 
-    def rows(self, features: Features) -> int:
+    def rows(self, features: Mapping[str, Any]) -> int:
         """How many rows there are."""
         return len(features[self.delimiter]) - (self.delimits is Delimits.BOUNDS)
 
-    def bounds(self, features: Features) -> Tensor:
-        """Where each row begins, and the end, ``[B + 1]``."""
-        given = features[self.delimiter].to(torch.int64)
+    def bounds(self, features: Mapping[str, Any]) -> Array:
+        """Where each row begins, and the end, int64 ``[B + 1]``."""
+        given = array_of(self.delimiter, features[self.delimiter]).astype(np.int64)
         if self.delimits is Delimits.BOUNDS:
             return given
         if self.delimits is Delimits.LENGTHS:
-            return torch.cat([given.new_zeros(1), given.cumsum(0)])
-        end = len(features[self.values[0]])
-        return torch.cat([given, given.new_full((1,), end)])
+            return np.concatenate([_NOUGHT, given.cumsum()])
+        return np.append(given, len(features[self.values[0]]))
 
-    def delimiter_of(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
-        """The delimiter of rows of these lengths."""
-        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        made = {
-            Delimits.LENGTHS: lengths,
-            Delimits.BOUNDS: bounds,
-            Delimits.STARTS: bounds[:-1],
-        }
-        return made[self.delimits].to(dtype)
+    def delimiter_of(self, lengths: Array) -> Array:
+        """The delimiter of rows of these lengths, int64."""
+        lengths = lengths.astype(np.int64)
+        if self.delimits is Delimits.LENGTHS:
+            return lengths
+        bounds = np.concatenate([_NOUGHT, lengths.cumsum()])
+        return bounds if self.delimits is Delimits.BOUNDS else bounds[:-1]
 
 
 def ragged_of(signature: Signature) -> tuple[Ragged, ...]:
@@ -79,43 +77,43 @@ def ragged_of(signature: Signature) -> tuple[Ragged, ...]:
     return tuple(found)
 
 
-def row_count(features: Features, ragged: Sequence[Ragged]) -> int:
+def row_count(features: Mapping[str, Any], ragged: Sequence[Ragged]) -> int:
     """How many rows the features have."""
     if ragged:
         return ragged[0].rows(features)
     return len(next(iter(features.values()))) if features else 0
 
 
-def check_delimiters(signature: Signature, features: Features, batch: int | None = None) -> None:
-    """Raises unless offsets and lengths fit the rows and the values they delimit.
+def check_delimiter(one: Ragged, arrays: Mapping[str, Array], batch: int | None = None) -> None:
+    """Raises unless offsets or lengths fit the rows and the values they delimit.
+
+    Args:
+        one: What delimits what.
+        arrays: By name.
+        batch: The rows of the other features, where there are any.
 
     Raises:
         SignatureError: Which feature doesn't, and from which row on.
     """
-    for one in ragged_of(signature):
-        _check_delimiter(one, features, batch)
-
-
-def _check_delimiter(one: Ragged, features: Features, batch: int | None) -> None:
-    """Raises unless a delimiter fits the rows and the values it delimits."""
-    rows = one.rows(features)
+    rows = one.rows(arrays)
     if rows < 0 or (batch is not None and rows != batch):
         raise SignatureError(
             f"feature {one.delimiter!r} delimits {rows} rows, the others have {batch}."
         )
-    bounds = one.bounds(features)
+    bounds = one.bounds(arrays)
     if rows == 0 and one.delimits is Delimits.STARTS:
         return  # values that no row has are looked at by nothing
-    if int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
-        row = int((bounds.diff() < 0).to(torch.int8).argmax())
+    falls = np.diff(bounds) < 0
+    if bounds[0] != 0 or falls.any():
+        row = int(falls.argmax())
         raise SignatureError(
             f"feature {one.delimiter!r} isn't rising from 0: row {row} would begin at "
             f"{int(bounds[row])} and end at {int(bounds[row + 1])} of "
-            f"{len(features[one.values[0]]):,} values."
+            f"{len(arrays[one.values[0]]):,} values."
         )
     for name in one.values:
-        if len(features[name]) != int(bounds[-1]):
+        if len(arrays[name]) != bounds[-1]:
             raise SignatureError(
-                f"feature {name!r} has {len(features[name])} values, and {one.delimiter!r} "
+                f"feature {name!r} has {len(arrays[name])} values, and {one.delimiter!r} "
                 f"delimits {int(bounds[-1])}."
             )

@@ -21,6 +21,7 @@ from ..ir.program import Program, with_defaults
 from ..ir.signature import Feature, Signature
 from .batch import Batch
 from .delimiters import Ragged, ragged_of
+from .ragged import delimiter_of
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def from_lists(one: Ragged, signature: Signature, rows: Any, path: str | Path) -
         lengths, first = counts, first or column
         found[name] = values
     dtype: torch.dtype = getattr(torch, signature.feature(one.delimiter).dtype)
-    found[one.delimiter] = one.delimiter_of(torch.from_numpy(lengths), dtype)
+    found[one.delimiter] = delimiter_of(one, torch.from_numpy(lengths), dtype)
     return found
 
 

@@ -13,12 +13,24 @@ from itertools import combinations, permutations, product
 import torch
 from torch import Tensor
 
-from .delimiters import Delimits, Features, Ragged
+from .delimiters import Delimits, Ragged
+
+Features = Mapping[str, Tensor]
 
 #: A vector that ends where the values do fits by chance less often than one that may end before.
 _EXACT_FIRST = (Delimits.BOUNDS, Delimits.LENGTHS, Delimits.STARTS)
 #: Vectors of integers among which every choice of delimiters is tried.
 _FEW = 5
+
+
+def bounds_of(one: Ragged, features: Features) -> Tensor:
+    """Where each row of what is delimited begins, and the end, int64 ``[B + 1]``."""
+    return torch.from_numpy(one.bounds(features))
+
+
+def delimiter_of(one: Ragged, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """The delimiter of rows of these lengths."""
+    return torch.from_numpy(one.delimiter_of(lengths.numpy())).to(dtype)
 
 
 def take(features: Features, ragged: Sequence[Ragged], rows: Tensor | slice) -> dict[str, Tensor]:
@@ -32,7 +44,7 @@ def take(features: Features, ragged: Sequence[Ragged], rows: Tensor | slice) -> 
     special = {name for one in ragged for name in (one.delimiter, *one.values)}
     taken = {name: value[rows] for name, value in features.items() if name not in special}
     for one in ragged:
-        bounds = one.bounds(features)
+        bounds = bounds_of(one, features)
         starts, ends = bounds[:-1][rows], bounds[1:][rows]
         lengths = ends - starts
         if isinstance(rows, slice):
@@ -42,7 +54,7 @@ def take(features: Features, ragged: Sequence[Ragged], rows: Tensor | slice) -> 
                 lengths.cumsum(0) - lengths, lengths
             )
             places = torch.repeat_interleave(starts, lengths) + within  # type: ignore[assignment]
-        taken[one.delimiter] = one.delimiter_of(lengths, features[one.delimiter].dtype)
+        taken[one.delimiter] = delimiter_of(one, lengths, features[one.delimiter].dtype)
         taken |= {name: features[name][places] for name in one.values}
     return {name: taken[name].contiguous() for name in features}
 
@@ -53,8 +65,8 @@ def join(parts: Sequence[Features], ragged: Sequence[Ragged]) -> dict[str, Tenso
         return dict(parts[0])
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     for one in ragged:
-        lengths = torch.cat([one.bounds(part).diff() for part in parts])
-        joined[one.delimiter] = one.delimiter_of(lengths, parts[0][one.delimiter].dtype)
+        lengths = torch.cat([bounds_of(one, part).diff() for part in parts])
+        joined[one.delimiter] = delimiter_of(one, lengths, parts[0][one.delimiter].dtype)
     return joined
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, SignatureError
+from ..errors import DataError
 from ..ir.program import with_defaults
 from ..ir.signature import Signature, TaskKind
+from .arrays import array_of
 from .batch import Batch, Contract, as_batch, call_of
 from .checks import check_features
 from .delimiters import Ragged, ragged_of, row_count
@@ -389,10 +390,9 @@ def tensors_of(signature: Signature, found: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SignatureError(
-            f"feature {name!r} is a {type(value).__name__}, expected a tensor or an array of "
-            f"numbers ({error})."
-        ) from error
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = array_of(name, value)
+    if any(stride < 0 for stride in array.strides):  # which tensors can't have
+        array = array.copy()
+    return torch.from_numpy(array)

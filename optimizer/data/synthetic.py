@@ -8,6 +8,7 @@ from torch import Tensor
 from ..ir.signature import Feature, FeatureKind, Signature
 from .delimiters import ragged_of
 from .limits import id_limits, id_lows
+from .ragged import delimiter_of
 from .rows import Rows
 
 
@@ -28,7 +29,7 @@ def synthesize(signature: Signature, rows: int, seed: int = 0) -> Rows:
     for one in ragged:
         dtype = features[one.delimiter].dtype
         lengths = torch.full((rows,), 2, dtype=torch.int64)
-        features[one.delimiter] = one.delimiter_of(lengths, dtype)
+        features[one.delimiter] = delimiter_of(one, lengths, dtype)
     return Rows(features, synthetic=True, ragged=ragged)
 
 
@@ -46,7 +47,7 @@ def _made_up(feature: Feature, rows: int, generator: torch.Generator) -> Tensor:
         return held
     if feature.cardinalities:
         uniform = torch.rand(sizes, generator=generator, dtype=torch.float64)
-        lows, limits = id_lows(feature), id_limits(feature)
+        lows, limits = map(torch.from_numpy, (id_lows(feature), id_limits(feature)))
         ids = (lows + (uniform * (limits - lows)).floor()).to(dtype)
         if not dtype.is_floating_point or all(feature.cardinalities):
             return ids

@@ -1,21 +1,21 @@
 """torchrec's jagged and keyed tensors as nested plain tensors; torchrec itself is never imported.
 
-A ``KeyedJaggedTensor`` is taken apart into ``{key: {values, lengths}}``, key by key, so that each
-feature has ids of its own; a ``JaggedTensor`` into ``{values, lengths}``; a ``KeyedTensor`` into
-``{key: rows}``. Plain dicts of that form are taken in their place, so that an artifact can be
-called where torchrec isn't installed.
+Torch is, only where torchrec was. A ``KeyedJaggedTensor`` is taken apart into
+``{key: {values, lengths}}``, key by key, so that each feature has ids of its own; a
+``JaggedTensor`` into ``{values, lengths}``; a ``KeyedTensor`` into ``{key: rows}``. Plain dicts of
+that form are taken in their place, so that an artifact can be called without torchrec.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SignatureError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MODULE = "torchrec.sparse.jagged_tensor"
 _KEYED_JAGGED = f"{_MODULE}:KeyedJaggedTensor"
@@ -74,7 +74,11 @@ def put_together(kind: str, keys: Sequence[Any], items: Sequence[Any]) -> Any:
     flat = [
         part for item in items for part in (item.values() if isinstance(item, Mapping) else [item])
     ]
-    if classes is None or not all(isinstance(part, Tensor) for part in flat):
+    if classes is None:
+        return None
+    from torch import Tensor
+
+    if not all(isinstance(part, Tensor) for part in flat):
         return None
     if kind == _KEYED:
         return classes.KeyedTensor.from_tensor_list(list(keys), list(items))
@@ -85,6 +89,8 @@ def put_together(kind: str, keys: Sequence[Any], items: Sequence[Any]) -> Any:
 
 def jagged(parts: Mapping[str, Tensor]) -> Any:
     """A ``JaggedTensor`` of values, lengths and maybe weights."""
+    import torch
+
     classes: Any = sys.modules[_MODULE]
     lengths = parts["lengths"]
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
@@ -99,6 +105,8 @@ def keyed_jagged(features: Sequence[tuple[str, Any]]) -> Any:
     It remembers its parts and their sizes: torchrec would read them off the lengths' values, which
     no graph can.
     """
+    import torch
+
     classes: Any = sys.modules[_MODULE]
     parts = [part for _, part in features]
     weighted = [part.weights() for part in parts if part.weights_or_none() is not None]

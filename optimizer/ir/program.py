@@ -20,7 +20,7 @@ from . import (
 )
 from .forms import Form
 from .scratch import written_whole
-from .signature import BATCH, Signature
+from .signature import Signature
 from .structure import Structure, bind_arguments
 
 #: Values of features by name: what a program is run on.
@@ -262,19 +262,13 @@ def with_defaults(signature: Signature, features: Mapping[str, Tensor]) -> dict[
     Half precision is widened, which is exact, where the program computes in float32.
     """
     found = dict(features)
-    by_row = [f.name for f in signature if f.name in found and f.shape[:1] == (BATCH,)]
-    rows = len(found[by_row[0]]) if by_row else next((len(v) for v in found.values()), 0)
     for feature in signature:
         given = found.get(feature.name)
         if feature.dtype == "float32" and isinstance(given, Tensor) and given.dtype in _HALVES:
             found[feature.name] = given.float()
-        elif given is None and feature.default is not None:
-            # What a request shares has one row.
-            once = feature.shape[:1] == (1,)
-            sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
-            dtype: torch.dtype = getattr(torch, feature.dtype)
-            shape = (1 if once else rows, *sizes)
-            found[feature.name] = torch.full(shape, feature.default, dtype=dtype)
+    for feature, shape in signature.left_out(features):
+        dtype: torch.dtype = getattr(torch, feature.dtype)
+        found[feature.name] = torch.full(shape, feature.default or 0.0, dtype=dtype)
     return found
 
 

@@ -174,6 +174,27 @@ class Signature:
         kind = FeatureKind.UNUSED
         return tuple(f.name for f in self.features if f.kind is kind and f.default is not None)
 
+    def left_out(self, given: Mapping[str, Any]) -> tuple[tuple[Feature, tuple[int, ...]], ...]:
+        """The features with a default that a caller left out, and the shape of what stands there.
+
+        Args:
+            given: Tensors or arrays by name, of which the first with a row per row counts them.
+        """
+        missing = [f for f in self.features if f.default is not None and f.name not in given]
+        by_row = (f.name for f in self.features if f.shape[:1] == (BATCH,) and f.name in given)
+        rows = 0
+        for name in (*by_row, *given):
+            if given[name].shape:
+                rows = int(given[name].shape[0])
+                break
+        found = []
+        for feature in missing:
+            # What a request shares has one row.
+            once = feature.shape[:1] == (1,)
+            sizes = [size if isinstance(size, int) else 1 for size in feature.shape[1:]]
+            found.append((feature, (1 if once else rows, *sizes)))
+        return tuple(found)
+
     @property
     def served(self) -> tuple[Task, ...]:
         """The tasks that are served, and therefore judged."""

@@ -336,7 +336,7 @@ def made_up(
             features[feature.name] = as_seen(moments, feature.name, made, generator)
         elif given is not None and _tells(given) and given.shape[1:] == made.shape[1:]:
             dense = _like(given, made, generator)
-            ids = id_limits(feature) > 0 if feature.cardinalities else torch.tensor(False)
+            ids = torch.tensor(id_limits(feature) > 0 if feature.cardinalities else False)
             features[feature.name] = torch.where(ids, made, dense)
     return replace(rows, features=features)
 

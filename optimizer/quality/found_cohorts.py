@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.ragged import bounds_of
 from ..data.rows import Rows
 from .metrics import FloatArray, IntArray
 from .task_rows import TaskRows
@@ -133,7 +134,7 @@ def columns_of(rows: Rows, reference: Mapping[str, FloatArray]) -> dict[str, NDA
         elif tensor.shape[1] <= _MAX_WIDTH:
             found |= {f"{name}[{i}]": tensor[:, i].numpy() for i in range(tensor.shape[1])}
     for one in rows.ragged:
-        lengths = one.bounds(rows.features).diff().to(torch.float64)
+        lengths = bounds_of(one, rows.features).diff().to(torch.float64)
         found[f"number of {' and '.join(one.values)}"] = lengths.numpy()
     for name, column in (rows.cohorts or {}).items():
         found[f"cohort {name}"] = np.asarray(column).astype(np.str_)

@@ -7,18 +7,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from ..data.arrays import Array, array_of
 from ..errors import DataError
 from ..ir.signature import BATCH, Signature
 
 #: The names of the entry for requests, and of that which computes candidates ahead.
 REQUEST, ITEMS = "request", "items"
-
-
 #: A tensor or a numpy array.
-Array = TypeVar("Array", bound=Any)
+Value = TypeVar("Value", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,23 @@ class Entry:
         return signature
 
 
-def _differing(values: Tensor, others: Tensor) -> Tensor:
+def differing(values: Array, others: Array) -> Array:
     """Which rows differ, ``[n]``; a missing value is like another."""
-    differs = values != others
-    if values.is_floating_point():
-        differs &= ~(values.isnan() & others.isnan())
-    return differs.reshape(len(values), math.prod(values.shape[1:])).any(1)
+    differs: Array = values != others
+    if values.dtype.kind not in "biu":
+        differs &= ~(np.isnan(values) & np.isnan(others))
+    rows: Array = differs.reshape(len(values), math.prod(values.shape[1:])).any(axis=1)
+    return rows
 
 
-def one_user(features: Mapping[str, Array], shared: Collection[str]) -> dict[str, Array]:
+def one_user(features: Mapping[str, Value], shared: Collection[str]) -> dict[str, Value]:
     """Rows as one request: the first row of the shared features, all of the others'."""
     return {name: value[:1] if name in shared else value for name, value in features.items()}
 
 
 def without_copies(
-    signature: Signature, features: Mapping[str, Tensor], shared: Collection[str]
-) -> dict[str, Tensor]:
+    signature: Signature, features: Mapping[str, Value], shared: Collection[str]
+) -> dict[str, Value]:
     """A request's features with one row of what is shared, which may be given once a candidate.
 
     Raises:
@@ -84,23 +83,26 @@ def without_copies(
     if candidates == 0:
         raise DataError("a request without candidates: give at least one row of their features.")
     for name in signature.names:
-        value = features.get(name)
-        if name not in shared or value is None or value.dim() == 0 or len(value) != candidates:
+        if name not in shared or name not in features:
             continue
-        differs = _differing(value, value[:1])
-        if bool(differs.any()):
+        value = array_of(name, features[name])
+        if value.ndim == 0 or len(value) != candidates:
+            continue
+        differs = differing(value, value[:1])
+        if differs.any():
             raise DataError(
                 f"feature {name!r} is shared by the candidates of a request, but row "
-                f"{int(differs.to(torch.int8).argmax())} differs from row 0. Score each user's "
+                f"{int(differs.argmax())} differs from row 0. Score each user's "
                 "candidates as a request of their own, or all of them as a flat batch."
             )
-        found[name] = value[:1]
+        found[name] = features[name][:1]
     return found
 
 
 def candidates_in(
-    signature: Signature, features: Mapping[str, Tensor], shared: Collection[str]
+    signature: Signature, features: Mapping[str, Any], shared: Collection[str]
 ) -> int:
     """How many candidates a request has."""
     (first, *_) = (f for f in signature if f.name not in shared and f.shape[:1] == (BATCH,))
-    return len(features[first.name]) if first.name in features else 0
+    given = features.get(first.name)
+    return len(given) if given is not None and given.shape else 0

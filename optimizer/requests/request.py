@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.arrays import array_of
 from ..data.delimiters import ragged_of
 from ..data.rows import Rows
 from ..errors import DataError, SignatureError
@@ -26,7 +27,7 @@ from ..ir.program import Program
 from ..ir.rewrite import Rewriter, sweep
 from ..ir.signature import BATCH, Side, Signature
 from ..ir.verifier import verify
-from .entry import Entry, _differing
+from .entry import Entry, differing
 
 _aten = torch.ops.aten
 
@@ -185,8 +186,8 @@ def check_shared(rows: Rows, shared: Collection[str]) -> None:
     order = np.argsort(rows.group, kind="stable")
     together = rows.group[order][1:] == rows.group[order][:-1]
     for name in shared:
-        values = rows.features[name][torch.from_numpy(order)]
-        bad = together & _differing(values[1:], values[:-1]).numpy()
+        values = array_of(name, rows.features[name])[order]
+        bad = together & differing(values[1:], values[:-1])
         if bad.any():
             place = int(bad.argmax())
             one, other = sorted((int(order[place]), int(order[place + 1])))

@@ -10,7 +10,8 @@ from conformance.cases import GROUPS
 from conformance.comparing import Alone, Found, Outcome, compare, every_case, is_right
 from conformance.known import DEPENDS_ON_ORDER, DIFFERS, WITHOUT_CASE
 from conformance.values import Values
-from rankc.backends.onnxruntime.backend import OnnxRuntime, PlainOnnx
+from rankc.backends.onnx.backend import PlainOnnx
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.ir.torchapi import captured_operators
 from rankc.optimizer.target import Target

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from rankc.backends import native
-from rankc.backends.native import Library, library
+from rankc.backends.native import Library, library, trial
 
 pytestmark = pytest.mark.skipif(library().path is None, reason=library().reason)
 
@@ -334,8 +335,13 @@ def test_a_library_that_fails_is_not_used(
         native.library.cache_clear()
 
 
+def test_the_library_is_tried_out_with_the_model_whose_text_is_beside_it() -> None:
+    assert onnx.ModelProto.FromString(trial.MODEL) == onnx.parser.parse_model(trial.TEXT)
+
+
 def test_a_library_that_miscomputes_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_PLAN", native._PLAN.replace("0.5", "0.25"))
+    model = onnx.parser.parse_model(trial.TEXT.replace("0.5", "0.25"))
+    monkeypatch.setattr(native, "MODEL", model.SerializeToString())
     native.library.cache_clear()
     try:
         assert library() == Library(None, "it fails here: its results differ from numpy's")

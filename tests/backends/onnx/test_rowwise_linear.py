@@ -11,7 +11,7 @@ import torch
 from rankc.backends.native import library
 from rankc.backends.onnx.rowwise_linear import inline_rowwise, outline_rowwise
 from rankc.backends.onnx.translate import save_onnx, to_onnx
-from rankc.backends.onnxruntime.backend import OrtRunner
+from rankc.backends.onnxruntime.runtime import OrtRunner
 from rankc.optimizer.ir.ops import ROWWISE_LINEAR
 from support import capture_small
 from torch import Tensor, nn

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from rankc.backends.onnx.translate import save_onnx, to_onnx
-from rankc.backends.onnxruntime.backend import OrtRunner
 from rankc.backends.onnxruntime.carry import fuse_carry
+from rankc.backends.onnxruntime.runtime import OrtRunner
 from support import capture_small
 from torch import Tensor, nn
 

@@ -16,7 +16,7 @@ import torch
 from placed import coded, halved, optimized, with_coded_tables
 from rankc import models
 from rankc.backends.onnx import tables as tensorrt_tables
-from rankc.backends.onnxruntime.backend import MODEL
+from rankc.backends.onnx.files import MODEL
 from rankc.backends.tensorrt import (
     backend as tensorrt,
 )

@@ -11,7 +11,9 @@ import pytest
 import rankc
 import torch
 from rankc.backends.inductor.backend import Inductor
-from rankc.backends.onnxruntime.backend import MODEL, OnnxRuntime, PlainOnnx
+from rankc.backends.onnx.backend import PlainOnnx
+from rankc.backends.onnx.files import MODEL
+from rankc.backends.onnxruntime.backend import OnnxRuntime
 from rankc.backends.openvino import OpenVino
 from rankc.optimizer.data.synthetic import synthesize
 from rankc.optimizer.errors import UnsupportedError
