@@ -88,15 +88,21 @@ def model_of(arguments: argparse.Namespace) -> str | Program:
     """The model that was named, captured where something is said of its tasks."""
     if not arguments.regression and not arguments.missing:
         return str(arguments.model)
-    return capture_of(arguments)
+    return declared_model(arguments)
 
 
-def capture_of(arguments: argparse.Namespace) -> Program:
-    """The program of the model that was named, its tasks as they were declared."""
+def capture_of(place: str, trust_code: bool) -> Program:
+    """The program of a named model."""
     from .capture import capture
+
+    return capture(place, trust_code=trust_code)
+
+
+def declared_model(arguments: argparse.Namespace) -> Program:
+    """The program of the model that was named, its tasks as they were declared."""
     from .ir.signature import TaskKind
 
-    program = capture(arguments.model, trust_code=arguments.trust_code)
+    program = capture_of(arguments.model, arguments.trust_code)
     declared: list[tuple[str, dict[str, object]]] = [
         (task, {"kind": TaskKind.REGRESSION}) for task in arguments.regression
     ]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_model, add_trust, capture_of, parquet_of
+from .cli_arguments import add_model, add_trust, declared_model, parquet_of
 from .cli_console import ERROR, OK, OVER, new_console, new_table
 from .errors import RankcError
 
@@ -81,7 +81,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from .registry import served
     from .target import Target
 
-    program = capture_of(arguments)
+    program = declared_model(arguments)
     parquet = parquet_of(arguments)
     rows = (
         ordinary(program, 256)
