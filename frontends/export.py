@@ -18,7 +18,7 @@ from ..optimizer.data.batch import call_of
 from ..optimizer.data.delimiters import Ragged
 from ..optimizer.errors import CaptureError, DataError
 from ..optimizer.ir import Form, Program, Signature
-from ..optimizer.ir.infer import infer_signature
+from ..optimizer.ir.infer import infer_signature, judged_in_part
 from ..optimizer.ir.program import flatten_exported
 from ..optimizer.ir.structure import Structure
 from ..optimizer.ir.torchapi import plain_transformers, silenced, stacks_of
@@ -147,7 +147,7 @@ def _capture(
         except RuntimeError as error:  # a guard of torch.export's own that the example breaks
             failures.append((route, diagnose(error, model)))
             continue
-        notes += said
+        notes += [*said, *judged_in_part(module.graph, inferred)]
         return program
     raise _clearest(failures, changed_state(model, lambda: score(wrapper, leaves)))
 

@@ -83,6 +83,10 @@ class StripTrainOnly(Pass):
         before = [task.name for task in auxiliary if task.column is not None and task.column < kept]
         for task in before:
             ctx.missed("its column stands before a served one, which would change places", task)
+        if len(shape_of(_value(program, name))) != 2:
+            for task in auxiliary:
+                ctx.missed("its output has rows of several dimensions, which stay", task.name)
+            return None
         width = shape_of(_value(program, name))[1]
         return None if kept == width else kept
 

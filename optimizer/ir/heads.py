@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -23,9 +24,9 @@ def words_of(name: str) -> set[str]:
 
 
 def columns_of(output: fx.Node) -> list[fx.Node]:
-    """The node that gives each column of an output ``[B, T]``; the output itself where none is."""
-    count = shape_of(output)[1] if len(shape_of(output)) == 2 else 1
-    assert isinstance(count, int)
+    """The node that gives each column of an output ``[B, …]``; the output itself where none is."""
+    sizes = [size for size in shape_of(output)[1:] if isinstance(size, int)]
+    count = math.prod(sizes)
     node = output
     for step in elementwise(output):
         node = step.args[0]  # type: ignore[assignment]

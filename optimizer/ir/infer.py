@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ _SIDES = {
     ),
 }
 _HISTORY = frozenset({"hist", "history", "clicked", "viewed", "bought", "watched", "liked"})
+#: Of an output with more scores a row, as many are judged, evenly spaced.
 _MAX_TASK_COLUMNS = 64
 _MAX_CONSTANT = 4096
 #: Rows of a table that takes any id.
@@ -118,7 +120,9 @@ def infer_signature(
     (output,) = graph.find_nodes(op="output")
     if tasks is None:
         pairs = list(zip(outputs, output.args[0], strict=True))
-        tasks = tuple(task for name, node in pairs for task in _tasks(name, node))
+        # Attention weights or an embedding beside the scores are no tasks, but alone they are.
+        plain = [(name, node) for name, node in pairs if _is_plain(node.meta["val"])]
+        tasks = tuple(task for name, node in plain or pairs for task in _tasks(name, node))
     return Signature(features, tasks, outputs)
 
 
@@ -432,19 +436,51 @@ def _size(size: int | torch.SymInt, index: int) -> int | str:
     return BATCH if index == 0 else str(size)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether an output is a score a row, or a few side by side."""
+    columns = value.shape[1] if value.dim() == 2 else 1
+    few = value.dim() <= 2 and isinstance(columns, int) and columns <= _MAX_TASK_COLUMNS
+    return few and bool(value.is_floating_point())
+
+
 def _tasks(name: str, node: Any) -> Iterator[Task]:
     value = node.meta["val"]
+    sizes = value.shape[1:]
+    if not value.is_floating_point() or not all(isinstance(size, int) for size in sizes):
+        return
     score = Score.PROBABILITY if _ends_in_probability(node) else Score.LOGIT
-    columns = value.shape[1] if value.dim() == 2 else 1
-    if value.dim() > 2 or not isinstance(columns, int) or columns > _MAX_TASK_COLUMNS:
-        return
-    if not value.is_floating_point():
-        return
+    columns = math.prod(sizes)
     if columns == 1:
         yield Task(name, name, None, TaskKind.BINARY, score)
         return
-    for column in range(columns):
-        yield Task(f"{name}_{column}", name, column, TaskKind.BINARY, score)
+    judged = min(columns, _MAX_TASK_COLUMNS)
+    for number in range(judged):
+        column = number * columns // judged
+        yield Task("_".join((name, *_place(column, sizes))), name, column, TaskKind.BINARY, score)
+
+
+def _place(column: int, sizes: Sequence[int]) -> list[str]:
+    """Where a column of flattened rows lies in each dimension that has several."""
+    place: list[str] = []
+    for size in reversed(sizes):
+        column, index = divmod(column, size)
+        if size > 1:
+            place.insert(0, str(index))
+    return place
+
+
+def judged_in_part(graph: fx.Graph, signature: Signature) -> Iterator[str]:
+    """What there is to say of outputs with more scores a row than are tasks."""
+    (output,) = graph.find_nodes(op="output")
+    for name, node in zip(signature.outputs, output.args[0], strict=True):
+        tasks = sum(task.output == name for task in signature.tasks)
+        sizes = node.meta["val"].shape[1:]
+        columns = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+        if columns > tasks == _MAX_TASK_COLUMNS:
+            yield (
+                f"output {name!r} has {columns:,} scores a row: {tasks} of them, evenly spaced, "
+                "are tasks and judged; all are served, and compared with the original's"
+            )
 
 
 def _ends_in_probability(node: fx.Node) -> bool:

@@ -204,7 +204,10 @@ def task_rows(
         DataError: no tasks or rows, rows that don't match, or values that can't be judged on.
     """
     if not reference:
-        raise DataError("there is no task to judge: the model has no outputs")
+        raise DataError(
+            "there is no task to judge: no output of the model is a score, a floating-point number "
+            "or several a row"
+        )
     if set(reference) != set(optimized):
         raise DataError(
             f"the tasks differ: the original has {sorted(reference)}, the optimized model "

@@ -92,6 +92,8 @@ def _last_linear(node: fx.Node, task: Task) -> fx.Node | None:
         node = node.args[0]
     if not is_op(node, _aten.linear.default) or parameter_name(node.args[1]) is None:
         return None
+    if task.column is not None and len(node.meta["val"].shape) != 2:
+        return None  # a column of the output is no row of the weight
     wide = int(node.meta["val"].shape[-1]) > max(task.column or 0, 0)
     bias = argument(node, 2, "bias")
     return node if wide and (bias is None or parameter_name(bias) is not None) else None
