@@ -12,7 +12,7 @@ from onnxscript import opset21
 from onnxscript.values import Opset
 
 from ...optimizer.ir.ops import MX_BLOCK, MXFP8_LINEAR
-from .forms import DOMAIN, Form
+from .forms import DOMAIN, Form, in_place_of, multiplied, whole_blocks
 
 QUANTIZE = "MXFP8Quantize"
 #: The first whose Q/DQ have blocks with E8M0 scales, and whose Cast makes such.
@@ -85,38 +85,23 @@ class MxFp8(Form):
         """Its own operators: the parser of 1.7.1 takes E8M0 as the bytes of one of them alone."""
         quantizes = _quantizes(model.graph)
         for node in quantizes:
-            _replace(model.graph, node, "TRT_MXFP8DynamicQuantize", output_dtype=int(_CODES))
+            in_place_of(model.graph, node, "TRT_MXFP8DynamicQuantize", *_blocks(int(_CODES)))
         for decode in list(model.graph):
             scales = decode.inputs[1] if decode.op_type == "DequantizeLinear" else None
             if scales is None or scales.dtype is not _SCALES:
                 continue
             if scales.const_value is not None:
                 _as(scales, ir.DataType.UINT8)
-            _replace(model.graph, decode, "TRT_MXFP8DequantizeLinear", output_dtype=_FLOAT)
-        if quantizes:
-            model.functions.clear()
-            model.opset_imports.pop(DOMAIN)
-            model.opset_imports["trt"] = 1
+            in_place_of(model.graph, decode, "TRT_MXFP8DequantizeLinear", *_blocks(_FLOAT))
         return len(quantizes)
 
 
 def _linear(x: Any, codes: Any, scale: Any, bias: Any = None) -> Any:
-    """Rows of any rank as a matrix, whole blocks of it, and the product of what they round to."""
-    inputs, padded = int(x.shape[-1]), int(codes.shape[1])
-    rows = x if len(x.shape) == 2 else op.Reshape(x, op.Constant(value_ints=[-1, inputs]))
-    if padded > inputs:
-        ends = op.Constant(value_ints=[0, 0, 0, padded - inputs])
-        rows = op.Pad(rows, ends)
-    found, steps = _FUNCTIONS.MXFP8Quantize(rows)
+    """The product of what rows and weight round to."""
+    found, steps = _FUNCTIONS.MXFP8Quantize(whole_blocks(x, int(codes.shape[1])))
     rounded = op.DequantizeLinear(found, steps, axis=1, block_size=MX_BLOCK)
     weight = op.DequantizeLinear(codes, scale, axis=1, block_size=MX_BLOCK)
-    product = op.MatMul(rounded, op.Transpose(weight, perm=[1, 0]))
-    if bias is not None:
-        product = op.Add(product, bias)
-    if len(x.shape) == 2:
-        return product
-    outputs = op.Constant(value_ints=[int(codes.shape[0])])
-    return op.Reshape(product, op.Concat(op.Shape(x, start=0, end=-1), outputs, axis=0))
+    return multiplied(x, rounded, weight, int(codes.shape[0]), bias)
 
 
 def _quantizes(graph: ir.Graph) -> list[ir.Node]:
@@ -160,25 +145,10 @@ def _as(scales: ir.Value, dtype: ir.DataType) -> None:
     scales.type = ir.TensorType(dtype)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, name: str, *, output_dtype: int) -> None:
-    """An operator of TensorRT's in a node's place, over blocks of the last axis."""
-    attributes = [
+def _blocks(output_dtype: int) -> tuple[ir.Attr, ...]:
+    """Attributes of TensorRT's operators, over blocks of the last axis."""
+    return (
         ir.AttrInt64("axis", -1),
         ir.AttrInt64("block_size", MX_BLOCK),
         ir.AttrInt64("output_dtype", output_dtype),
-    ]
-    new = ir.Node(
-        "trt",
-        name,
-        node.inputs,
-        attributes,
-        num_outputs=len(node.outputs),
-        name=node.name,
-        metadata_props=dict(node.metadata_props),
     )
-    for old, value in zip(node.outputs, new.outputs, strict=True):
-        value.name, value.type, value.shape = old.name, old.type, old.shape
-        old.name = None
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-    graph.insert_before(node, new)
-    graph.remove(node, safe=True)

@@ -24,7 +24,7 @@ from ..inductor.gpu_kernels import gpu_sm
 from ..onnx.backend import PlainOnnx
 from ..onnx.emulation import write_emulated
 from ..onnx.files import EMULATED, MODEL
-from ..onnx.forms import forms
+from ..onnx.forms import in_words_of_tensorrt
 from ..onnx.tables import decode_tables_first, tables_as_inputs
 from ..onnx.translate import save_onnx, to_onnx
 from .build_log import LinearRun, kernels, linear_runs, mismatches
@@ -219,8 +219,7 @@ def _engine(
     trt = plan.library.load()
     model = ir.load(source)
     tables = tables_as_inputs(model)
-    for form in forms():
-        form.for_tensorrt(model)
+    in_words_of_tensorrt(model)
     graph = folder / "graph.onnx"
     ir.save(model, graph)
     weights = _weights_beside(model, source.parent, folder)
