@@ -42,8 +42,10 @@ INT4 = Number("int4", 4, "int8", "INT4", "Int4")
 E4M3 = Number("fp8", 8, "float8_e4m3fn", "FLOAT8E4M3FN", "FP8")
 #: A power of two alone: the scale of a block. PyTorch's exporter has no such dtype: a byte.
 E8M0 = Number("e8m0", 8, "uint8", "FLOAT8E8M0", "FP8UE8M0")
+#: PyTorch computes with no such dtype: pairs of codes are bytes.
+E2M1 = Number("fp4", 4, "uint8", "FLOAT4E2M1", "FP4E2M1")
 #: All that weights, inputs, products and scales of blocks are in.
-NUMBERS = (FP32, BF16, FP16, INT8, INT4, E4M3, E8M0)
+NUMBERS = (FP32, BF16, FP16, INT8, INT4, E4M3, E8M0, E2M1)
 #: What a site is in that no format was placed on.
 UNPLACED = FP32.word
 
@@ -149,6 +151,15 @@ LINEAR: dict[str, LinearData] = {
             scale=E8M0,
             since=100,
             holders=_BLACKWELL,
+            lacking=dict.fromkeys(("onnxruntime", "openvino", "inductor"), _EMULATES),
+        ),
+        LinearData(
+            *("nvfp4", "nvfp4:NvFp4", E2M1, E2M1, E2M1, "nvfp4_linear"),
+            block=16,
+            scale=E4M3,
+            since=100,
+            holders=_BLACKWELL,
+            room=8.0,  # the scales of blocks are E4M3
             lacking=dict.fromkeys(("onnxruntime", "openvino", "inductor"), _EMULATES),
         ),
         LinearData(

@@ -178,7 +178,10 @@ _B200 = DeviceSpec(
     sm=100,
     bandwidth=8000.0,
     memory=180.0,
-    peaks=(("fp32", 75.0), ("bf16", 2250.0), ("fp16", 2250.0), ("fp8", 4500.0), ("int8", 4500.0)),
+    peaks=(
+        *(("fp32", 75.0), ("bf16", 2250.0), ("fp16", 2250.0), ("fp8", 4500.0), ("int8", 4500.0)),
+        ("fp4", 9000.0),
+    ),
     source="NVIDIA DGX B200 data sheet, per GPU, dense",
 )
 
@@ -191,7 +194,10 @@ _RTX6000 = DeviceSpec(
     sm=120,
     bandwidth=1792.0,
     memory=96.0,
-    peaks=(("fp32", 125.0), ("bf16", 504.0), ("fp16", 504.0), ("fp8", 1008.0), ("int8", 1008.0)),
+    peaks=(
+        *(("fp32", 125.0), ("bf16", 504.0), ("fp16", 504.0), ("fp8", 1008.0), ("int8", 1008.0)),
+        ("fp4", 2015.0),
+    ),
     source="NVIDIA RTX Blackwell PRO architecture paper, dense",
 )
 
@@ -235,6 +241,8 @@ TARGETS: dict[str, Target] = {
         _gpu("h100-fp8", _H100, "fp8", *_INT8, tables=_TABLES),
         _gpu("h200-fp8", _H200, "fp8", *_INT8, tables=_TABLES),
         _gpu("b200-fp8", _B200, "fp8", *_INT8, "mxfp8", tables=_TABLES),
+        _gpu("b200-fp4", _B200, "nvfp4", "fp8", *_INT8, "mxfp8", tables=_TABLES),
+        _gpu("rtx6000-fp4", _RTX6000, "nvfp4", "fp8", *_INT8, tables=_TABLES),
         _gpu("rtx6000-fp8", _RTX6000, "fp8", *_INT8, tables=_TABLES),
     )
 }

@@ -43,7 +43,7 @@ class Form:
 
 
 #: Their classes, as ``module:Class``.
-_FORMS = ("coded_weights:CodedWeights", "mxfp8:MxFp8")
+_FORMS = ("coded_weights:CodedWeights", "mxfp8:MxFp8", "nvfp4:NvFp4")
 
 
 def forms() -> tuple[Form, ...]:

@@ -274,6 +274,72 @@ MXFP8_LINEAR = define_op(
 )
 
 
+#: Values that share a scale in NVFP4, the largest value of E2M1, and that of a scale.
+NV_BLOCK, FLOAT4_MAX, _SCALE_MAX = 16, 6.0, 448.0
+
+
+def nv_scales(blocks: Tensor, step: Tensor) -> Tensor:
+    """Scales of blocks ``[..., 16]`` in NVFP4, ``[...]`` float8_e4m3fn, in units of ``step``.
+
+    A block with NaN or infinity has NaN.
+    """
+    exact = blocks.abs().amax(-1) / FLOAT4_MAX / step
+    return (exact.clamp_max(_SCALE_MAX) + (blocks * 0.0).sum(-1)).to(torch.float8_e4m3fn)
+
+
+def nv_rounded(blocks: Tensor, steps: Tensor) -> Tensor:
+    """Blocks ``[..., 16]`` in units of their steps ``[...]``, rounded to E2M1, ties to even."""
+    # Where a step is zero, so is all that is decoded.
+    units = blocks / torch.where(steps == 0.0, 1.0, steps).unsqueeze(-1)
+    size = units.abs().clamp_max(FLOAT4_MAX)
+    # Steps between values are a half below 2, one below 4, and two beyond.
+    low = torch.where(size < 2.0, torch.round(size * 2.0) / 2.0, torch.round(size))
+    return torch.where(size < 4.0, low, torch.round(size / 2.0) * 2.0) * torch.sign(units)
+
+
+def nv_values(codes: Tensor) -> Tensor:
+    """``[..., K]`` float32 of pairs of E2M1's codes ``[..., K / 2]`` uint8, the low half first."""
+    halves = torch.stack([codes & 15, torch.bitwise_right_shift(codes, 4)], dim=-1).flatten(-2)
+    place = (halves & 7).to(torch.float32)
+    # 0, 0.5, 1, 1.5, 2, 3, 4 and 6.
+    high = torch.where(place < 7.0, place - 2.0, place - 1.0)
+    size = torch.where(place < 4.0, place / 2.0, high)
+    return torch.where(halves < 8, size, -size)
+
+
+def _nvfp4_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    step: Tensor,
+    input_step: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """Rounds blocks of each row of ``x`` to E2M1 at scales of their own, and multiplies."""
+    blocks = _in_blocks(x, codes.shape[1] * 2, NV_BLOCK)
+    steps = nv_scales(blocks, input_step).to(x.dtype) * input_step
+    rounded = (nv_rounded(blocks, steps) * steps.unsqueeze(-1)).flatten(-2)
+    weight = decoded_weight(nv_values(codes), scale.to(x.dtype) * step)
+    result: Tensor = torch.ops.aten.linear.default(rounded, weight, bias)
+    return result
+
+
+#: x ``[..., K]`` float32, codes ``[N, K' / 2]`` uint8, pairs of E2M1, scale ``[N, K' / 16]``
+#: float8_e4m3fn, step and input_step ``[]`` float32, bias ``[N]`` float32 -> ``[..., N]`` float32:
+#: a linear in NVFP4. K' is K rounded up to whole blocks; what is beyond K is zero. A weight is its
+#: code times its block's scale times ``step``. Each block of an input row finds its scale while
+#: running, in units of ``input_step``, which is static: a row's score doesn't depend on its batch.
+NVFP4_LINEAR = define_op(
+    "nvfp4_linear(Tensor x, Tensor codes, Tensor scale, Tensor step, Tensor input_step, "
+    "Tensor? bias) -> Tensor",
+    _nvfp4_linear,
+    rows=OnRows.LINEAR,
+    flops=Flops.LINEAR,
+    coded=Coded.IS,
+    not_finite=NotFinite.SPREAD,
+)
+
+
 def _request_broadcast(x: Tensor, rows: Tensor) -> Tensor:
     """As many rows as ``rows`` has; all of ``x`` where it has as many itself."""
     return x.expand([rows.shape[0], *[-1] * (x.dim() - 1)])

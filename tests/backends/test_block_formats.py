@@ -10,19 +10,22 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import rankc
 import torch
-from rankc.backends.onnxruntime.backend import PlainOnnx
-from rankc.optimizer.analysis.sites import linear_sites
+from rankc.backends.onnx.backend import PlainOnnx
+from rankc.optimizer.analysis.sites import inputs_of, linear_sites
 from rankc.optimizer.errors import UnsupportedError
 from rankc.optimizer.formats import LINEAR
 from rankc.optimizer.ir import Precision, Program, Rewriter, sweep
+from rankc.optimizer.ir.ops import nv_rounded, nv_values
+from rankc.optimizer.precision.candidates import choose_input, output_of
 from rankc.optimizer.precision.linear_format import linear_format
 from rankc.optimizer.precision.linear_formats import realise
 from rankc.optimizer.target import Target
 from support import capture_small
 from torch import Tensor, nn
 
-FORMATS = ("mxfp8",)
+FORMATS = ("mxfp8", "nvfp4")
 ROWS = torch.Generator().manual_seed(3)
 
 
@@ -49,16 +52,23 @@ def rows(count: int) -> Tensor:
 def placed(number_format: str) -> Program:
     program = capture_small(Net(), rows(8))
     rw = Rewriter(program, "test")
+    samples = inputs_of(program, linear_sites(program), [{program.signature.names[0]: rows(64)}])
     for node in linear_sites(program):
-        realise(rw, node, linear_format(number_format).precision())
+        weight = program.tensor(str(node.args[1].target))
+        realise(rw, node, choose_input(samples[node], weight, number_format, "int8")[0])
     sweep(program)
     return program
 
 
+def low(number_format: str, x: Tensor, weight: Tensor, like: Tensor | None = None) -> Tensor:
+    """What a linear gives in a format whose ranges are those of ``like``, or of the rows."""
+    precision, _ = choose_input(x if like is None else like, weight, number_format, "int8")
+    return output_of(x, weight, precision)
+
+
 def decoded(number_format: str, weight: Tensor) -> Tensor:
     """What a weight ``[N, K]`` is in a format: what the identity's rows are multiplied to."""
-    one, precision = linear_format(number_format), Precision(number_format)
-    return one.output(torch.eye(weight.shape[1]), weight, precision, one.coded(weight, precision)).T
+    return low(number_format, torch.eye(weight.shape[1]), weight).T
 
 
 # --- codes ----------------------------------------------------------------------------------------
@@ -78,21 +88,31 @@ def test_mxfp8_is_what_the_standard_says() -> None:
     assert np.array_equal(coded.codes.float().numpy().reshape(16, 3, 32), expected)
 
 
+def test_nvfp4_rounds_as_the_standard_says() -> None:
+    """Against ml_dtypes: ties to even, saturation, and the codes as they are stored."""
+    values = torch.cat([torch.linspace(-8, 8, 1601), torch.randn(63, generator=ROWS)])
+    found = nv_rounded(values.reshape(-1, 16), torch.ones(104)).flatten()
+    expected = values.numpy().astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert np.array_equal(found.numpy(), expected)
+    codes = torch.arange(16, dtype=torch.uint8)
+    stored = codes.numpy().view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert np.array_equal(nv_values(codes[None] | codes[None] << 4).numpy()[0, ::2], stored)
+
+
 @pytest.mark.parametrize("number_format", FORMATS)
 def test_what_was_decoded_is_coded_as_it_is(number_format: str) -> None:
     once = decoded(number_format, torch.randn(24, 96, generator=ROWS))
-    assert torch.equal(decoded(number_format, once), once)
+    # The unit of a tensor's scales is a quotient, which is rounded each time.
+    assert torch.allclose(decoded(number_format, once), once, rtol=2**-20, atol=0.0)
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("width", [1, 15, 16, 31, 33, 64])
 def test_blocks_need_not_divide_the_width(number_format: str, width: int) -> None:
     weight, x = torch.randn(8, width, generator=ROWS), torch.randn(5, width, generator=ROWS)
-    one, precision = linear_format(number_format), Precision(number_format)
-    low = one.output(x, weight, precision, one.coded(weight, precision))
-    exact = x @ weight.T
-    assert low.shape == exact.shape
-    assert float((low - exact).norm()) < 0.2 * float((x.abs() @ weight.abs().T).norm())
+    found, exact = low(number_format, x, weight), x @ weight.T
+    assert found.shape == exact.shape
+    assert float((found - exact).norm()) < 0.2 * float((x.abs() @ weight.abs().T).norm())
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
@@ -101,12 +121,11 @@ def test_zeros_and_denormals_stay_finite(number_format: str) -> None:
     weight[0], weight[1], weight[2, :32] = 0.0, 1e-42, 0.0
     x = torch.randn(6, 64, generator=ROWS)
     x[0], x[1], x[2] = 0.0, 1e-42, 3e38
-    one, precision = linear_format(number_format), Precision(number_format)
-    low = one.output(x, weight, precision, one.coded(weight, precision))
-    assert bool(torch.isfinite(low[[0, 1, 3, 4, 5]]).all())
-    assert not low[0].any()
-    assert not low[:, 0].isnan().any()
-    assert bool((low[:2].abs() < 1e-30).all())
+    found = low(number_format, x, weight, x[3:])
+    assert bool(torch.isfinite(found[[0, 1, 3, 4, 5]]).all())
+    assert not found[0].any()
+    assert not found[:, 0].any()
+    assert bool((found[:2].abs() < 1e-30).all())
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
@@ -115,14 +134,13 @@ def test_a_row_that_is_not_finite_scores_nan_and_no_other_does(
     number_format: str, value: float
 ) -> None:
     weight, x = torch.randn(8, 64, generator=ROWS), torch.randn(6, 64, generator=ROWS)
-    one, precision = linear_format(number_format), Precision(number_format)
-    coded = one.coded(weight, precision)
-    before = one.output(x, weight, precision, coded)
+    typical = x.clone()
+    before = low(number_format, x, weight, typical)
     x[2, 7] = value
-    low = one.output(x, weight, precision, coded)
-    assert bool(low[2].isnan().all())
+    found = low(number_format, x, weight, typical)
+    assert bool(found[2].isnan().all())
     others = [0, 1, 3, 4, 5]
-    assert torch.equal(low[others], before[others])
+    assert torch.equal(found[others], before[others])
 
 
 # --- programs and files ---------------------------------------------------------------------------
@@ -163,6 +181,69 @@ def test_the_file_is_standard_onnx_with_the_types_of_its_opset(
     assert data.scale.onnx in stored
 
 
+# --- the gate -------------------------------------------------------------------------------------
+
+
+class Ranker(nn.Module):
+    """A table and dense features, wide enough to gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(300, 48)
+        self.over, self.score = nn.Linear(80, 256), nn.Linear(256, 1)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        both = torch.cat([torch.tanh(dense), self.table(ids)], 1)
+        return self.score(torch.relu(self.over(both))).squeeze(1)
+
+
+def labelled(count: int) -> list[rankc.Batch]:
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(count, 32, generator=generator)
+    ids = torch.randint(0, 300, (count,), generator=generator)
+    with torch.no_grad():
+        chance = torch.sigmoid(Ranker()(dense, ids))
+    return [rankc.Batch((dense, ids), (torch.rand(count, generator=generator) < chance).float())]
+
+
+def emulated(name: str, number_format: str) -> rankc.Target:
+    return dataclasses.replace(
+        Target.of(name), formats=(number_format,), table_formats=(), backends=("onnx",)
+    )
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+def test_the_gate_proves_what_is_within_the_budget(number_format: str) -> None:
+    budget = rankc.Budget(ne=0.02, max_rms_shift=0.3)
+    target = emulated("b200-fp4", number_format)
+    made = rankc.optimize(Ranker(), target, data=labelled(8_000), budget=budget)
+    assert {site.site: site.chosen for site in made.report.sites}["over"] == number_format
+    assert made.verdict.status is rankc.Status.PASS
+    assert any("verified by emulation" in note for note in made.report.notes)
+
+
+def test_by_default_no_plan_moves_scores_as_four_bits_do() -> None:
+    """A tenth of the scores' spread is what a budget allows; FP8 is within it."""
+    target = dataclasses.replace(Target.of("b200-fp4"), table_formats=(), backends=("onnx",))
+    made = rankc.optimize(Ranker(), target, data=labelled(8_000), budget=rankc.Budget(ne=0.02))
+    (site,) = (site for site in made.report.sites if site.site == "over")
+    assert site.chosen == "fp8"
+    assert "Not nvfp4, though faster" in made.explain("over")
+    assert made.verdict.status is rankc.Status.PASS
+
+
+@pytest.mark.parametrize("name", ["b200-fp4", "rtx6000-fp4"])
+def test_without_data_it_is_unverified(name: str) -> None:
+    target = dataclasses.replace(Target.of(name), backends=("onnx",))
+    budget, inputs = rankc.Budget(ne=0.02, max_rms_shift=0.3), labelled(64)[0].inputs
+    made = rankc.optimize(Ranker(), target, inputs=inputs, budget=budget)
+    assert {site.site: site.chosen for site in made.report.sites}["over"] == "nvfp4"
+    assert str(made.verdict).startswith("UNVERIFIED")
+    (assumed,) = (one for one in made.report.assumed if one.site == "over")
+    assert "times what made-up rows give" in assumed.source or "known" in assumed.source
+
+
 # --- TensorRT -------------------------------------------------------------------------------------
 
 
@@ -185,6 +266,12 @@ def test_rtx_decodes_mxfp8_and_multiplies_in_fp32(tmp_path: Path) -> None:
     assert set(found) == {"wide", "steps", "head"}
     assert {planned for planned, _ in found.values()} == {"fp8"}
     assert all(runs != "fp8" for _, runs in found.values())
+
+
+def test_rtx_multiplies_nvfp4_in_codes(tmp_path: Path) -> None:
+    """Its build log: each product is a gemm of FP4 by FP4."""
+    found = engine("nvfp4", tmp_path)
+    assert found == dict.fromkeys(("wide", "steps", "head"), ("fp4", "fp4"))
 
 
 @pytest.mark.parametrize("number_format", FORMATS)

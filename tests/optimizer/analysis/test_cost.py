@@ -83,5 +83,5 @@ def test_a_table_in_every_format_costs_less(name: str, number_format: str) -> No
 
 def test_every_format_of_linears_has_a_rate() -> None:
     """On a device that lists what products are in, no format of a linear falls back to fp32's."""
-    device = Target.of("h100-fp8").device
+    device = Target.of("b200-fp4").device
     assert all(device.peak(name) > device.peak("fp32") for name in LINEAR_FORMATS)

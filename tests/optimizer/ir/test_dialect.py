@@ -90,6 +90,16 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
             ROWS,
         ),
     ],
+    "nvfp4_linear": [
+        (
+            X,
+            torch.tensor([[0x12, *[0] * 7], [0xF7, *[0] * 7]], dtype=torch.uint8),
+            torch.ones(2, 1).to(torch.float8_e4m3fn),
+            torch.tensor(0.5),
+            torch.tensor(0.01),
+            ROWS,
+        ),
+    ],
     "half_linear": [
         (X, torch.ones(2, 4, dtype=torch.bfloat16), None),
         (X, torch.ones(2, 4, dtype=torch.float16), ROWS),

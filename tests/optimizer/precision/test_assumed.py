@@ -69,10 +69,15 @@ def program() -> rankc.Program:
     return rankc.capture(wide(), wide_inputs())
 
 
+def allowed(name: str) -> rankc.Budget:
+    """Four bits on both sides of a product move scores by more than a tenth of their spread."""
+    return dataclasses.replace(LOOSE, max_rms_shift=0.25) if name.endswith("fp4") else LOOSE
+
+
 @functools.cache
 def placed(name: str, exemplified: bool = False) -> rankc.Artifact:
     inputs = wide_inputs() if exemplified else None
-    return rankc.optimize(program(), eager(name), inputs=inputs, budget=LOOSE)
+    return rankc.optimize(program(), eager(name), inputs=inputs, budget=allowed(name))
 
 
 def chosen(artifact: rankc.Artifact) -> dict[str, str]:
@@ -86,7 +91,8 @@ def chosen(artifact: rankc.Artifact) -> dict[str, str]:
 def test_every_target_places_what_it_is_for(name: str) -> None:
     artifact = placed(name)
     formats = chosen(artifact)
-    wanted = {"cpu-int8": "int8-rows"}.get(name, name.rpartition("-")[2])
+    kind = name.rpartition("-")[2]
+    wanted = {"cpu-int8": "int8-rows"}.get(name, {"fp4": "nvfp4"}.get(kind, kind))
     assert formats["over"] == wanted
     assert formats["bottom"] == "fp32"
     assert formats.get("table", "fp32") == ("fp32" if wanted == "bf16" else "int8")
@@ -95,7 +101,7 @@ def test_every_target_places_what_it_is_for(name: str) -> None:
     with torch.no_grad():
         want = wide()(*inputs)
     moved = (artifact(*inputs) - want).square().mean().sqrt() / want.std()
-    assert 0.0 < moved < 0.1
+    assert 0.0 < moved < allowed(name).max_rms_shift
 
 
 @pytest.mark.parametrize("name", ["h100-fp8", "cpu-int8", "h100-bf16"])
