@@ -213,6 +213,70 @@ def test_an_import_the_wrong_way_is_found(tmp_path: Path, planted: str, told: st
     assert wrong_way(tmp_path) == [told]
 
 
+# --- hooks have names -----------------------------------------------------------------------------
+
+
+def overridden(root: Path, paths: list[Path]) -> list[str]:
+    """Underscore methods that a class overrides of a base in another file, as ``file: A._x``."""
+    classes: dict[tuple[Path, str], ast.ClassDef] = {}
+    names: dict[Path, dict[str, tuple[Path, str]]] = {}
+    for path in paths:
+        names[path] = {}
+        for node in ast.walk(ast.parse((root / path).read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[path, node.name] = node
+                names[path][node.name] = (path, node.name)
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                package = path.parts[: len(path.parts) - node.level]
+                place = Path(*package, *(node.module or "").split(".")).with_suffix(".py")
+                for alias in node.names:
+                    names[path][alias.asname or alias.name] = (place, alias.name)
+
+    def above(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]]:
+        found = []
+        for base in node.bases:
+            key = names[path].get(ast.unparse(base).partition("[")[0])
+            if key in classes:
+                found += [(key[0], classes[key]), *above(key[0], classes[key])]
+        return found
+
+    def private(node: ast.ClassDef) -> set[str]:
+        held = {n.name for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        held |= {ast.unparse(n.target) for n in node.body if isinstance(n, ast.AnnAssign)}
+        held |= {ast.unparse(t) for n in node.body if isinstance(n, ast.Assign) for t in n.targets}
+        return {name for name in held if name.startswith("_") and not name.endswith("__")}
+
+    return sorted(
+        f"{path.as_posix()}: {name}.{method}"
+        for (path, name), node in classes.items()
+        for base, parent in above(path, node)
+        if base != path
+        for method in private(node) & private(parent)
+    )
+
+
+def test_no_underscore_method_is_overridden_in_another_file() -> None:
+    assert overridden(ROOT, SOURCES) == []
+
+
+def test_an_overridden_underscore_method_is_found(tmp_path: Path) -> None:
+    base = "class A:\n    _kind = 1\n    def _hook(self): ...\n    def __len__(self): ...\n"
+    child = "from ..base import A as B\nclass C(B):\n    _kind: int = 2\n    def _hook(self): ...\n"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.py").write_text(base + "class D(A):\n    def _hook(self): ...\n")
+    (tmp_path / "deep/child.py").write_text(child + "    def __len__(self): ...\n")
+    found = overridden(tmp_path, [Path("base.py"), Path("deep/child.py")])
+    assert found == ["deep/child.py: C._hook", "deep/child.py: C._kind"]
+
+
+def test_backends_that_read_onnx_do_not_import_one_another() -> None:
+    readers = [path for path in within("backends") if "backends.onnx.base" in ours(path)]
+    assert len(readers) > 2
+    for path in within("backends"):
+        if path.parts[1] != "onnxruntime":
+            assert "backends.onnxruntime.backend" not in ours(path), path
+
+
 # --- what opens an artifact -----------------------------------------------------------------------
 
 #: Where opening an artifact begins.
