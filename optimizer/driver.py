@@ -445,9 +445,10 @@ class _Job:
             mates = batch_shift(finish.run, proof.rows, signature)
         except DataError as error:
             wrong = finish.differs(proof.rows)
-            reasons = (wrong or f"what was built can't be judged: {error}",)
+            said = wrong or f"what was built can't be judged: {error}"
             count = len(proof.rows)
-            return _Judged(Verdict(Status.FAIL, count, confidence, "none", reasons=reasons), wrong)
+            failed = Verdict(Status.FAIL, count, confidence, "none", reasons=(said,))
+            return _Judged(failed, wrong)
         verdict = proof.on(scores, confidence)
         damaged = tuple(one for one in proof.slices if one.fails(verdict))
         wrong = finish.differs(proof.rows)

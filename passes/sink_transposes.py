@@ -136,7 +136,7 @@ class _Unary(_Rule):
 
 
 class _Binary(_Rule):
-    targets = BINARY
+    targets = frozenset(BINARY)
 
     def fits(self, node: fx.Node) -> bool:
         orders = [_alone(operand) for operand in node.args]

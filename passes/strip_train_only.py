@@ -81,8 +81,8 @@ class StripTrainOnly(Pass):
             return None
         kept = max(served) + 1
         before = [task.name for task in auxiliary if task.column is not None and task.column < kept]
-        for task in before:
-            ctx.missed("its column stands before a served one, which would change places", task)
+        for one in before:
+            ctx.missed("its column stands before a served one, which would change places", one)
         if len(shape_of(_value(program, name))) != 2:
             for task in auxiliary:
                 ctx.missed("its output has rows of several dimensions, which stay", task.name)

@@ -622,3 +622,37 @@ def test_a_list_that_is_repeated_is_found(tmp_path: Path, again: str) -> None:
     listed = "aten.expand.default, aten.permute.default, aten.view.default"
     found = repeated_lists(tmp_path, [Path("one.py"), Path("other.py")])
     assert set(found) == {f"one.py and other.py both list {listed}"}
+
+
+# --- tests mirror the sources ---------------------------------------------------------------------
+
+#: What has no test file of its name, and where it is tested instead.
+ELSEWHERE = {
+    "backends/native/ids.py": "with the rows it shifts: tests/backends/native/test_rows.py",
+    "backends/native/trial.py": "the library is loaded by it: tests/backends/native/test_rows.py",
+    "frontends/check_scores.py": "every capture runs it: tests/frontends/test_export.py",
+    "models": "a model a file, all held to the same laws: tests/models/test_zoo.py",
+    "optimizer/artifact/benchmark.py": "it is timing: tests/optimizer/artifact/test_artifact.py",
+    "optimizer/artifact/pending.py": "every artifact was pending: tests/optimizer/test_driver.py",
+    "optimizer/heads/stage_consistency.py": "tests/optimizer/heads/test_consolidate.py",
+    "optimizer/pruning/gradual.py": "its rounds finetune: tests/optimizer/training/test_distill.py",
+    "optimizer/replan.py": "a call of optimize: tests/optimizer/precision/test_probe_cache.py",
+    "optimizer/requests/equivalence.py": "tests/optimizer/requests/test_entry.py",
+}
+
+
+def test_each_file_of_the_library_has_a_test_of_its_name() -> None:
+    """Finding what tests a file takes no thought."""
+    assert len(ELSEWHERE) <= 10
+    library = [p for p in SOURCES if p.parts[0] in PACKAGES and p.name != "__init__.py"]
+    alone = [p for p in library if not (ROOT / "tests" / p.parent / f"test_{p.name}").exists()]
+    excused = {str(p) for p in alone} | {p.parts[0] for p in alone}
+    assert sorted(set(ELSEWHERE) - excused) == []  # no excuse outlives
+    assert [str(p) for p in alone if not {str(p), p.parts[0]} & set(ELSEWHERE)] == []
+    tested = {said.rpartition(" ")[2] for said in ELSEWHERE.values()}
+    assert [path for path in sorted(tested) if not (ROOT / path).exists()] == []
+
+
+def test_what_tests_share_lies_in_support() -> None:
+    found = [path.name for path in (ROOT / "tests").glob("*.py")]
+    assert [name for name in found if not name.startswith("test_") and name != "conftest.py"] == []

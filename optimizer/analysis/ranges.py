@@ -115,8 +115,9 @@ class _Tracker(fx.Interpreter):
         """Of an operator with several results: those of pieces of one value are known."""
         if moves(node, Move.SPLIT) and isinstance(whole := self.of(node.args[0]), Range):
             rest = node.args[1:]
-            low = node.target(whole.low, *rest, **node.kwargs)
-            high = node.target(whole.high, *rest, **node.kwargs)
+            split: Any = node.target
+            low = split(whole.low, *rest, **node.kwargs)
+            high = split(whole.high, *rest, **node.kwargs)
             return [Range(a, b) for a, b in zip(low, high, strict=True)]
         return [
             _anything(value)

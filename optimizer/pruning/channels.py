@@ -294,11 +294,9 @@ def _inner(node: fx.Node, mask: Tensor) -> Tensor:
         for dim in dims:
             passed = passed.all(dim, keepdim=True)
         return mask & ~passed
-    dim = (
-        int(node.args[1]) % (mask.dim() - 1) + 1
-        if gives(node, Values.WEIGHTS, Values.LOG_WEIGHTS)
-        else -1
-    )  # type: ignore[arg-type]
+    dim = -1
+    if gives(node, Values.WEIGHTS, Values.LOG_WEIGHTS):
+        dim = int(node.args[1]) % (mask.dim() - 1) + 1  # type: ignore[arg-type]
     return mask & ~mask.all(dim, keepdim=True)
 
 

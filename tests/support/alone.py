@@ -58,3 +58,10 @@ def from_file(
     (found,) = rankc.capture(path).run({"x": x}).values()
     session = onnxruntime.InferenceSession(path)
     return found, torch.as_tensor(session.run(None, {"x": x.numpy()})[0])
+
+
+def relu_model() -> Any:
+    """The ONNX model of one relu, from ``x`` to ``y`` ``[N, 2]``."""
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 2]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", sides[:1], sides[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
