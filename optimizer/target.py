@@ -54,7 +54,8 @@ class Target:
         device: The device.
         formats: Formats a linear may take below fp32: ``"int8"`` and ``"fp8"`` (one static range
             for the input), ``"int8-rows"`` (a range for each input row), ``"int8-weights"`` and
-            ``"int4-weights"`` (the weights alone), ``"bf16"``, ``"fp16"``.
+            ``"int4-weights"`` (the weights alone), ``"mxfp8"`` and ``"nvfp4"`` (a scale for each
+            block of inputs), ``"bf16"``, ``"fp16"``.
         table_formats: Formats a table may take below fp32.
         int8_activations: ``"uint8"`` (affine, what ONNX Runtime's CPU kernels take) or ``"int8"``
             (symmetric, what TensorRT takes).
@@ -119,7 +120,8 @@ class Target:
         """The target called by that name.
 
         Raises:
-            TargetError: No target has that name; the nearest ones are named.
+            TargetError: No target has that name; those of its format, or the nearest,
+                are named.
         """
         if isinstance(target, Target):
             return target
@@ -130,7 +132,12 @@ class Target:
             )
         found = TARGETS.get(target)
         if found is None:
-            near = difflib.get_close_matches(target, TARGETS, n=3, cutoff=0.3) or list(TARGETS)
+            kind = target.rpartition("-")[2]
+            near = (
+                [name for name in TARGETS if name.rpartition("-")[2] == kind]
+                or difflib.get_close_matches(target, TARGETS, n=3, cutoff=0.3)
+                or list(TARGETS)
+            )
             raise TargetError(
                 f"unknown target {target!r}; did you mean {' or '.join(near)}? "
                 "`rankc targets` lists them all; rankc.Target(...) makes one of your own."

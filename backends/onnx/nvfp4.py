@@ -195,8 +195,9 @@ def _rounded(body: tape.Tape, units: ir.Value) -> ir.Value:
 
 def _halves(body: tape.Tape, graph: ir.Graph, codes: ir.Value) -> ir.Value:
     """The values ``[N, K]`` of codes, whose bytes are read as they are stored."""
-    outputs, inputs = (int(size) for size in codes.const_value.shape)  # type: ignore[union-attr]
     stored = codes.const_value
+    assert stored is not None
+    outputs, inputs = stored.shape.numpy()
     name, shape = str(codes.name), ir.Shape([outputs, inputs // 2])
     if isinstance(stored, ir.ExternalTensor):
         place = stored.location, stored.offset, stored.length
@@ -204,7 +205,7 @@ def _halves(body: tape.Tape, graph: ir.Graph, codes: ir.Value) -> ir.Value:
             *place, ir.DataType.UINT8, shape=shape, name=name, base_dir=stored.base_dir
         )
     else:
-        found = np.frombuffer(stored.tobytes(), np.uint8)  # type: ignore[union-attr]
+        found = np.frombuffer(stored.tobytes(), np.uint8)
         pairs = ir.tensor(found.reshape(outputs, inputs // 2), ir.DataType.UINT8, name)
     codes.const_value, codes.type, codes.shape = pairs, ir.TensorType(ir.DataType.UINT8), shape
     wide = body.op("Cast", [codes], {"to": int(ir.DataType.INT32)})

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...optimizer.errors import UnsupportedError
-from ...optimizer.formats import LINEAR, TABLE
+from ...optimizer.formats import LINEAR, TABLE, LinearData, TableData
 from ...optimizer.target import Target, targets_with
 from ..onnx.forms import DOMAIN
 
@@ -72,7 +72,8 @@ def require_formats(target: Target) -> None:
         raise UnsupportedError(
             f"TensorRT builds for NVIDIA GPUs, and {target.name} is {target.device.name}"
         )
-    asked = (*(LINEAR[name] for name in target.formats), *(TABLE[n] for n in target.table_formats))
+    asked: list[LinearData | TableData] = [LINEAR[name] for name in target.formats]
+    asked += [TABLE[name] for name in target.table_formats]
     for data in asked:
         if sm < data.since:
             raise UnsupportedError(

@@ -23,7 +23,8 @@ class Precision:
     Attributes:
         format: ``"int8"`` or ``"fp8"`` (one static range for the input), ``"int8-rows"`` (each
             input row has its own range), ``"int8-weights"`` or ``"int4-weights"`` (the input
-            isn't coded), ``"bf16"`` or ``"fp16"``; of a table, ``"int8"``.
+            isn't coded), ``"mxfp8"`` or ``"nvfp4"`` (blocks of inputs have scales), ``"bf16"`` or
+            ``"fp16"``; of a table, ``"int8"``, ``"int4"`` or ``"fp16"``.
         input_scale: Step of the input's codes, where it is static.
         input_zero_point: The input's code for 0.0; 0 for symmetric formats.
         input_dtype: The torch dtype's name of the input's codes.

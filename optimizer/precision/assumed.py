@@ -31,6 +31,7 @@ from ..quality.judge import Judge
 from ..quality.scores import Runner, score
 from ..quality.verdict import Status, Verdict
 from ..report.report import AssumedRange
+from ..target import targets_with
 
 if TYPE_CHECKING:
     from ..pipeline.passbase import PassContext
@@ -67,9 +68,12 @@ def chosen_formats(name: str) -> Formats:
     try:
         return Formats(name)
     except ValueError:
+        having = targets_with(name)
+        owners = f" {name} is a format of the targets {', '.join(having)}." if having else ""
         raise TargetError(
             f"formats is {name!r}, expected 'auto' (the target's, where the budget allows them) or "
             "'none' (tables and linears keep theirs). rankc.Target(formats=…) names single ones."
+            f"{owners}"
         ) from None
 
 

@@ -19,7 +19,7 @@ class MxFp8(LinearFormat):
     def coded(self, weight: Tensor, precision: Precision) -> Codes:
         """Codes ``[N, K']`` of whole blocks, and scales ``[N, K' / 32]``, the bytes of E8M0."""
         blocks = functional.pad(weight, [0, -weight.shape[1] % MX_BLOCK])
-        blocks = blocks.unflatten(1, (-1, MX_BLOCK))
+        blocks = blocks.reshape(len(weight), -1, MX_BLOCK)
         scales = mx_scales(blocks)
         codes = mx_codes(blocks, scales).flatten(1)
         return Codes(codes, scales.to(torch.float8_e8m0fnu).view(torch.uint8), torch.zeros(0))

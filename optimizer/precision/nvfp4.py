@@ -48,7 +48,7 @@ class NvFp4(LinearFormat):
     def coded(self, weight: Tensor, precision: Precision) -> _Blocks:
         """Pairs of codes ``[N, K' / 2]`` of whole blocks, and scales ``[N, K' / 16]``."""
         blocks = functional.pad(weight, [0, -weight.shape[1] % NV_BLOCK])
-        blocks = blocks.unflatten(1, (-1, NV_BLOCK))
+        blocks = blocks.reshape(len(weight), -1, NV_BLOCK)
         step = _unit(weight.abs().max())
         scales = nv_scales(blocks, step)
         values = nv_rounded(blocks, scales.float() * step).flatten(1)

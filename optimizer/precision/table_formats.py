@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -25,10 +25,7 @@ class TableFormat(ABC):
 
     Attributes:
         data: What it is and costs (`optimizer/formats.py`).
-        imitate: What rows ``[..., D]`` are in it, as fp32; a function, for it stands in graphs.
     """
-
-    imitate: ClassVar[Callable[[Tensor], Tensor]]
 
     def __init__(self, data: TableData) -> None:
         self.data = data
@@ -36,6 +33,11 @@ class TableFormat(ABC):
     def fits(self, width: int) -> bool:
         """Whether a table of that width can take it."""
         return True
+
+    @staticmethod
+    @abstractmethod
+    def imitate(rows: Tensor) -> Tensor:
+        """What rows ``[..., D]`` are in it, as fp32; a function, for it stands in graphs."""
 
     @abstractmethod
     def put(self, rw: Rewriter, lookups: Sequence[fx.Node], base: str, weight: Tensor) -> None:

@@ -34,6 +34,7 @@ def test_presets_are_sound(name: str) -> None:
     [
         ("h100-fp9", "unknown target 'h100-fp9'; did you mean h100-fp8"),
         ("cpu_int8", "did you mean cpu-int8"),
+        ("h100-fp4", "unknown target 'h100-fp4'; did you mean b200-fp4 or rtx6000-fp4"),
         ("", "did you mean cpu-fp32 or cpu-bf16"),
         (8, "a target is a name or a rankc.Target, got int. Known names: cpu-fp32"),
     ],

@@ -277,6 +277,13 @@ def test_formats_none_holds_with_data_too() -> None:
 def test_formats_are_auto_or_none() -> None:
     with pytest.raises(TargetError, match="formats is 'fp8', expected 'auto'"):
         rankc.optimize(program(), "h100-fp8", formats="fp8")
+    message = "nvfp4 is a format of the targets b200-fp4, rtx6000-fp4"
+    with pytest.raises(TargetError, match=message):
+        rankc.optimize(program(), "h100-fp8", formats="nvfp4")
+    # The remedies, up to the plan.
+    single = dataclasses.replace(eager("h100-fp8"), formats=("fp8",))
+    assert rankc.optimize(program(), single, formats="auto", budget=LOOSE).report.sites
+    assert "nvfp4" in rankc.Target.of("b200-fp4").formats
 
 
 def test_a_budget_that_needs_labels_and_groups_is_held_as_far_as_it_can_be() -> None:
