@@ -15,6 +15,8 @@ from ..errors import SignatureError
 
 Array = np.ndarray[Any, Any]
 
+#: The kinds of dtypes that are numbers.
+_NUMBERS = "biufc"
 #: What a list of Python's own numbers becomes, as in torch; other integers stay as they are.
 _NARROWED = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
 
@@ -56,7 +58,7 @@ def array_of(name: str, value: Any) -> Array:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _no_numbers(name, value, str(error)) from error
-    if array.dtype.kind not in "biufc" and not _is_low(array.dtype):
+    if array.dtype.kind not in _NUMBERS and not _is_low(array.dtype):
         raise _no_numbers(name, value, f"it holds {array.dtype.name}")
     if not array.dtype.isnative:  # runtimes read bytes as they are
         array = array.astype(array.dtype.newbyteorder("="))
@@ -72,7 +74,7 @@ def arrays_of(features: Mapping[str, Any]) -> dict[str, Array]:
         SignatureError: One is neither an array nor a tensor nor numbers.
     """
     return {
-        name: value if type(value) is np.ndarray and value.dtype.isnative else array_of(name, value)
+        name: value if type(value) is np.ndarray and _runs(value) else array_of(name, value)
         for name, value in features.items()
     }
 
@@ -99,6 +101,11 @@ def _of_tensor(value: Any) -> Array:
         kind = dtype_called(str(value.dtype).removeprefix("torch."))
         array = value.view(bits).numpy().view(kind)
     return array
+
+
+def _runs(array: Array) -> bool:
+    """Whether runtimes read it as it lies."""
+    return array.dtype.kind in _NUMBERS and array.dtype.isnative
 
 
 def _is_low(dtype: np.dtype[Any]) -> bool:

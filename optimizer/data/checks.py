@@ -254,5 +254,4 @@ def _whole(value: Array) -> Array:
 
 def _rows(bad: Array) -> Array:
     """Which rows have something bad."""
-    rows: Array = bad.reshape(len(bad) if bad.ndim else 1, -1).any(axis=1)
-    return rows
+    return np.asarray(bad.reshape(len(bad) if bad.ndim else 1, -1).any(axis=1))

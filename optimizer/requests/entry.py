@@ -61,8 +61,8 @@ def differing(values: Array, others: Array) -> Array:
     differs: Array = values != others
     if values.dtype.kind not in "biu":
         differs &= ~(np.isnan(values) & np.isnan(others))
-    rows: Array = differs.reshape(len(values), math.prod(values.shape[1:])).any(axis=1)
-    return rows
+    width = math.prod(values.shape[1:])
+    return np.asarray(differs.reshape(len(values), width).any(axis=1))
 
 
 def one_user(features: Mapping[str, Value], shared: Collection[str]) -> dict[str, Value]:
