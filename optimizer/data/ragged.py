@@ -8,7 +8,7 @@ of a batch are taken, and batches joined, through what is here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, permutations, product
+from itertools import chain, combinations, permutations, product
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def readings(leaves: Features) -> Iterator[tuple[Ragged, ...]]:
     for kinds, rows in product(permutations(_EXACT_FIRST), counts):
         nearest = _nearest(leaves, vectors, kinds, rows)
         ways = (nearest, _in_turn(leaves, vectors, kinds, rows))
-        for found in (*ways, *_any(leaves, vectors, kinds, rows)):
+        for found in chain(ways, _any(leaves, vectors, kinds, rows)):
             if found and found not in seen:
                 seen.add(found)
                 yield found
@@ -157,22 +157,45 @@ def _any(
     if len(vectors) > _FEW:
         return
     flat = [name for name, leaf in leaves.items() if leaf.dim() == 1]
+    sizes = {name: len(leaf) for name, leaf in leaves.items()}
+    kind_of: dict[tuple[str, int], Delimits] = {}
+    for other, size, kind in product(vectors, set(sizes.values()), reversed(kinds)):
+        if _fits(leaves[other], kind, size, rows):
+            kind_of[other, size] = kind
     for count in range(1, len(vectors) + 1):
         for delimiters in combinations(vectors, count):
-            values = [
-                n for n in leaves if n not in delimiters and (n in flat or len(leaves[n]) != rows)
+            values = [n for n in leaves if n not in delimiters and (n in flat or sizes[n] != rows)]
+            fitting = [
+                (None,) * (sizes[name] == rows)
+                + tuple(other for other in delimiters if (other, sizes[name]) in kind_of)
+                for name in values
             ]
-            for owners in product((None, *delimiters), repeat=len(values)):
+            for owners in _owners(fitting, frozenset(delimiters)):
                 found: dict[tuple[str, Delimits], list[str]] = {}
-                for name, other in zip(values, owners, strict=True):
-                    size = len(leaves[name])
-                    kind = next(
-                        (k for k in kinds if other and _fits(leaves[other], k, size, rows)), None
-                    )
-                    if other and kind is not None:
-                        found.setdefault((other, kind), []).append(name)
-                if {name for name, _ in found} == set(delimiters):
-                    yield _consistent(leaves, rows, found)
+                for name, owner in zip(values, owners, strict=True):
+                    if owner is not None:
+                        found.setdefault((owner, kind_of[owner, sizes[name]]), []).append(name)
+                yield _consistent(leaves, rows, found)
+
+
+def _owners(
+    fitting: Sequence[tuple[str | None, ...]], missing: frozenset[str]
+) -> Iterator[tuple[str | None, ...]]:
+    """Every choice of one that fits for each input, with all of ``missing`` among them.
+
+    What can't be completed (P. Hall, "On Representatives of Subsets", 1935) isn't begun: of forty
+    columns a trillion choices would be.
+    """
+    for count in range(1, len(missing) + 1):
+        for some in combinations(sorted(missing), count):
+            if sum(not set(some).isdisjoint(owners) for owners in fitting) < count:
+                return
+    if not fitting:
+        yield ()
+        return
+    for owner in fitting[0]:
+        for more in _owners(fitting[1:], missing - {owner}):
+            yield (owner, *more)
 
 
 def _consistent(

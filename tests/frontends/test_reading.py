@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice, product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankc.frontends.export import capture
+from rankc.optimizer.data.ragged import _owners, readings
 from torch import Tensor, nn
 
 WIDTH = 3
@@ -124,3 +127,27 @@ def test_lists_of_offsets_and_of_ids_in_turn() -> None:
     other = ([torch.tensor([0, 2]), torch.tensor([0, 1])], [torch.arange(3), torch.arange(4)])
     with torch.no_grad():
         assert torch.allclose(program(*other), model(*other), atol=1e-6)
+
+
+@given(
+    fitting=st.lists(
+        st.lists(st.sampled_from([None, "a", "b", "c"]), unique=True).map(tuple), max_size=5
+    ),
+    missing=st.frozensets(st.sampled_from("abc")),
+)
+def test_choices_are_those_of_all_that_fit_in_the_same_order(
+    fitting: list[tuple[str | None, ...]], missing: frozenset[str]
+) -> None:
+    wanted = [owners for owners in product(*fitting) if missing <= set(owners)]
+    assert list(_owners(fitting, missing)) == wanted
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 3])
+def test_many_columns_of_one_number_a_row_are_read_at_once(zeros: int) -> None:
+    """Sixty columns; each choice of what could delimit them would be tried, 2 to the 60."""
+    ids = {f"id{place}": torch.randint(1, 9, (16,)) for place in range(4 - zeros)}
+    empty = {f"zero{place}": torch.zeros(16, dtype=torch.int64) for place in range(zeros)}
+    columns = {f"x{place}": torch.rand(16) for place in range(60)}
+    found = list(islice(readings(ids | empty | columns), 100))
+    assert found[0] == ()
+    assert len(found) == (1 if zeros == 0 else 100)
