@@ -7,6 +7,7 @@ can do; only graphs with another composite operator, or one that writes, are tra
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..optimizer.ir.torchapi import (
 _aten = torch.ops.aten
 #: The most products that are written out one by one.
 _UNROLLED = 64
+#: The longest dimension along which values are combined in steps of 1, 2, 4, ….
+_SCANNED = 4096
 
 
 def to_core(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -123,6 +126,74 @@ def _cumprod(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
+def _logcumsumexp(graph: fx.Graph, node: fx.Node) -> None:
+    """Sums of exponentials that no exponential overflows or vanishes in.
+
+    ONNX's translation takes the logarithm of running sums of ``exp(x)``: infinite from 89 on, and
+    minus infinite below -104.
+    """
+
+    def added(one: fx.Node, other: fx.Node) -> fx.Node:
+        """``log(exp(a) + exp(b))``; of two equal ones, infinite ones too, their distance is 0."""
+        low = _emit(graph, node, _aten.minimum.default, one, other)
+        high = _emit(graph, node, _aten.maximum.default, one, other)
+        apart = _emit(graph, node, _aten.sub.Tensor, low, high)
+        same = _emit(graph, node, _aten.eq.Tensor, low, high)
+        none = _emit(graph, node, _aten.full_like.default, apart, 0.0)
+        apart = _emit(graph, node, _aten.where.self, same, none, apart)
+        below = _emit(
+            graph, node, _aten.log1p.default, _emit(graph, node, _aten.exp.default, apart)
+        )
+        return _emit(graph, node, _aten.add.Tensor, high, below)
+
+    result = _running(graph, node, added)
+    if result is not None:
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
+def _running_extreme(graph: fx.Graph, node: fx.Node) -> None:
+    """The largest or the least value so far, where nobody asks for its place."""
+    parts = list(node.users)
+    if any(part.users and (part.target, part.args[1]) != (operator.getitem, 0) for part in parts):
+        return
+    larger = node.target is _aten.cummax.default
+    target = _aten.maximum.default if larger else _aten.minimum.default
+    result = _running(graph, node, lambda one, other: _emit(graph, node, target, one, other))
+    if result is None:
+        return
+    for part in parts:
+        part.replace_all_uses_with(result)
+        graph.erase_node(part)
+    graph.erase_node(node)
+
+
+def _running(
+    graph: fx.Graph, node: fx.Node, combined: Callable[[fx.Node, fx.Node], fx.Node]
+) -> fx.Node | None:
+    """What an associative function makes of all values up to each; None if that isn't written out.
+
+    Combines each value with the one before, then with the one two before, then four: a logarithm of
+    the size in steps (Hillis and Steele, "Data parallel algorithms", 1986).
+    """
+    value: Any = node.args[0]
+    shape = value.meta["val"].shape
+    if not shape:
+        return None
+    dim: Any = node.args[1]
+    size = shape[dim]
+    if not isinstance(size, int) or not 0 < size <= _SCANNED or node.kwargs:
+        return None
+    step = 1
+    while step < size:
+        first = _emit(graph, node, _aten.slice.Tensor, value, dim, 0, step)
+        early = _emit(graph, node, _aten.slice.Tensor, value, dim, 0, size - step)
+        late = _emit(graph, node, _aten.slice.Tensor, value, dim, step, size)
+        value = _emit(graph, node, _aten.cat.default, [first, combined(late, early)], dim)
+        step *= 2
+    return value  # type: ignore[no-any-return]
+
+
 def _copy(graph: fx.Graph, node: fx.Node) -> None:
     """A value spread over the place it is written to, which ONNX's translation forgets."""
     into: Any = node.args[0]
@@ -166,6 +237,9 @@ _LOCAL: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     _aten.dropout.default: _dropout,
     _aten.detach.default: _vanishes,
     _aten.cumprod.default: _cumprod,
+    _aten.logcumsumexp.default: _logcumsumexp,
+    _aten.cummax.default: _running_extreme,
+    _aten.cummin.default: _running_extreme,
     _aten.copy.default: _copy,
     _aten.where.self: _where,
 }

@@ -27,10 +27,21 @@ class Model(nn.Module):
         return self.linear(self.dropout(self.inner(x)))  # type: ignore[no-any-return]
 
 
-def exported(forward: Forward, x: Tensor) -> torch.export.ExportedProgram:
+class Alone(nn.Module):
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.inner = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def exported(
+    forward: Forward, x: Tensor, model: Callable[[Forward], nn.Module] = Model
+) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=0)
     return torch.export.export(
-        Model(forward).eval(), (x,), dynamic_shapes=({0: batch},), strict=False
+        model(forward).eval(), (x,), dynamic_shapes=({0: batch},), strict=False
     )
 
 
@@ -68,6 +79,40 @@ def test_running_products_are_written_out(dim: int, shape: tuple[int, ...]) -> N
     exact = Model(lambda x: x.double().cumprod(dim).float()).eval()
     exact.load_state_dict(core.state_dict)
     torch.testing.assert_close(core.module()(x), exact(x), rtol=1e-6, atol=1e-6)
+
+
+#: Long tails, infinities, ties and NaN, along which running sums of exponentials go wrong.
+_TAILS = torch.tensor(
+    [
+        [0.0, 90.0, -120.0, 500.0, 500.0, 3.0, -1e30],
+        [-200.0, -201.0, -199.5, -300.0, -1.0, -1.0, 0.5],
+        [-torch.inf, -torch.inf, 2.0, torch.inf, 1.0, -torch.inf, torch.inf],
+        [1.0, torch.nan, 2.0, 3.0, -torch.inf, 5.0, 6.0],
+        [7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0],
+    ]
+)
+_RUNNING: list[Forward] = [
+    lambda x: x.logcumsumexp(1),
+    lambda x: x.cummax(1).values,
+    lambda x: x.cummin(-1).values,
+    lambda x: (x.nan_to_num(0.0).clamp(-9, 9) * 3).long().cummax(1).values,
+    lambda x: x.unsqueeze(2).expand(-1, -1, 2).logcumsumexp(-2),
+    lambda x: x[:, :1].logcumsumexp(1),
+]
+
+
+@pytest.mark.parametrize("forward", _RUNNING)
+def test_running_extremes_and_exponentials_are_combined_in_steps(forward: Forward) -> None:
+    core = to_core(exported(forward, _TAILS, Alone))
+    assert not any("cum" in str(node.target) for node in core.graph.nodes)
+    torch.testing.assert_close(
+        core.module()(_TAILS), forward(_TAILS), rtol=1e-6, atol=0, equal_nan=True
+    )
+
+
+def test_places_of_running_extremes_are_left_alone() -> None:
+    core = to_core(exported(lambda x: x.cummax(1).indices, _TAILS, Alone))
+    assert any("cummax" in str(node.target) for node in core.graph.nodes)
 
 
 def writes(x: Tensor) -> Tensor:
