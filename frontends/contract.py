@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from ..optimizer.compare.missing import with_missing
 from ..optimizer.errors import SignatureError
@@ -12,16 +15,25 @@ from ..optimizer.ir.structure import Branch, Leaf, Structure
 
 
 def with_contract(
-    program: Program, signature: Signature | None, outputs: tuple[str, ...] | None
+    program: Program,
+    signature: Signature | None,
+    outputs: tuple[str, ...] | None,
+    example: Mapping[str, Tensor] | None = None,
 ) -> Program:
     """The program under a given signature, its outputs renamed or picked, its lookups bounded.
+
+    Args:
+        program: What was captured.
+        signature: Overrides the inferred one.
+        outputs: Names of the outputs, in order, or those to keep.
+        example: The user's rows, by feature, where there are any.
 
     Raises:
         SignatureError: It doesn't fit the program.
     """
     program = _with_contract(program, signature, outputs)
     bound_lookups(program)
-    return with_missing(program)
+    return with_missing(program, example)
 
 
 def _with_contract(

@@ -92,7 +92,7 @@ def capture(
         wrapper = Flat(model, structure, writes)
         program = _capture(wrapper, arguments, calls, leaves, notes)
     program.notes = tuple(notes)
-    return with_contract(program, signature, outputs)
+    return with_contract(program, signature, outputs, leaves)
 
 
 def _of_training(model: nn.Module) -> list[str]:

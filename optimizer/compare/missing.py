@@ -8,12 +8,13 @@ length may be what hides a value, so that rows whose integers are zero count as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..data.delimiters import row_count, take
 from ..data.rows import Rows
 from ..data.synthetic import synthesize
 from ..ir.program import Program
@@ -32,15 +33,27 @@ class _Trial:
     word: str
 
 
-def with_missing(program: Program) -> Program:
-    """The program; its signature says which features may hold NaN or Inf."""
+def with_missing(program: Program, example: Mapping[str, Tensor] | None = None) -> Program:
+    """The program; its signature says which features may hold NaN or Inf.
+
+    Args:
+        program: What is run.
+        example: Rows that the user gave, by feature: made-up ones may be beyond what it takes.
+    """
     signature = program.signature
     trials = [trial for feature in signature for trial in _trials(feature)]
     if not trials:
         return program
     rows = synthesize(signature, len(trials) + 1)
     passed: set[_Trial] = set()
-    for base in (rows, _emptied(rows, signature)):
+    bases = [rows, _emptied(rows, signature)]
+    count = row_count(example, rows.ragged) if example else 0
+    if example and count:
+        places = torch.arange(len(rows)) % count
+        given = take(example, rows.ragged, places)
+        features = {name: given[name].to(value.dtype) for name, value in rows.features.items()}
+        bases.append(replace(rows, features=features))
+    for base in bases:
         finite = _finite(program, _with_trials(base, trials))
         if finite[-1]:
             passed |= {trial for trial, good in zip(trials, finite, strict=False) if good}

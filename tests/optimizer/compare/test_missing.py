@@ -79,6 +79,24 @@ def test_what_a_model_takes(tmp_path: Path, fill: Fill, missing: tuple[str, ...]
                 assert torch.allclose(artifact(x), module(x), atol=1e-5)
 
 
+class Packed(nn.Module):
+    """An id that comes as a float, of which made-up ones are beyond the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 4)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        return self.table(place.long() * 5 - 500).sum(1) + torch.nan_to_num(x)
+
+
+def test_what_is_missing_is_tried_on_rows_of_the_example() -> None:
+    x, place = torch.randn(6), torch.tensor([100.0, 101, 102, 103, 104, 105])
+    program = rankc.capture(Packed().eval(), (x, place))
+    assert program.signature.features[0].missing == ("nan inf -inf",)
+    assert program.signature.features[1].missing == ()
+
+
 class Masked(nn.Module):
     """A sum over what a mask, a length or an id lets through."""
 
