@@ -109,10 +109,23 @@ def searchsorted(
     if not isinstance(values, ir.Value):
         values = constant(values, known)
     shape: Any = borders.shape
-    count = shape[-1]
-    compared = isinstance(count, int) and count <= _COMPARED
-    found = _counted(borders, values, right) if compared else _halved(borders, values, right)
+    count, rows = shape[-1], len(shape) > 1
+    common = _common(values.dtype, borders.dtype)
+    values, borders = _as(values, common), _as(borders, common)
+    if isinstance(count, int) and count <= _COMPARED:
+        found = _counted(borders, values, right, rows)
+    else:
+        found = _halved(borders, values, right, count, rows)
     return op.Cast(found, to=int(ir.DataType.INT32)) if out_int32 else found
+
+
+def _common(one: Any, other: Any) -> Any:
+    """The type that C++ compares two numbers in: the floating-point one, or the wider."""
+    return max((one, other), key=lambda kind: (kind.is_floating_point(), kind.itemsize))
+
+
+def _as(value: Any, kind: Any) -> Any:
+    return value if value.dtype is kind else op.Cast(value, to=int(kind))
 
 
 def bucketize(
@@ -127,17 +140,16 @@ def _beyond(border: Any, value: Any, right: bool) -> Any:
     return op.Not(op.Greater(border, value) if right else op.GreaterOrEqual(border, value))
 
 
-def _counted(borders: Any, values: Any, right: bool) -> Any:
+def _counted(borders: Any, values: Any, right: bool, rows: bool) -> Any:
     last = op.Constant(value_ints=[-1])
-    if len(borders.shape) > 1:
+    if rows:
         borders = op.Unsqueeze(borders, op.Constant(value_ints=[-2]))
     behind = _beyond(borders, op.Unsqueeze(values, last), right)
     return op.ReduceSum(op.Cast(behind, to=int(ir.DataType.INT64)), last, keepdims=0)
 
 
-def _halved(borders: Any, values: Any, right: bool) -> Any:
+def _halved(borders: Any, values: Any, right: bool, count: Any, rows: bool) -> Any:
     """PyTorch's bisection, as many steps as the number of borders has bits."""
-    count = borders.shape[-1]
     if not isinstance(count, int):
         raise UnsupportedError("searchsorted in a number of borders that isn't fixed")
     whole = ir.DataType.INT64
@@ -146,8 +158,7 @@ def _halved(borders: Any, values: Any, right: bool) -> Any:
     for _ in range(count.bit_length()):
         middle = op.Div(op.Add(low, high), constant(2, whole))
         place = op.Min(middle, constant(count - 1, whole))
-        row = len(borders.shape) > 1
-        border = op.GatherElements(borders, place, axis=-1) if row else op.Gather(borders, place)
+        border = op.GatherElements(borders, place, axis=-1) if rows else op.Gather(borders, place)
         behind, open_ = _beyond(border, values, right), op.Less(low, high)
         up, down = op.And(open_, behind), op.And(open_, op.Not(behind))
         low = op.Where(up, op.Add(middle, constant(1, whole)), low)
