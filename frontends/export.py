@@ -40,6 +40,7 @@ from .failures import (
     Clarity,
     DiagnosedError,
     diagnose,
+    number_read,
 )
 from .failures import user_line as user_line  # doctor asks the frontend for it
 from .flat import Flat, apart, is_leaf, score
@@ -134,6 +135,8 @@ def _capture(
         except Exception as error:
             failures.append((route, diagnose(error, model)))
             continue
+        if told := number_read(module.graph):
+            raise CaptureError(f"{type(model).__name__} can't be captured: {told}")
         program = Program(module, inferred, structure, outputs, arguments, Form.CAPTURED)
         module.meta["route"] = route.value
         try:

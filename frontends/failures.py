@@ -325,6 +325,55 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags and "attention" not in str(node.target)
 
 
+def number_read(graph: fx.Graph) -> str:
+    """The message for a Python number of a feature that scores hang on; empty if there is none.
+
+    One that only sizes are made of is none: ``ids[:, : int(lengths.max())]`` leaves out padding.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function" or "_local_scalar_dense" not in str(node.target):
+            continue
+        features = _features_of(node)
+        if features and _weighs(node):
+            names = ", ".join(map(repr, features))
+            return (
+                f"{located(node)} makes one Python number of {names}, for all rows of a batch. "
+                "What to change: keep it a tensor with a value for each row, x * n.unsqueeze(1) in "
+                "place of x * float(n[0]), and torch.where(n > 0, a, b) in place of a choice by "
+                "bool(n[0]); a number that is always the same belongs in __init__."
+            )
+    return ""
+
+
+def _features_of(node: fx.Node) -> tuple[str, ...]:
+    """The features that a value is made of."""
+    found, waiting = [], [node]
+    seen = {node}
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+                if source.op == "placeholder":
+                    found.append(str(source.target))
+    return tuple(sorted(found))
+
+
+#: What numbers make sizes of.
+_SIZED = ("slice", "arange", "view", "reshape", "expand", "repeat", "split", "empty", "full")
+
+
+def _weighs(number: fx.Node) -> bool:
+    """Whether a Python number is more than a size: anything's value is made of it."""
+    for user in number.users:
+        name = str(user.target).removeprefix("aten.").lstrip("_").split(".")[0]
+        if name.startswith(("assert", "sym_constrain")) or name in _SIZED:
+            continue
+        if isinstance(user.meta.get("val"), torch.Tensor) or _weighs(user):
+            return True
+    return False
+
+
 def mixed_rows(node: fx.Node, output: str) -> str:
     """The message for a score that depends on the other rows: ``node`` is where they first mix."""
     name = str(node.target)

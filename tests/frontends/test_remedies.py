@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+TWOS = torch.full((5,), 2)
 IDS = torch.tensor([0, 3, 9, 1, 2])
 COUNTRIES = ["de", "fr", "it", "de", "fr"]
 NUMBERS = {"de": 0, "fr": 1, "it": 2}
@@ -63,6 +64,23 @@ def chosen(self: Any, x: Tensor) -> Tensor:
     return score * torch.where(score > 0, 2.0, 0.5)
 
 
+def one_scale(self: Any, x: Tensor, n: Tensor) -> Tensor:
+    scale = float(n[0]) + int(n.max())  # HERE
+    return self.linear(x * scale)
+
+
+def a_scale_each(self: Any, x: Tensor, n: Tensor) -> Tensor:
+    return self.linear(x * (n + n).unsqueeze(1))
+
+
+def one_choice(self: Any, x: Tensor, n: Tensor) -> Tensor:
+    return self.linear(x).squeeze(1) * bool(n[0])  # HERE
+
+
+def a_choice_each(self: Any, x: Tensor, n: Tensor) -> Tensor:
+    return torch.where(n > 0, self.linear(x).squeeze(1), 0.0)
+
+
 def by_name(self: Any, x: Tensor, countries: list[str]) -> Tensor:
     return self.linear(x) * self.scale[[NUMBERS[c] for c in countries]].unsqueeze(1)  # HERE
 
@@ -77,6 +95,14 @@ def by_number(self: Any, x: Tensor, countries: Tensor) -> Tensor:
         (open_one_hot, (IDS,), "as the batch's largest id.*num_classes=10", sized_one_hot, (IDS,)),
         (gradient, (X,), "such as a gradient, inside.*as a formula", formula, (X,)),
         (number, (X,), "What to change", chosen, (X,)),
+        (
+            one_scale,
+            (X, TWOS),
+            r"one Python number of 'n'.*n.unsqueeze\(1\)",
+            a_scale_each,
+            (X, TWOS),
+        ),
+        (one_choice, (X, TWOS), r"number of 'n'.*torch.where\(n > 0", a_choice_each, (X, TWOS)),
         (
             by_name,
             (X, COUNTRIES),
@@ -98,3 +124,15 @@ def test_what_a_message_says_helps(
     assert f"{__file__}:{start + here} `" in str(caught.value)
     artifact = rankc.optimize(ranker(mended), "cpu-fp32", inputs=given)
     assert torch.allclose(artifact(*given), want, rtol=1e-6, atol=1e-6)
+
+
+def test_a_number_that_only_cuts_padding_is_captured() -> None:
+    def trimmed(self: Any, x: Tensor, n: Tensor) -> Tensor:
+        kept = x[:, : int(n.max())]
+        held = torch.arange(kept.shape[1]) < n.unsqueeze(1)
+        return (kept * held).sum(1)
+
+    model = ranker(trimmed)
+    program = rankc.capture(model, (X, TWOS))
+    rows = torch.tensor([4, 0, 1, 3, 2])
+    assert torch.allclose(program(X, rows), model(X, rows))
