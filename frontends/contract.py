@@ -12,6 +12,7 @@ from ..optimizer.errors import SignatureError
 from ..optimizer.ir import Program, Signature
 from ..optimizer.ir.bounds import bound_lookups
 from ..optimizer.ir.structure import Branch, Leaf, Structure
+from .narrow_integers import compute_in_32_bits
 
 
 def with_contract(
@@ -32,6 +33,7 @@ def with_contract(
         SignatureError: It doesn't fit the program.
     """
     program = _with_contract(program, signature, outputs)
+    compute_in_32_bits(program)
     bound_lookups(program)
     return with_missing(program, example)
 
