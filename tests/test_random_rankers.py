@@ -17,7 +17,7 @@ TARGET = dataclasses.replace(rankc.Target.of("cpu-fp32"), backends=("onnxruntime
 
 
 @pytest.mark.slow
-@given(rankers())
+@given(rankers(most=3))
 @settings(max_examples=4, deadline=None, derandomize=True)
 def test_random_rankers_are_built_as_they_are(model: RandomRanker) -> None:
     assert wrong(model, TARGET) == ""

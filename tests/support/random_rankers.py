@@ -1,7 +1,7 @@
-"""Random rankers of what real ones are made of: pieces drawn by hypothesis, each with its inputs.
+"""Random rankers of what real ones are made of: pieces, widths, lengths and dtypes drawn.
 
-Every piece is an idiom of the zoo or of a public library of rankers, with the constants and guards
-that are found there: an epsilon in a mean, a clamp ahead of a table, a modulo of a time.
+A ranker is a few pieces under one interaction. Several of them side by side are one module, whose
+outputs are their scores: what is computed once for a module is paid once for all of them.
 """
 
 from __future__ import annotations
@@ -10,349 +10,23 @@ from collections.abc import Sequence
 
 import torch
 from hypothesis import strategies as st
+from random_pieces import (
+    Batch,
+    Bucket,
+    Counts,
+    Crossed,
+    Decay,
+    Form,
+    Hour,
+    Id,
+    Numbers,
+    OneHot,
+    Piece,
+    QuotientRemainder,
+)
+from random_sequences import Encoder, History, Masked, Recurrent, Target
 from torch import Tensor, nn
 from torch.nn import functional
-
-#: Width of every embedding and piece.
-WIDTH = 4
-ROWS, LENGTH = 30, 6
-Batch = dict[str, Tensor]
-
-
-class Piece(nn.Module):
-    """A part of a ranker: named inputs to ``[B, WIDTH]``.
-
-    Attributes:
-        name: In front of the names of its inputs.
-        variant: Which of its forms.
-    """
-
-    #: How many forms there are.
-    variants = 1
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__()
-        self.name = name
-        self.variant = variant
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        """Rows as traffic holds them, by the piece's own names, edge cases among them."""
-        raise NotImplementedError
-
-
-def drawn(rows: Sequence[int] | int, high: int, generator: torch.Generator, low: int = 0) -> Tensor:
-    """Integers below ``high``, a tenth of them the lowest or the highest."""
-    sizes = (rows,) if isinstance(rows, int) else tuple(rows)
-    values = torch.randint(low, high, sizes, generator=generator)
-    edge = torch.rand(sizes, generator=generator)
-    return torch.where(edge < 0.05, low, torch.where(edge > 0.95, high - 1, values))
-
-
-def history(rows: int, generator: torch.Generator) -> Tensor:
-    """Lists of ids filled up with 0, some of them empty, some full."""
-    ids = torch.randint(1, ROWS, (rows, LENGTH), generator=generator)
-    held = torch.randint(0, LENGTH + 1, (rows, 1), generator=generator)
-    return torch.where(torch.arange(LENGTH) < held, ids, 0)
-
-
-def edged(values: Tensor, edges: Sequence[float], generator: torch.Generator) -> Tensor:
-    """The values, a fifth of them exactly one of some edges."""
-    chosen = torch.randint(len(edges), values.shape, generator=generator)
-    exact = torch.tensor(edges, dtype=values.dtype)[chosen]
-    return torch.where(torch.rand(values.shape, generator=generator) < 0.2, exact, values)
-
-
-class Id(Piece):
-    """A table, behind whatever makes an id fit into it."""
-
-    variants = 6
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(ROWS, WIDTH)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        if self.variant in (1, 2):
-            return {"id": drawn(rows, 2**40 if self.variant == 1 else 2**31 + 9, generator)}
-        low = -1 if self.variant in (3, 4) else 0
-        return {"id": drawn(rows, ROWS + 5 if self.variant == 5 else ROWS - 1, generator, low)}
-
-    def forward(self, given: Batch) -> Tensor:
-        ids = given["id"]
-        fixed = {
-            0: lambda: ids,
-            1: lambda: ids % ROWS,
-            2: lambda: (ids * 2654435761 % 65537) % ROWS,
-            3: lambda: ids + 1,
-            4: lambda: torch.where(ids < 0, torch.zeros_like(ids), ids),
-            5: lambda: ids.clamp(max=ROWS - 1),
-        }
-        return self.table(fixed[self.variant]())
-
-
-class QuotientRemainder(Piece):
-    """Two tables for one id, multiplied or added."""
-
-    variants = 3
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.quotients = nn.Embedding(1001, WIDTH)
-        self.remainders = nn.Embedding(1000, WIDTH)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        ids = drawn(rows, 1_000_000, generator)
-        whole = ids // 1000 * 1000
-        return {"id": torch.where(torch.rand(rows, generator=generator) < 0.2, whole, ids)}
-
-    def forward(self, given: Batch) -> Tensor:
-        ids = given["id"]
-        quotient = torch.div(ids, 1000, rounding_mode="floor" if self.variant else "trunc")
-        first, second = self.quotients(quotient), self.remainders(ids % 1000)
-        return first + second if self.variant == 2 else first * second
-
-
-class Hour(Piece):
-    """The hour or the weekday of a time."""
-
-    variants = 4
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(24, WIDTH)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        time = drawn(rows, 1_800_000_000, generator, 1_500_000_000)
-        sharp = time // 3600 * 3600 - torch.randint(0, 2, (rows,), generator=generator)
-        time = torch.where(torch.rand(rows, generator=generator) < 0.3, sharp, time)
-        return {"time": time.to(torch.int32) if self.variant == 3 else time}
-
-    def forward(self, given: Batch) -> Tensor:
-        time = given["time"]
-        if self.variant == 1:
-            return self.table((time // 86400 + 4) % 7)
-        if self.variant == 2:
-            return self.table((time + 8 * 3600) % 86400 // 3600)
-        return self.table((time // 3600 % 24).long())
-
-
-class Bucket(Piece):
-    """A number, in buckets, looked up."""
-
-    variants = 5
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(ROWS, WIDTH)
-        self.register_buffer("boundaries", torch.tensor([0.1, 0.5, 1.0, 2.5, 7.0, 20.0]))
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        value = 25 * torch.rand(rows, generator=generator)
-        edges = (0.0, 0.1, 0.3, 0.5, 0.6, 1.0, 1.2, 2.5, 2.9, 7.0, 20.0)
-        return {"x": edged(value, edges, generator)}
-
-    def forward(self, given: Batch) -> Tensor:
-        x = given["x"]
-        if self.variant < 2:
-            return self.table(torch.bucketize(x, self.boundaries, right=self.variant == 1))
-        if self.variant == 2:
-            return self.table((x // 0.1).long().clamp(0, ROWS - 1))
-        if self.variant == 3:
-            return self.table(torch.round(torch.log1p(x) * 5).long().clamp(0, ROWS - 1))
-        return self.table((x.unsqueeze(1) >= self.boundaries).sum(1))
-
-
-class Numbers(Piece):
-    """Dense values, scaled as rankers scale them."""
-
-    variants = 9
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.register_buffer("mean", torch.randn(WIDTH))
-        self.norm = nn.BatchNorm1d(WIDTH)
-        self.norm.running_mean.normal_()
-        self.norm.running_var.uniform_(0.5, 2)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        x = torch.randn(rows, WIDTH, generator=generator)
-        if self.variant in (1, 2):
-            x = x.abs()
-        x = edged(x, (0.0, 1.0, 0.5, 3.0), generator)
-        if self.variant == 3:
-            x = torch.where(torch.rand(x.shape, generator=generator) < 0.2, float("nan"), x)
-        if self.variant == 5:
-            x[torch.rand(rows, generator=generator) < 0.2] = 0.0
-        return {"x": x}
-
-    def forward(self, given: Batch) -> Tensor:
-        x = given["x"]
-        forms = {
-            0: lambda: x,
-            1: lambda: torch.log1p(x),
-            2: lambda: torch.log(x + 1e-9) * 0.1,
-            3: lambda: torch.where(x.isnan(), self.mean, x),
-            4: lambda: self.norm(x),
-            5: lambda: functional.normalize(x, dim=1),
-            6: lambda: x / (x.abs().sum(1, keepdim=True) + 1e-8),
-            7: lambda: torch.sign(x) * torch.sqrt(x.abs()),
-            8: lambda: torch.where(x > 2, 2 + torch.log(x.clamp(min=1.0)), x).clamp(-3, 3),
-        }
-        return forms[self.variant]()
-
-
-class Counts(Piece):
-    """Rates of counted events."""
-
-    variants = 4
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        shown = drawn((rows, WIDTH), 1000, generator)
-        clicks = drawn((rows, WIDTH), 100, generator).minimum(shown)
-        return {"clicks": clicks, "shown": shown}
-
-    def forward(self, given: Batch) -> Tensor:
-        clicks, shown = given["clicks"], given["shown"]
-        if self.variant == 0:
-            return clicks / (shown + 1e-5)
-        if self.variant == 1:
-            return (clicks + 1) / (shown + 20)
-        if self.variant == 2:
-            return (shown // clicks.clamp(min=1)).float().log1p()
-        return torch.log1p(clicks.float()) - torch.log1p(shown.float())
-
-
-class History(Piece):
-    """A list of ids as one vector."""
-
-    variants = 12
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(ROWS, WIDTH, padding_idx=0 if variant % 2 else None)
-        self.scorer = nn.Linear(WIDTH, 1)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        ids = history(rows, generator)
-        return {"ids": ids, "length": (ids != 0).sum(1)}
-
-    def forward(self, given: Batch) -> Tensor:
-        ids, length = given["ids"], given["length"]
-        rows = self.table(ids)
-        held = (ids != 0).float().unsqueeze(2)
-        count = held.sum(1)
-        last = (length - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, WIDTH)
-        forms = {
-            0: lambda: (rows * held).sum(1) / (count + 1e-8),
-            1: lambda: (rows * held).sum(1) / (count + 1e-9),
-            2: lambda: (rows * held).sum(1) / count.clamp(min=1),
-            3: lambda: (rows * held).sum(1) / torch.sqrt(count + 1e-6),
-            4: lambda: rows.masked_fill(held == 0, -1e9).max(1).values.clamp(min=-10),
-            5: lambda: rows.gather(1, last).squeeze(1),
-            6: lambda: (rows * held).cumsum(1)[:, -1],
-            7: lambda: rows.topk(2, dim=1).values.sum(1),
-            8: lambda: (self._weights(rows, held, -1e9) * rows).sum(1),
-            9: lambda: (self._weights(rows, held, -(2.0**32) + 1) * rows).sum(1),
-            10: lambda: self._before(rows, length),
-            11: lambda: (rows * held * 0.9 ** torch.arange(LENGTH).view(1, -1, 1)).sum(1),
-        }
-        return forms[self.variant]()
-
-    def _weights(self, rows: Tensor, held: Tensor, low: float) -> Tensor:
-        return self.scorer(rows).masked_fill(held == 0, low).softmax(1)
-
-    def _before(self, rows: Tensor, length: Tensor) -> Tensor:
-        within = torch.arange(LENGTH).unsqueeze(0) < length.unsqueeze(1)
-        return torch.where(within.unsqueeze(2), rows, torch.zeros_like(rows)).mean(1)
-
-
-class Target(Piece):
-    """A candidate against the user's history."""
-
-    variants = 6
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(ROWS, WIDTH)
-        self.scorer = nn.Sequential(nn.Linear(4 * WIDTH, 8), nn.PReLU(), nn.Linear(8, 1))
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        ids = history(rows, generator)
-        item = drawn(rows, ROWS, generator)
-        return {"ids": ids, "item": torch.where(item % 3 == 0, ids[:, 0], item)}
-
-    def forward(self, given: Batch) -> Tensor:
-        ids, item = given["ids"], given["item"]
-        rows, one = self.table(ids), self.table(item)
-        held = ids != 0
-        if self.variant == 0:
-            seen = (ids == item.unsqueeze(1)).float().sum(1, keepdim=True)
-            return one * seen
-        if self.variant == 1:
-            pooled = rows.mean(1)
-            near = functional.cosine_similarity(pooled, one, dim=1)
-            return one * near.unsqueeze(1)
-        query = one.unsqueeze(1).expand(-1, LENGTH, -1)
-        if self.variant in (2, 3):
-            both = torch.cat([query, rows, query - rows, query * rows], 2)
-            scores = self.scorer(both).squeeze(2)
-        else:
-            scores = (query * rows).sum(2) / WIDTH**0.5
-        if self.variant in (2, 4):
-            scores = torch.where(held, scores, torch.full_like(scores, -1e9)).softmax(1)
-        else:
-            scores = scores * held
-        return (scores.unsqueeze(1) @ rows).squeeze(1)
-
-
-class OneHot(Piece):
-    """An id or a list of ids as zeros and ones, behind a linear."""
-
-    variants = 3
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.linear = nn.Linear(ROWS, WIDTH)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        if self.variant == 0:
-            return {"id": drawn(rows, ROWS, generator)}
-        return {"id": drawn((rows, 3), ROWS, generator), "w": torch.rand(rows, 3)}
-
-    def forward(self, given: Batch) -> Tensor:
-        ids = given["id"]
-        if self.variant == 0:
-            return self.linear(functional.one_hot(ids, ROWS).float())
-        empty = torch.zeros(ids.shape[0], ROWS)
-        if self.variant == 1:
-            return self.linear(empty.scatter(1, ids, 1.0))
-        return self.linear(empty.scatter_add(1, ids, given["w"]))
-
-
-class Decay(Piece):
-    """How long ago things happened."""
-
-    variants = 3
-
-    def __init__(self, name: str, variant: int) -> None:
-        super().__init__(name, variant)
-        self.table = nn.Embedding(ROWS, WIDTH)
-
-    def inputs(self, rows: int, generator: torch.Generator) -> Batch:
-        now = drawn(rows, 1_800_000_000, generator, 1_500_000_000)
-        ago = torch.randint(0, 90 * 86400, (rows, WIDTH), generator=generator)
-        sharp = torch.rand(ago.shape, generator=generator) < 0.2
-        ago = torch.where(sharp, ago // 86400 * 86400, ago)
-        return {"now": now, "then": now.unsqueeze(1) - ago}
-
-    def forward(self, given: Batch) -> Tensor:
-        ago = given["now"].unsqueeze(1) - given["then"]
-        if self.variant == 0:
-            return torch.exp(-ago / 86400 / 7)
-        if self.variant == 1:
-            return torch.log2(ago.float() + 1) / 10
-        return self.table((ago // 86400).clamp(0, ROWS - 1)).mean(1)
-
 
 PIECES: tuple[type[Piece], ...] = (
     Id,
@@ -365,54 +39,92 @@ PIECES: tuple[type[Piece], ...] = (
     Target,
     OneHot,
     Decay,
+    Crossed,
+    Recurrent,
+    Encoder,
+    Masked,
 )
-TOPS = ("mlp", "fm", "cross", "gate", "senet", "attention", "normed")
+TOPS = (
+    *("mlp", "fm", "cross", "gate", "senet", "attention", "normed", "dot"),
+    *("experts", "bilinear", "compressed", "masked"),
+)
+FORMS = (
+    Form(),
+    Form(1, 1, torch.int32, torch.float64, torch.float32),
+    Form(16, 6, torch.int32, torch.float32, torch.int64, taken=True),
+    Form(3, 9, torch.float32, torch.float16, torch.bool),
+    Form(7, 2, torch.float64, torch.bfloat16, torch.int32),
+    Form(5, 3, torch.uint8, torch.float64, torch.float32, taken=True),
+    Form(17, 5, torch.int16, torch.float16, torch.float64, taken=True),
+)
+#: Values that hardly any traffic holds.
+_HOSTILE = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e-42, 1e6, -1e6, torch.nan, torch.inf, -torch.inf)
+_HOSTILE_WHOLE = (0, 1, -1, -2, 255, 2**24 + 1, 2**31 - 1, -(2**31), 2**31, 2**53 + 1)
 
 
 class RandomRanker(nn.Module):
     """Pieces side by side, one interaction above them, one or two tasks.
 
     Args:
-        pieces: Kind and form of each.
+        pieces: Kind and variant of each.
         top: The interaction.
         tasks: 1, or 2 whose second is the product of both, as in ESMM.
         seed: Of the weights.
+        form: Widths and dtypes.
     """
 
     def __init__(
-        self, pieces: Sequence[tuple[int, int]], top: str, tasks: int = 1, seed: int = 0
+        self,
+        pieces: Sequence[tuple[int, int]],
+        top: str,
+        tasks: int = 1,
+        seed: int = 0,
+        form: Form = FORMS[0],
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.pieces = nn.ModuleList(
-            PIECES[kind](f"p{place}", form) for place, (kind, form) in enumerate(pieces)
+            PIECES[kind](f"p{place}", variant, form) for place, (kind, variant) in enumerate(pieces)
         )
         self.top = top
         self.tasks = tasks
-        wide = WIDTH * len(pieces)
+        self.form = form
+        self.width = form.width
+        wide = form.width * len(pieces)
         self.first = nn.Linear(wide, 8)
         self.second = nn.Linear(8, tasks)
         self.cross = nn.Linear(wide, wide)
         self.gate = nn.Linear(wide, len(pieces))
-        self.norm = nn.LayerNorm(WIDTH)
+        self.norm = nn.LayerNorm(form.width)
+        self.pair = nn.Linear(form.width, form.width, bias=False)
+        self.compress = nn.Conv1d(len(pieces), len(pieces), 1)
+        self.experts = nn.ModuleList(nn.Linear(wide, wide) for _ in range(2))
+        self.eval()
+        sample = self._drawn(512, 7)
+        self.dtypes = {name: self._given(value) for name, value in sample.items()}
+        self.plain = {name: value.dtype for name, value in sample.items()}
+        self.taken = [form.taken and self._takes(piece) for piece in self.pieces]
 
     def inputs(self, rows: int, seed: int) -> Batch:
-        """Rows of all pieces."""
+        """Rows of all pieces, as traffic holds them."""
+        drawn = self._drawn(rows, seed)
+        return {name: value.to(self.dtypes[name]) for name, value in drawn.items()}
+
+    def hostile(self, rows: int, seed: int) -> Batch:
+        """Rows of which a feature in six holds what hardly any traffic does."""
         generator = torch.Generator().manual_seed(seed)
-        found = {}
-        for piece in self.pieces:
-            for name, value in piece.inputs(rows, generator).items():
-                found[f"{piece.name}_{name}"] = value
+        found = {n: _attacked(value, generator) for n, value in self.inputs(rows, seed).items()}
+        for name, value in found.items():
+            if value.is_floating_point() and not self.plain[name].is_floating_point:
+                # A cast of what no integer can be gives what the processor happens to.
+                found[name] = value.nan_to_num(0.0, 0.0, 0.0).trunc()
         return found
 
     def forward(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         made = []
-        for piece in self.pieces:
-            start = f"{piece.name}_"
-            own = {n.removeprefix(start): v for n, v in batch.items() if n.startswith(start)}
-            made.append(piece(own))
-        fields = torch.stack(made, 1)
-        fields = self._interacted(fields)
+        for piece, taken in zip(self.pieces, self.taken, strict=True):
+            made.append(piece(self._own(piece, batch, taken=taken)).float())
+        fields = self._interacted(torch.stack(made, 1))
         hidden = functional.relu(self.first(fields.flatten(1)))
         logits = self.second(hidden)
         if self.tasks == 1:
@@ -420,8 +132,54 @@ class RandomRanker(nn.Module):
         click, buy = logits.sigmoid().unbind(1)
         return {"click": click, "both": click * buy}
 
+    def _drawn(self, rows: int, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        found = {}
+        for piece in self.pieces:
+            for name, value in piece.inputs(rows, generator).items():
+                found[f"{piece.name}_{name}"] = value
+        return found
+
+    def _given(self, value: Tensor) -> torch.dtype:
+        """The dtype a feature is given in: the form's, where its values fit."""
+        if value.dtype is torch.bool:
+            return self.form.masks
+        if value.is_floating_point():
+            return self.form.floats
+        wanted = self.form.integers
+        if wanted.is_floating_point:
+            exact = 2**24 if wanted is torch.float32 else 2**53
+            return wanted if int(value.abs().max()) < exact else torch.int64
+        fits = torch.iinfo(wanted)
+        held = fits.min <= int(value.min()) and int(value.max()) <= fits.max
+        return wanted if held else torch.int64
+
+    def _own(self, piece: Piece, batch: Batch, *, taken: bool) -> Batch:
+        """A piece's features, cast as rankers cast them, unless it takes them as they are."""
+        start = f"{piece.name}_"
+        own = {}
+        for name, value in batch.items():
+            if not name.startswith(start):
+                continue
+            plain = self.plain[name]
+            kept = taken and value.is_floating_point() == plain.is_floating_point
+            own[name.removeprefix(start)] = (
+                value if kept or plain is torch.bool else value.to(plain)
+            )
+        return own
+
+    def _takes(self, piece: Piece) -> bool:
+        """Whether PyTorch computes a piece on the dtypes that its features are given in."""
+        try:
+            with torch.no_grad():
+                piece(self._own(piece, self.inputs(4, 3), taken=True))
+        except (RuntimeError, IndexError, NotImplementedError):
+            return False
+        return True
+
     def _interacted(self, fields: Tensor) -> Tensor:
         flat = fields.flatten(1)
+        pairs = fields @ fields.transpose(1, 2)
         if self.top == "fm":
             second = 0.5 * (fields.sum(1) ** 2 - (fields**2).sum(1))
             return fields + second.unsqueeze(1)
@@ -430,26 +188,109 @@ class RandomRanker(nn.Module):
         if self.top == "gate":
             return fields * self.gate(flat).softmax(1).unsqueeze(2)
         if self.top == "senet":
-            return fields * self.gate(fields.mean(2).repeat(1, WIDTH)).sigmoid().unsqueeze(2)
+            return fields * self.gate(fields.mean(2).repeat(1, self.width)).sigmoid().unsqueeze(2)
         if self.top == "attention":
-            return (fields @ fields.transpose(1, 2) / WIDTH**0.5).softmax(2) @ fields
+            return (pairs / self.width**0.5).softmax(2) @ fields
+        if self.top == "dot":
+            low, high = torch.tril_indices(fields.shape[1], fields.shape[1])
+            return fields + pairs[:, low, high].mean(1).view(-1, 1, 1)
+        if self.top == "experts":
+            weights = self.gate(flat)[:, :1].sigmoid()
+            first, second = (functional.relu(expert(flat)) for expert in self.experts)
+            return (weights * first + (1 - weights) * second).view_as(fields)
+        if self.top == "bilinear":
+            return self.pair(fields) * fields.flip(1)
+        if self.top == "compressed":
+            return functional.relu(self.compress(fields * fields[:, :1]))
+        if self.top == "masked":
+            return (self.cross(flat).relu() * functional.layer_norm(flat, flat.shape[1:])).view_as(
+                fields
+            )
         return self.norm(fields) if self.top == "normed" else fields
 
 
-def every_form(together: int) -> list[RandomRanker]:
-    """Every form of every piece once, so many in one ranker, below each interaction in turn."""
-    forms = [(kind, form) for kind, piece in enumerate(PIECES) for form in range(piece.variants)]
-    count = -(-len(forms) // together)
+class Several(nn.Module):
+    """Rankers side by side, each with scores and features of its own."""
+
+    def __init__(self, rankers: Sequence[RandomRanker]) -> None:
+        super().__init__()
+        self.rankers = nn.ModuleList(rankers)
+        self.eval()
+
+    def inputs(self, rows: int, seed: int) -> Batch:
+        """Rows of all rankers."""
+        return self._together([ranker.inputs(rows, seed) for ranker in self.rankers])
+
+    def hostile(self, rows: int, seed: int) -> Batch:
+        """Hostile rows of all rankers, in the same places."""
+        return self._together([ranker.hostile(rows, seed) for ranker in self.rankers])
+
+    def own(self, place: int, batch: Batch) -> Batch:
+        """The features of one ranker."""
+        start = f"r{place}_"
+        return {n.removeprefix(start): v for n, v in batch.items() if n.startswith(start)}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        found = {}
+        for place, ranker in enumerate(self.rankers):
+            scores = ranker(self.own(place, batch))
+            named = scores if isinstance(scores, dict) else {"score": scores}
+            found |= {f"r{place}_{name}": score for name, score in named.items()}
+        return found
+
+    def _together(self, batches: Sequence[Batch]) -> Batch:
+        return {f"r{p}_{n}": v for p, batch in enumerate(batches) for n, v in batch.items()}
+
+
+def _attacked(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Values of which whole rows, or places in them, are others."""
+    rows = len(value)
+    if value.dtype is torch.bool:
+        other = torch.randint(0, 2, (rows,), generator=generator).bool()
+    elif value.is_floating_point():
+        chosen = torch.randint(len(_HOSTILE), (rows,), generator=generator)
+        other = torch.tensor(_HOSTILE, dtype=value.dtype)[chosen]
+    else:
+        fits = torch.iinfo(value.dtype)
+        known = [n for n in (*_HOSTILE_WHOLE, fits.max, fits.min) if fits.min <= n <= fits.max]
+        chosen = torch.randint(len(known), (rows,), generator=generator)
+        other = torch.tensor(known, dtype=value.dtype)[chosen]
+    shape = (rows, *[1] * (value.dim() - 1))
+    hit = torch.rand(shape, generator=generator) < 1 / 6
+    whole = torch.rand(shape, generator=generator) < 0.5
+    some = torch.rand(value.shape, generator=generator) < 0.3
+    return torch.where(hit & (whole | some), other.view(shape), value)
+
+
+def every_variant(together: int) -> list[RandomRanker]:
+    """Every variant of every piece once, so many in one ranker, below each interaction in turn."""
+    known = [(kind, n) for kind, piece in enumerate(PIECES) for n in range(piece.variants)]
+    count = -(-len(known) // together)
     return [
-        RandomRanker(forms[i::count], TOPS[i % len(TOPS)], 1 + i % 2, i).eval()
+        RandomRanker(known[i::count], TOPS[i % len(TOPS)], 1 + i % 2, i, FORMS[i % len(FORMS)])
         for i in range(count)
     ]
 
 
+_FORMS = st.builds(
+    Form,
+    width=st.sampled_from((1, 3, 4, 5, 8, 16, 17)),
+    length=st.sampled_from((1, 2, 5, 6, 9)),
+    integers=st.sampled_from(
+        (torch.int64, torch.int32, torch.int16, torch.uint8, torch.float32, torch.float64)
+    ),
+    floats=st.sampled_from((torch.float32, torch.float64, torch.float16, torch.bfloat16)),
+    masks=st.sampled_from((torch.bool, torch.int64, torch.int32, torch.float32, torch.float64)),
+    taken=st.booleans(),
+)
+
+
 @st.composite
-def rankers(draw: st.DrawFn) -> RandomRanker:
-    """Rankers of two to five pieces."""
-    kinds = draw(st.lists(st.integers(0, len(PIECES) - 1), min_size=2, max_size=5))
+def rankers(draw: st.DrawFn, most: int = 5) -> RandomRanker:
+    """Rankers of one to so many pieces."""
+    kinds = draw(st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=most))
     pieces = [(kind, draw(st.integers(0, PIECES[kind].variants - 1))) for kind in kinds]
     top = draw(st.sampled_from(TOPS))
-    return RandomRanker(pieces, top, draw(st.integers(1, 2)), draw(st.integers(0, 99))).eval()
+    return RandomRanker(
+        pieces, top, draw(st.integers(1, 2)), draw(st.integers(0, 99)), draw(_FORMS)
+    )
