@@ -86,8 +86,9 @@ def hostile(program: Program, base: Rows, count: int = 224, seed: int = 0) -> Ho
     ]
     if truncates_integers(program):
         edits = [edit for edit in edits if not _least(edit.value)]
-    # Those that the model refuses lie together then, and are found in fewer runs.
-    edits.sort(key=lambda edit: edit.what)
+    # Those that the model refuses lie together then, and are found in fewer runs; behind those that
+    # are as ordinary rows are, for which some runs are left that way.
+    edits.sort(key=lambda edit: (_unlike(edit.value, base.features[edit.feature]), edit.what))
     domain = Domain(program)
     single = _single(edits, base, len(base))
     kept, scores = domain.scored(single)
@@ -102,7 +103,8 @@ def hostile(program: Program, base: Rows, count: int = 224, seed: int = 0) -> Ho
         if bool(row) or not edits[place].extreme
     ]
     rows, what = _composed([edits[place] for place in good], base, count, generator)
-    kept, scores = domain.scored(rows)
+    # A search of its own: where that for single values took all runs, no row would be left.
+    kept, scores = Domain(program).scored(rows)
     sane = _sane(scores, len(kept))
     told = [
         place
@@ -124,6 +126,13 @@ def _sane(scores: Mapping[str, Tensor], rows: int) -> Tensor:
         if value.is_floating_point():
             found &= (value.abs().nan_to_num(0.0) < _LARGE).reshape(rows, -1).all(1)
     return found
+
+
+def _unlike(value: Tensor, known: Tensor) -> bool:
+    """Whether integers are beyond those of ordinary rows."""
+    if value.is_floating_point() or value.dtype is torch.bool or known.numel() == 0:
+        return False
+    return bool(((value < known.min()) | (value > known.max())).any())
 
 
 def _least(value: Tensor) -> bool:

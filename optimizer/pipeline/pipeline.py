@@ -287,7 +287,7 @@ def _broken_at_the_edges(
     pass_: Pass, before: Program, after: Program, ctx: PassContext
 ) -> str | None:
     """Why hostile rows aren't scored as the pass promised, or None."""
-    if ctx.hostile is None:
+    if ctx.hostile is None or not len(ctx.hostile):
         return None
     found = ctx.edges(before).difference(after.run(ctx.hostile.features), other=after)
     if found is None:

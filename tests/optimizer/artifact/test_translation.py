@@ -16,6 +16,7 @@ import torch
 from rankc import backends
 from rankc.optimizer.artifact.translation import Sample, check_program
 from rankc.optimizer.backend import Backend, Built
+from rankc.optimizer.compare.hostile import hostile
 from rankc.optimizer.data.rows import Rows
 from rankc.optimizer.errors import DataError, TranslationError
 from rankc.optimizer.ir import Program
@@ -412,3 +413,23 @@ def test_lower_formats_may_not_hide_what_is_no_number(
         return
     with pytest.raises(TranslationError, match=r"scores row 7 otherwise .*(nan|inf) is right"):
         check_program(captured, other, sample, lossy=True)
+
+
+class Columns(nn.Module):
+    """Many ids whose tables end early, so that most of what is tried of them is beyond."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(3, 2) for _ in range(count))
+
+    def forward(self, *ids: Tensor) -> Tensor:
+        rows = [table(column // 2 * 2) for table, column in zip(self.tables, ids, strict=True)]
+        return torch.stack(rows).sum((0, 2))
+
+
+def test_hostile_rows_are_left_where_most_single_values_are_refused() -> None:
+    """Finding out which are took all the runs, and nothing was compared at the edges."""
+    columns = tuple(torch.randint(0, 3, (8,)) for _ in range(40))
+    program = rankc.capture(Columns(40).eval(), columns)
+    base = Rows(dict(zip(program.signature.names, columns, strict=True)))
+    assert len(hostile(program, base).rows) > 80
