@@ -42,8 +42,10 @@ def checks_of(program: Program) -> tuple[Program | None, tuple[Check, ...], tupl
         if sum(one.meta["val"].nbytes for one in above if one.op == "get_attr") > _MOST_BYTES:
             left_out.append(site_of(node))
             continue
-        names.setdefault(ids, f"{CHECKS}_{len(names)}")
         inputs = tuple(str(one.target) for one in above if one.op == "placeholder")
+        if not inputs:
+            continue  # constants, which were looked up when the model was captured
+        names.setdefault(ids, f"{CHECKS}_{len(names)}")
         checks.append(Check(names[ids], site_of(node), max(rows), inputs))
     if not names:
         return None, (), tuple(left_out)

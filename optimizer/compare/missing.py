@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data.delimiters import row_count, take
+from ..data.delimiters import row_count
+from ..data.ragged import take
 from ..data.rows import Rows
 from ..data.synthetic import synthesize
 from ..ir.program import Program

@@ -6,7 +6,7 @@ from itertools import islice, product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rankc.frontends.export import capture
 from rankc.optimizer.data.ragged import _owners, readings
@@ -129,6 +129,12 @@ def test_lists_of_offsets_and_of_ids_in_turn() -> None:
         assert torch.allclose(program(*other), model(*other), atol=1e-6)
 
 
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     fitting=st.lists(
         st.lists(st.sampled_from([None, "a", "b", "c"]), unique=True).map(tuple), max_size=5
