@@ -15,6 +15,8 @@ from torch import fx, nn
 
 from ..optimizer.errors import CaptureError, RankcError
 from ..optimizer.ir import facts_of
+from ..optimizer.ir.operators import moves
+from ..optimizer.ir.traits import Move
 
 _OWN = Path(__file__).parents[1]
 _PACKAGES = Path(torch.__file__).parents[1]
@@ -359,15 +361,15 @@ def _features_of(node: fx.Node) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-#: What numbers make sizes of.
-_SIZED = ("slice", "arange", "view", "reshape", "expand", "repeat", "split", "empty", "full")
+#: What takes numbers for the sizes of its result.
+_SIZED = Move.SLICE | Move.SPLIT | Move.RESHAPE | Move.EXPAND | Move.REPEAT
 
 
 def _weighs(number: fx.Node) -> bool:
     """Whether a Python number is more than a size: anything's value is made of it."""
     for user in number.users:
         name = str(user.target).removeprefix("aten.").lstrip("_").split(".")[0]
-        if name.startswith(("assert", "sym_constrain")) or name in _SIZED:
+        if name.startswith(("assert", "sym_constrain", "arange")) or moves(user, _SIZED):
             continue
         if isinstance(user.meta.get("val"), torch.Tensor) or _weighs(user):
             return True

@@ -12,16 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from ..optimizer.ir import Program
+from ..optimizer.ir.operators import of_node
 from ..optimizer.ir.torchapi import FakeTensorMode, fake_call, fake_mode_of, operator_name
+from ..optimizer.ir.traits import Move
 
 _NARROW = (torch.int8, torch.uint8, torch.int16)
 _cast = torch.ops.aten._to_copy.default
-#: What moves values, or casts them; runtimes do so with every type.
-_MOVES = frozenset(
-    {"_to_copy", "view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "expand"}
-    | {"slice", "select", "cat", "stack", "split_with_sizes", "split", "unbind", "clone", "alias"}
-    | {"repeat", "gather", "index_select", "embedding", "sym_size", "t"}
-)
 
 
 def compute_in_32_bits(program: Program) -> None:
@@ -33,7 +29,7 @@ def compute_in_32_bits(program: Program) -> None:
     mode = fake_mode_of(graph)
     for node in calls:
         before = {part: part.meta.get("val") for part in (node, *node.users)}
-        for source in dict.fromkeys(filter(_is_narrow, node.all_input_nodes)):
+        for source in _narrow_of(node):
             node.replace_input_with(source, _after(source, node, torch.int32, mode))
         node.meta["val"] = fake_call(node.target, node.args, node.kwargs, mode)
         if not isinstance(node.meta["val"], Tensor):
@@ -46,8 +42,15 @@ def compute_in_32_bits(program: Program) -> None:
 
 
 def _computes(node: fx.Node) -> bool:
-    name = operator_name(node.target)
-    return name is not None and name not in _MOVES and any(map(_is_narrow, node.all_input_nodes))
+    """Whether an operator of ATen's does more than move or cast such integers."""
+    traits = of_node(node)
+    if traits is None or operator_name(node.target) is None or not any(_narrow_of(node)):
+        return False
+    return traits.move is Move.NONE and traits.lookup is None
+
+
+def _narrow_of(node: fx.Node) -> list[fx.Node]:
+    return list(filter(_is_narrow, node.all_input_nodes))
 
 
 def _is_narrow(node: fx.Node) -> bool:
