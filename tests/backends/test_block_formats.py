@@ -217,7 +217,7 @@ def emulated(name: str, number_format: str) -> rankc.Target:
 def test_the_gate_proves_what_is_within_the_budget(number_format: str) -> None:
     budget = rankc.Budget(ne=0.02, max_rms_shift=0.3)
     target = emulated("b200-fp4", number_format)
-    made = rankc.optimize(Ranker(), target, data=labelled(8_000), budget=budget)
+    made = rankc.optimize(Ranker(), target, data=labelled(4_000), budget=budget)
     assert {site.site: site.chosen for site in made.report.sites}["over"] == number_format
     assert made.verdict.status is rankc.Status.PASS
     assert any("verified by emulation" in note for note in made.report.notes)
@@ -226,22 +226,12 @@ def test_the_gate_proves_what_is_within_the_budget(number_format: str) -> None:
 def test_by_default_no_plan_moves_scores_as_four_bits_do() -> None:
     """A tenth of the scores' spread is what a budget allows; FP8 is within it."""
     target = dataclasses.replace(Target.of("b200-fp4"), table_formats=(), backends=("onnx",))
-    made = rankc.optimize(Ranker(), target, data=labelled(8_000), budget=rankc.Budget(ne=0.02))
+    inputs = labelled(64)[0].inputs
+    made = rankc.optimize(Ranker(), target, inputs=inputs, budget=rankc.Budget(ne=0.02))
     (site,) = (site for site in made.report.sites if site.site == "over")
     assert site.chosen == "fp8"
     assert "Not nvfp4, though faster" in made.explain("over")
-    assert made.verdict.status is rankc.Status.PASS
-
-
-@pytest.mark.parametrize("name", ["b200-fp4", "rtx6000-fp4"])
-def test_without_data_it_is_unverified(name: str) -> None:
-    target = dataclasses.replace(Target.of(name), backends=("onnx",))
-    budget, inputs = rankc.Budget(ne=0.02, max_rms_shift=0.3), labelled(64)[0].inputs
-    made = rankc.optimize(Ranker(), target, inputs=inputs, budget=budget)
-    assert {site.site: site.chosen for site in made.report.sites}["over"] == "nvfp4"
     assert str(made.verdict).startswith("UNVERIFIED")
-    (assumed,) = (one for one in made.report.assumed if one.site == "over")
-    assert "times what made-up rows give" in assumed.source or "known" in assumed.source
 
 
 # --- TensorRT -------------------------------------------------------------------------------------
