@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from ..optimizer.ir import Program
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
-from ..optimizer.quality.judge import Judge
 from ..optimizer.training.distill import Recovery
 from ..optimizer.training.trainer import Trainer
 
@@ -29,23 +28,23 @@ class Finetune(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips runs without rows to finetune on."""
-        if ctx.resource(Recovery) is None or not isinstance(ctx.judge, Judge):
+        if ctx.resource(Recovery) is None or ctx.judge is None:
             raise Skip("finetuning was not asked for: give recover=")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """One round over the rows; kept if the labelled rows that choose like it better."""
         recovery = ctx.resource(Recovery)
         assert recovery is not None
-        assert isinstance(ctx.judge, Judge)
+        assert ctx.judge is not None
         trainer = Trainer(recovery, ctx.judge)
         before = trainer.verdict(program)
         tuned = trainer.finetuned(program, "finetuning", 0)
         after = trainer.verdict(tuned)
         ctx.report.notes += trainer.notes
         lost = [max(d.estimate for d in v.delta_ne.values()) for v in (before, after)]
-        told = f"ΔNE {100 * lost[0]:+.4f} % before, {100 * lost[1]:+.4f} % after"
+        said = f"ΔNE {100 * lost[0]:+.4f} % before, {100 * lost[1]:+.4f} % after"
         if not lost[1] < lost[0]:
-            ctx.missed(f"finetuning didn't help: {told}")
+            ctx.missed(f"finetuning didn't help: {said}")
             return
         program.restore(replace(program, module=tuned.module))
-        ctx.applied(f"finetuned: {told}")
+        ctx.applied(f"finetuned: {said}")

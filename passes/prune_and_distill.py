@@ -8,7 +8,6 @@ from typing import ClassVar
 from ..optimizer.ir import Program
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.pruning.gradual import describe, prune_gradually
-from ..optimizer.quality.judge import Judge
 from ..optimizer.quality.verdict import Status
 from ..optimizer.report.records import SiteRecord
 from ..optimizer.training.checkpoint import Checkpoint
@@ -35,17 +34,15 @@ class PruneAndDistill(Pass):
 
     def check(self, program: Program, ctx: PassContext) -> None:
         """Skips runs without rows to finetune on."""
-        if ctx.resource(Recovery) is None or not isinstance(ctx.judge, Judge):
+        if ctx.resource(Recovery) is None or ctx.judge is None:
             raise Skip("finetuning was not asked for: give recover=")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Goes through the rounds, and takes the last program that passed."""
         recovery = ctx.resource(Recovery)
         assert recovery is not None
-        assert isinstance(ctx.judge, Judge)
-        budget = ctx.judge.budget
-        share = recovery.plan.share
-        judge = replace(ctx.judge, budget=budget.scaled(share))
+        assert ctx.judge is not None
+        judge = ctx.judge.scaled(recovery.plan.share)
         trainer = Trainer(recovery, judge)
         begun = program.fingerprint()
         if begun not in recovery.reached:

@@ -16,7 +16,6 @@ from ..optimizer.ir.facts import site_of
 from ..optimizer.ir.program import Features
 from ..optimizer.pipeline.passbase import Exactness, Pass, PassContext, Skip
 from ..optimizer.pruning.options import Option, choose
-from ..optimizer.quality.judge import Judge
 from ..optimizer.report.records import SiteRecord
 from ..optimizer.report.report import readable_bytes
 from ..optimizer.training.distill import Recovery
@@ -55,13 +54,13 @@ class PruneTables(Pass):
             raise PruneError(
                 f"prune-tables: share and least are shares, found {self.share} and {self.least}"
             )
-        if not isinstance(ctx.judge, Judge) or not ctx.calibration:
+        if ctx.judge is None or not ctx.calibration:
             raise Skip("there is no data to count lookups in")
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Counts, measures each table, and takes the cheapest until the share is used up."""
         judge = ctx.judge
-        assert isinstance(judge, Judge)
+        assert judge is not None
         tables = table_sites(program)
         for name in mixed_tables(program):
             ctx.missed(f"{name} is read in another way than by lookups too")
@@ -74,7 +73,7 @@ class PruneTables(Pass):
         seen = lookups(program, tables, counted)
         every = lookups(program, tables, late.batches())
         every = {name: count + seen[name] for name, count in every.items()}
-        measure = Judge.of(program, replace(late, labels=None), judge.budget)
+        measure = judge.against(program, replace(late, labels=None))
         room = {task: self.share * room for task, room in judge.allowances().items()}
         options = []
         for name, nodes in tables.items():

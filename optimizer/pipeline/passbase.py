@@ -23,6 +23,7 @@ from ..ir.facts import site_of
 from ..ir.forms import Form
 from ..ir.program import Features, Program
 from ..ir.rewrite import Rewriter
+from ..quality.budget import Budget
 from ..quality.verdict import Verdict
 from ..report.records import Kind, PassRecord, Remark
 from ..report.report import Report
@@ -139,6 +140,14 @@ class Instrument:
 class PlanJudge(Protocol):
     """Judges programs on the rows that choose a plan, against the original."""
 
+    @property
+    def budget(self) -> Budget:
+        """The limits."""
+
+    @property
+    def rows(self) -> Rows:
+        """The rows that choose."""
+
     def __call__(self, program: Program) -> Verdict:
         """The verdict, with labels where there are any."""
 
@@ -153,6 +162,12 @@ class PlanJudge(Protocol):
 
     def sample(self) -> Features:
         """Features of a few thousand of the rows, from all over them."""
+
+    def scaled(self, share: float) -> PlanJudge:
+        """The same judge with a share of the budget."""
+
+    def against(self, program: Program, rows: Rows) -> PlanJudge:
+        """A judge of other rows, with another original and the same limits."""
 
     def rebased(self, program: Program, *, trained: bool = False) -> PlanJudge:
         """A judge whose damages and allowances count from a program that was let differ."""

@@ -77,6 +77,14 @@ class Judge:
         """The verdict on a program, run in PyTorch."""
         return self.on(score(program.run, self.rows, program.signature))
 
+    def scaled(self, share: float) -> Judge:
+        """The same judge with a share of the budget."""
+        return replace(self, budget=self.budget.scaled(share))
+
+    def against(self, program: Program, rows: Rows) -> Judge:
+        """A judge of other rows, with another original and the same limits."""
+        return Judge.of(program, rows, self.budget)
+
     def rebased(self, program: Program, *, trained: bool = False) -> Judge:
         """A judge whose damages are what is lost from here on, out of what is left to lose.
 

@@ -9,7 +9,7 @@ sparse, 2010.08655, with structured units). The last state that passed is what c
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..data.ragged import take
 from ..ir.program import Program
-from ..quality.judge import Judge
 from ..quality.verdict import Verdict
 from .auxiliary_head import Head, attach, strip
 from .distill import Recovery, Update, loss_of, losses
@@ -47,7 +46,7 @@ class Trainer:
     """
 
     recovery: Recovery
-    judge: Judge
+    judge: Callable[[Program], Verdict]
     notes: list[str] = field(default_factory=list)
     _delta: dict[str, float] = field(default_factory=dict)
 
