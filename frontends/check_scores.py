@@ -78,8 +78,8 @@ def _check_model(
         random = not all(
             largest_difference(a, b) <= same for a, b in zip(again, expected, strict=True)
         )
-        if random and (told := randomness(program.graph, name)):
-            raise CaptureError(told)
+        if random and (reason := randomness(program.graph, name)):
+            raise CaptureError(reason)
         exact = in_fp64(model, leaves)
         if random or exact is None or moved == math.inf:
             raise DiffersError(_difference(name, got, want, where, "the model"))
@@ -131,7 +131,7 @@ def _check_rows(program: Program, leaves: Leaves) -> str:
             if moved <= SAME:
                 continue
             if not same_scores(program.run(varied)[name], whole[name]):
-                told = randomness(program.graph, name)
+                reason = randomness(program.graph, name)
             elif is_rounding(
                 moved,
                 largest_difference(truth(program, few)[name], truth(program, varied)[name][rows]),
@@ -141,9 +141,9 @@ def _check_rows(program: Program, leaves: Leaves) -> str:
             else:
                 # Values of ids have other sizes, which tell nothing of the rows.
                 culprit = None if ragged else _mixing(program, varied, few, rows)
-                told = mixed_rows(culprit, name) if culprit is not None else ""
+                reason = mixed_rows(culprit, name) if culprit is not None else ""
             raise CaptureError(
-                told or _difference(name, got, want, f"batch {size}", "a larger batch")
+                reason or _difference(name, got, want, f"batch {size}", "a larger batch")
             )
     return said
 

@@ -50,17 +50,17 @@ def widen(program: Program, leaves: Mapping[str, Tensor]) -> str:
         if feature.dtype in ("bfloat16", "float16"):
             program.signature = program.signature.with_feature(feature.name, dtype="float32")
     after = program.run(leaves)
-    told = f"{' and '.join(kinds)} at {_places(halves)}"
+    where = f"{' and '.join(kinds)} at {_places(halves)}"
     for name, wide in after.items():
         moved = largest_difference(wide, before[name])
         if not moved <= _STEPS * step:
             raise CaptureError(
-                f"output {name!r} moves by {moved:.3g} of its largest value when {told} is "
+                f"output {name!r} moves by {moved:.3g} of its largest value when {where} is "
                 "computed in float32: a decision in forward hangs on the rounding. Call .float() "
                 "on these layers, check the model's quality, and capture that."
             )
     return (
-        f"{told} is computed in float32, which differs by the rounding of "
+        f"{where} is computed in float32, which differs by the rounding of "
         f"{'these formats' if len(kinds) > 1 else 'that format'}; formats are chosen per target"
     )
 

@@ -97,8 +97,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
     # Lossy passes must run to be caught, so what judges them here lets nearly everything pass.
     lenient = Budget(ne=0.999, max_rms_shift=None, two_sided=False)
     judge = None if parquet is None else Judge.of(program, rows, lenient)
-    goal = Target.of(arguments.target)
-    target = served(goal, goal.backends[0])
+    wanted = Target.of(arguments.target)
+    target = served(wanted, wanted.backends[0])
     context = PassContext(target=target, calibration=(rows.features,), judge=judge)
     context.cache = arguments.cache
     culprit = bisect(program, Pipeline.parse(arguments.pipeline), good, context)

@@ -103,9 +103,9 @@ class PruneChannels(Pass):
             plan = allocate_uniformly(found, worth, self.flops, ctx)
         else:
             plan = allocate(found, worth, Goal(flops=self.flops), ctx)
-        told = too_little(found, plan, self.flops, max(ctx.batch_sizes))
-        if told:
-            raise PruneError(told)
+        reason = too_little(found, plan, self.flops, max(ctx.batch_sizes))
+        if reason:
+            raise PruneError(reason)
         return plan
 
     def _affordable(

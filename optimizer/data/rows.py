@@ -113,11 +113,11 @@ class Rows:
             return self
         order = np.argsort(self.time, kind="stable")
         behind = int((self.time[1:] < self.time[:-1]).argmax()) + 1
-        told = (
+        note = (
             f"the rows were sorted by time, which goes backwards first in row {behind}; the "
             "latest prove"
         )
-        return replace(self.picked(order), notes=(*self.notes, told))
+        return replace(self.picked(order), notes=(*self.notes, note))
 
     def batches(self, size: int = RUN_BATCH) -> Iterator[dict[str, Tensor]]:
         """The features in batches."""

@@ -133,8 +133,8 @@ def examine(
     Raises:
         TargetError: An unknown target.
     """
-    goal = Target.of(target)
-    found = Diagnosis(model, goal.name)
+    wanted = Target.of(target)
+    found = Diagnosis(model, wanted.name)
     run = _Stages(found)
     program: Program | None = run("capture", lambda: _captured(model, trust_code))
     if program is None:
@@ -150,15 +150,15 @@ def examine(
     last: Program = program
     for name in ("exact", "rounding", "default"):
         steps = Pipeline.parse(name).without(Exactness.LOSSY, Exactness.TRAINED)
-        made = run(_stage_name(name), partial(_optimized, program, steps, goal, sample))
+        made = run(_stage_name(name), partial(_optimized, program, steps, wanted, sample))
         if made is None:
             continue
         last, report = made
         if name == "rounding":
-            found.findings = _findings(last, goal)
+            found.findings = _findings(last, wanted)
         found.applied = [str(remark) for remark in report.said(Kind.APPLIED)]
         found.missed = [str(remark) for remark in report.said(Kind.MISSED)]
-    run("build and parity", lambda: _built(program, last, goal, sample, found.notes))
+    run("build and parity", lambda: _built(program, last, wanted, sample, found.notes))
     return found
 
 

@@ -144,12 +144,12 @@ class Rewriter:
                 changed += list(node.users)
         self.refresh(changed)
 
-    def resize(self, tensors: Mapping[str, Tensor], mend: Callable[[fx.Node], bool]) -> None:
+    def resize(self, tensors: Mapping[str, Tensor], fix: Callable[[fx.Node], bool]) -> None:
         """Assigns parameters of other sizes and puts the graph right in one walk, as when pruning.
 
         Args:
             tensors: The parameters that change.
-            mend: Puts a node's arguments right; what comes before it has its new size by then.
+            fix: Puts a node's arguments right; what comes before it has its new size by then.
                 False leaves the node as it is, dead or replaced.
         """
         for name, tensor in tensors.items():
@@ -162,7 +162,7 @@ class Rewriter:
                 node.meta["val"] = torchapi.fake_of(tensors[str(node.target)], self._mode)
             elif node.op == "call_function":
                 arguments = node.args, node.kwargs
-                if not mend(node):
+                if not fix(node):
                     continue
                 if arguments == (node.args, node.kwargs) and same.issuperset(node.all_input_nodes):
                     continue

@@ -269,10 +269,10 @@ def too_little(found: Channels, plan: Plan, flops: float, batch: int) -> str:
         share = cost_of(node, batch).flops * _left(removal, node) / max(plan.flops, 1.0)
         why = kept.get(site_of(node), "what is left of it is the least that may stay")
         left.append((share, f"{site_of(node)!r} ({share:.0%} of the FLOPs): {why}"))
-    told = "; ".join(text for _, text in sorted(left, reverse=True)[:4])
+    staying = "; ".join(text for _, text in sorted(left, reverse=True)[:4])
     return (
         f"{flops:.0%} of the FLOPs were to go, and {gone:.0%} can go without breaking what depends "
-        f"on it. What stays: {told}. Ask for less, or take that part out of the model."
+        f"on it. What stays: {staying}. Ask for less, or take that part out of the model."
     )
 
 

@@ -73,9 +73,9 @@ def _smaller(
     goes = 1.0 - (1.0 - wanted) / flops if wanted else float("inf")
     plan = allocate(found, worth, Goal(seconds=step, flops=goes, evidence=False), ctx)
     if wanted and plan.saved[0] < step:
-        told = too_little(found, plan, goes, max(ctx.batch_sizes))
-        if told:
-            raise PruneError(told)
+        reason = too_little(found, plan, goes, max(ctx.batch_sizes))
+        if reason:
+            raise PruneError(reason)
     if not plan.steps or (not wanted and plan.saved[0] < step / 4):
         return None, None
     return without(current, found, plan.removal(found), moments), plan.saved

@@ -130,11 +130,11 @@ def _set_right(
         outputs = [smaller.run(batch) for batch in _pieces(batches, program.signature)]
         for task in program.signature.served:
             after = torch.cat([task_logits(task, out) for out in outputs])
-            told = moves[task.name][:, columns]
-            predicted = told[:, half].sum(1).square().mean().sqrt()
+            first = moves[task.name][:, columns]
+            predicted = first[:, half].sum(1).square().mean().sqrt()
             if predicted > 0.0:
                 moved = (after - logits[task.name]).square().mean().sqrt()
-                told *= (moved / predicted).clamp(*_SCALES)
+                first *= (moved / predicted).clamp(*_SCALES)
 
 
 def _relative(values: Tensor) -> Tensor:

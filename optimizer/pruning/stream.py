@@ -115,7 +115,7 @@ class Stream:
         Pipeline.parse("canonicalize").run(base, context)
         base = Trainable(base).program
         arms: dict[str, _Arm] = {}
-        told: list[Window] = []
+        seen: list[Window] = []
         last = float("-inf")
         since, best = 0, 0.0
         for number, (times, batches) in enumerate(windows, start=1):
@@ -136,12 +136,12 @@ class Stream:
             if again:
                 arms["adaptive"].cut(fresh, arms["dense"])
             since = 0 if again else since + 1
-            told.append(replace(window, moved=moved, replanned=again, within=delta <= self.budget))
+            seen.append(replace(window, moved=moved, replanned=again, within=delta <= self.budget))
             for arm in arms.values():
                 arm.learn(rows, number)
         if not arms:
             raise DataError("Stream was given no windows")
-        return Followed(tuple(told), {name: arm.smaller() for name, arm in arms.items()})
+        return Followed(tuple(seen), {name: arm.smaller() for name, arm in arms.items()})
 
     def _chosen(self, program: Program, rows: Rows, context: PassContext) -> _Gone:
         found = channels(program)
@@ -149,9 +149,9 @@ class Stream:
         moments = input_moments(program, few)
         worth: Worth = by_effect(program, found, few, moments)
         plan = allocate(found, worth, Goal(flops=self.flops, evidence=False), context)
-        told = too_little(found, plan, self.flops, max(context.batch_sizes))
-        if told:
-            raise PruneError(told)
+        reason = too_little(found, plan, self.flops, max(context.batch_sizes))
+        if reason:
+            raise PruneError(reason)
         named = {(found.groups[i].name, unit) for i, units in plan.units.items() for unit in units}
         return _Gone(found, plan.removal(found), frozenset(named))
 

@@ -93,15 +93,15 @@ def disagreement(
         f"requests are scored as flat batches are, up to {max(shifts.values()):.2g} of the logits' "
         f"spread (rms); they share {', '.join(shared)}"
     )
-    told = []
+    reasons = []
     for task, shift in shifts.items():
         limit = budget.for_task(task).batch_shift if lossy else _ROUNDING
         if limit is not None and shift > limit:
-            told.append(
+            reasons.append(
                 f"{task}: the logits of requests differ from those of flat batches by {shift:.3g} "
                 f"of their spread (rms); {limit:.3g} is allowed"
             )
-    return tuple(told), note
+    return tuple(reasons), note
 
 
 def _by_request(request: Runner, shared: Sequence[str], ragged: Sequence[Ragged]) -> Runner:
