@@ -169,7 +169,7 @@ class Artifact:
         """
         self._entry()
         assert self._request is not None
-        return self._request(arrays_of(features))
+        return self._request(features)
 
     def precompute(self, features: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """What requests take of candidates, ``{name: [N, …]}``, to be kept with each candidate.

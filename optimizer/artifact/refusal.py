@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.arrays import arrays_of
 from ..data.checks import Plan, check_features
 from ..errors import RankcError, SignatureError
 from ..ir.signature import BATCH, Signature
@@ -123,7 +124,7 @@ class Guard:
         """The runner, guarded."""
 
         def guarded(arrays: Mapping[str, Any]) -> dict[str, Any]:
-            return self.run(runner, arrays)
+            return self.run(runner, arrays_of(arrays))
 
         return guarded
 
