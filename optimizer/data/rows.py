@@ -322,7 +322,7 @@ def _checked_label(
     bad, what, remedy = np.isinf(label), "Inf", " NaN is a missing label."
     if task.kind is TaskKind.BINARY and not bad.any():
         bad, what = (label < 0) | (label > 1), "outside [0, 1]"
-        remedy = _outside(name, label[bad])
+        remedy = _outside(name, label[bad]) if bad.any() else ""
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -335,13 +335,13 @@ def _checked_label(
 def _outside(name: str, found: np.ndarray[Any, Any]) -> str:
     """What to do about labels that are no probability: a sentinel is one value, others aren't."""
     said = f"signature=rankc.capture(model, inputs).signature.with_task({name!r}, "
-    if len(np.unique(found)) == 1:
-        value = f"{found[0]:g}"
-        return (
-            f" If {value} stands for a missing label, say so: {said}missing={value}). If the task "
-            "is a regression, say kind=rankc.TaskKind.REGRESSION in its place."
-        )
-    return f" If the task is a regression, say so: {said}kind=rankc.TaskKind.REGRESSION)."
+    regression = f" If the task is a regression, say so: {said}kind=rankc.TaskKind.REGRESSION)."
+    value = float(found[0])
+    if len(np.unique(found)) > 1 or not value.is_integer():
+        return regression
+    return (
+        f" If {value:g} stands for a missing label, say so: {said}missing={value:g}).{regression}"
+    )
 
 
 def _column(what: str, values: Any, rows: int) -> np.ndarray[Any, Any]:
